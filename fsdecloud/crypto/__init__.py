@@ -1,0 +1,1 @@
+"""Keys, the recovery phrase, sealing, signatures and hash trees. Pure: randomness comes in as arguments."""

@@ -1,0 +1,1 @@
+"""The ledger daemon: chain, mempool, gossip, mining in a worker process."""

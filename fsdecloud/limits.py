@@ -1,0 +1,138 @@
+"""Every size, count and time-out, each with its reason. Bytes and seconds unless the name says otherwise.
+
+Pure. A limit that belongs to one network of ledgers is in that network's parameters (`ledger.network`), not here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+# ---- file system -------------------------------------------------------------------------------------------------
+CHUNK_SIZE: Final = MIB
+"""Plaintext extent sealed as one entry: one kernel request (1 MiB), and large enough that per-entry costs vanish."""
+
+INLINE_MAX: Final = 2 * KIB
+"""A chunk up to this size lives in the tree itself: an entry would cost a location row larger than the saving."""
+
+MAX_PATCHES: Final = 64
+"""Patches over a chunk before it is folded: bounds what one read has to fetch."""
+
+MAX_FILE_SIZE: Final = 1 << 60
+"""Largest file size: keeps offset arithmetic of all callers within a signed 64-bit integer."""
+
+NAME_MAX: Final = 255
+SYMLINK_MAX: Final = 4095
+LINK_MAX: Final = 65000
+"""ext4's limit: what programs are tested against."""
+
+XATTR_NAME_MAX: Final = 255
+XATTR_VALUE_MAX: Final = 64 * KIB
+"""The kernel's own limits (limits.h XATTR_SIZE_MAX)."""
+
+XATTR_INLINE_MAX: Final = INLINE_MAX
+"""A longer extended attribute is an entry of its own, so that tree nodes stay small."""
+
+# ---- tree --------------------------------------------------------------------------------------------------------
+NODE_TARGET: Final = 8 * KIB
+"""Mean node size: one round trip carries a hundred entries, one change rewrites little."""
+
+NODE_MAX: Final = 16 * KIB
+NODE_MAX_ITEMS: Final = 128
+"""Forced borders: nobody can grind keys into giant nodes."""
+
+NODE_DECODE_MAX: Final = 128 * KIB
+"""A decoded node over this is malformed: NODE_MAX plus the largest single item."""
+
+# ---- sealing -----------------------------------------------------------------------------------------------------
+ENTRY_MAX: Final = MIB + 4 * KIB
+"""Largest sealed entry: a chunk, its header and tag, with room for a format to come."""
+
+SMALL_ENTRY: Final = 16 * KIB
+"""Up to this an entry is an LMDB value and travels inline between agent and driver; above, it lies in a segment."""
+
+PACK_ENTRY_MAX: Final = 256 * KIB
+"""Entries under this are packed: a blob of its own costs n requests."""
+
+BLOB_TARGET: Final = MIB
+"""A pack is closed when the next entry would pass this."""
+
+BLOB_MAX: Final = MIB + 8 * KIB
+
+# ---- local store -------------------------------------------------------------------------------------------------
+SEGMENT_SIZE: Final = 64 * MIB
+"""A segment is closed past this: small enough to drop whole, large enough that files are few."""
+
+STATE_MAP_SIZE: Final = 16 * GIB
+CACHE_MAP_SIZE: Final = 16 * GIB
+CHAIN_MAP_SIZE: Final = 64 * GIB
+SHARD_MAP_SIZE: Final = 64 * GIB
+AGENT_MAP_SIZE: Final = 16 * GIB
+"""LMDB map sizes: address space, not disk. Far above any use, so that the map never grows while transactions are open."""
+
+CACHE_SIZE: Final = 2 * GIB
+"""Default bound on the clean cache's bytes on disk (`-o cache_size=`)."""
+
+STAGE_SIZE: Final = 32 * GIB
+"""Default bound on staged bytes that no peer has yet (`-o stage_size=`): past it writers wait, then get ENOSPC."""
+
+MIN_FREE: Final = 256 * MIB
+"""Disk space that the cache leaves free for everybody else."""
+
+# ---- driver ------------------------------------------------------------------------------------------------------
+DIRTY_MAX: Final = 64 * MIB
+"""Dirty plaintext in memory before writers wait: a few dozen chunks in flight keep sealing busy."""
+
+READ_CACHE: Final = 64 * MIB
+"""Opened chunks kept in memory."""
+
+NODE_CACHE_ITEMS: Final = 4096
+"""Decoded tree nodes kept in memory: about 4096 x 10 KiB at worst."""
+
+GROUP_COMMIT_DELAY: Final = 1.0
+"""What a program closed reaches D1 within this, without an fsync."""
+
+HANDLER_DEADLINE: Final = 60.0
+"""A FUSE request that waits for the network is answered EIO or ETIMEDOUT after this."""
+
+NETWORK_WAITERS: Final = 48
+"""Requests that may wait for the network at once: well below pyfuse3's 99 tasks, so that `ls` always has a slot."""
+
+READ_AHEAD_CHUNKS: Final = 8
+"""Chunks fetched ahead of a sequential reader."""
+
+COMMIT_INTERVAL: Final = 10.0
+"""Pending changes older than this are written into the tree."""
+
+# ---- network -----------------------------------------------------------------------------------------------------
+MESSAGE_MAX: Final = 2 * MIB
+"""Largest websocket message: a whole blob as one shard (k=1) with its envelope, and no room for a bomb."""
+
+RECEIVE_BUFFER: Final = 256 * KIB
+"""trio-websocket reads this much at once; its default of 4 KiB costs five times the throughput."""
+
+WINDOW_BYTES: Final = 8 * MIB
+"""Shard bytes a client may have unanswered on one connection: hides latency, bounds the peer's memory."""
+
+CONNECT_TIMEOUT: Final = 10.0
+REQUEST_TIMEOUT: Final = 20.0
+KEEPALIVE: Final = 20.0
+"""A ping after this much silence: a black hole is noticed within 30 s (twice at most)."""
+
+PEER_CONNECTIONS_MAX: Final = 256
+"""Connections a peer serves at once, so that memory and sockets stay bounded."""
+
+# ---- ledger ------------------------------------------------------------------------------------------------------
+TX_MAX: Final = 64 * KIB
+BLOCK_MAX: Final = MIB
+ANCHOR_PAYLOAD: Final = 1024
+"""Every anchor's encrypted payload has this size, so that its length says nothing."""
+
+MEMPOOL_MAX: Final = 32 * MIB
+
+# ---- local sockets -----------------------------------------------------------------------------------------------
+RPC_MAX: Final = 4 * MIB
+"""Largest frame on a local socket; bulk data never crosses it."""

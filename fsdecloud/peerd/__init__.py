@@ -1,0 +1,1 @@
+"""The daemon that stores shards for others."""

@@ -1,0 +1,1 @@
+"""Durable local storage: LMDB environments and segments. Blocking; called from worker threads."""

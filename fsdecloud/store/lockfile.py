@@ -1,0 +1,75 @@
+"""Which process runs a daemon: a file locked with flock(2) while it lives, holding its pid.
+
+The kernel drops the lock when the process ends, however it ends, so neither a stale file nor a reused pid can mislead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from fsdecloud.config import make_private_dir
+from fsdecloud.errors import StoreLocked
+
+
+class LockFile:
+    """A held lock. Close it (or end the process) to let go."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self.path = path
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> LockFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def acquire_lock(path: Path) -> LockFile:
+    """Take the lock for this process and write its pid. Raises StoreLocked, naming the holder, when it is taken.
+
+    The descriptor is not inherited by children, so a child cannot keep the lock alive.
+    """
+    make_private_dir(path.parent)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        holder = _read_pid(fd)
+        os.close(fd)
+        raise StoreLocked(f"{path.stem} is already running (pid {holder or 'unknown'})") from exc
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return LockFile(fd, path)
+
+
+def lock_holder(path: Path) -> int | None:
+    """Return the pid of the process that holds the lock, 0 if its pid cannot be read, None if nobody holds it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _read_pid(fd) or 0
+        return None
+    finally:
+        os.close(fd)
+
+
+def _read_pid(fd: int) -> int | None:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,1 @@
+"""Where shards go and which peers are trusted with them: placement, redundancy, scoring. Pure."""

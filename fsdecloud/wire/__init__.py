@@ -1,0 +1,1 @@
+"""Messages between processes, and the state machines that read them. Pure."""

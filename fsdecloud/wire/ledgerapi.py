@@ -1,0 +1,130 @@
+"""What local programs ask the ledger daemon over its socket (framing: `wire.rpc`).
+
+status: Empty -> LedgerStatus
+submit: SubmitTx -> TxResult                 raises InvalidTransaction with the reason
+tx: TxQuery -> TxFound                       by id
+account: KeyQuery -> Account
+volume: KeyQuery -> VolumeAnchor             latest anchor on the best chain
+anchors: AnchorQuery -> AnchorList           the volume's anchors on the best chain, oldest first, paged
+blocks: BlockQuery -> BlockList              encoded blocks by height, paged (at most 1 MiB an answer, at least one)
+registry: Empty -> agentapi.Registry
+watch: Empty -> LedgerStatus                 afterwards `tip: TipNotice` notices are sent on this connection
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fsdecloud.types import BlockId, TxId
+
+
+class LedgerPeer(msgspec.Struct, frozen=True, array_like=True):
+    """A connected ledger daemon."""
+
+    url: str
+    id: bytes
+    inbound: bool
+    height: int
+
+
+class LedgerStatus(msgspec.Struct, frozen=True, array_like=True):
+    """The daemon's view of the chain."""
+
+    pid: int
+    network: bytes
+    """Genesis id."""
+    name: str
+    url: str
+    """Where other daemons reach this one (with its key and the network id): a bootstrap address."""
+    height: int
+    tip: BlockId
+    tip_time: int
+    work: bytes
+    """Cumulative work of the best chain, big-endian."""
+    mempool: int
+    mining: bool
+    hash_rate: float
+    peers: tuple[LedgerPeer, ...]
+
+
+class TipNotice(msgspec.Struct, frozen=True, array_like=True):
+    """The best chain's tip changed."""
+
+    height: int
+    tip: BlockId
+    time: int
+
+
+class SubmitTx(msgspec.Struct, frozen=True, array_like=True):
+    """An encoded transaction."""
+
+    tx: bytes
+
+
+class TxResult(msgspec.Struct, frozen=True, array_like=True):
+    """It is in the mempool, or already in a block."""
+
+    id: TxId
+    height: int | None
+
+
+class TxQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for a transaction."""
+
+    id: TxId
+
+
+class TxFound(msgspec.Struct, frozen=True, array_like=True):
+    """The encoded transaction (b"" if unknown), its height (None in the mempool) and index in the block."""
+
+    tx: bytes
+    height: int | None
+    index: int
+    confirmations: int
+
+
+class KeyQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask by public key."""
+
+    key: bytes
+
+
+class Account(msgspec.Struct, frozen=True, array_like=True):
+    """Balance in the smallest unit, and the next nonce."""
+
+    balance: int
+    nonce: int
+
+
+class VolumeAnchor(msgspec.Struct, frozen=True, array_like=True):
+    """The encoded anchor transaction (b"" if there is none) and its height."""
+
+    tx: bytes
+    height: int
+
+
+class AnchorQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Anchors with sequence numbers from `first` on, at most `count` (1 to 256)."""
+
+    key: bytes
+    first: int
+    count: int
+
+
+class AnchorList(msgspec.Struct, frozen=True, array_like=True):
+    """Anchors, oldest first."""
+
+    anchors: tuple[VolumeAnchor, ...]
+
+
+class BlockQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Blocks of the best chain from height `first`, at most `count` (1 to 256)."""
+
+    first: int
+    count: int
+
+
+class BlockList(msgspec.Struct, frozen=True, array_like=True):
+    """Encoded blocks by ascending height."""
+
+    blocks: tuple[bytes, ...]
