@@ -1,0 +1,141 @@
+"""Which parameters make one ledger network, and its identity.
+
+Pure. The network document is the genesis block: its BLAKE3 is the network id, and the parent of block 1. Two daemons
+with different documents are in different networks and never exchange a block. Not here: the rules that use the
+parameters (`work`, `state`, `chain`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from blake3 import blake3
+from msgspec import Meta
+
+from fsdecloud import codec
+from fsdecloud.errors import MalformedError
+from fsdecloud.limits import BLOCK_MAX, TX_MAX
+
+STAMP_BITS: Final = 14
+"""Work stamp of the preset networks: about 16,000 hashes, some ten milliseconds of Python: nothing for a person,
+a cost for a flood. The signing helpers use it unless told otherwise; more bits than a network asks for are fine."""
+
+TIME_MAX: Final = (1 << 40) - 1
+"""Largest time in seconds since 1970 (year 36812): keeps sums of times far from 64 bits."""
+
+_EMBEDDED_WORK: Final = 1 << 16
+"""Hashes a block costs at first in the embedded network: about a tenth of a second of one core in Python."""
+
+Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Seconds = Annotated[int, Meta(ge=0, le=TIME_MAX)]
+
+
+class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The parameters that all daemons of one network share; times in seconds, sizes in bytes, targets big-endian."""
+
+    version: Annotated[int, Meta(ge=1, le=1)]
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    salt: Bytes32
+    """Random, so that two networks with equal parameters differ."""
+    genesis_time: Seconds
+    interval: Annotated[int, Meta(ge=1, le=3600)]
+    """Time between blocks that the difficulty aims at."""
+    half_life: Annotated[int, Meta(ge=60, le=1 << 24)]
+    """Active time ahead of (behind) schedule after which the difficulty halves (doubles)."""
+    first_target: Bytes32
+    """A block's id, read as a big-endian number, must be at most its target; this is block 1's."""
+    easiest_target: Bytes32
+    """No target is ever above this one."""
+    subsidy: Annotated[int, Meta(ge=0, le=1 << 40)]
+    """New money in each block, in the smallest unit."""
+    minimum_fee: Annotated[int, Meta(ge=0, le=1 << 40)]
+    """Least fee of a transaction that carries no work stamp."""
+    stamp_bits: Annotated[int, Meta(ge=0, le=40)]
+    """Leading zero bits of the stamp's hash that stand for a fee (anchors and registrations only)."""
+    finality_depth: Annotated[int, Meta(ge=1, le=1 << 20)]
+    """Blocks with more than this many blocks after them are not replaced without a person's word."""
+    future_limit: Annotated[int, Meta(ge=1, le=86400)]
+    """How far a block's time may be ahead of the receiver's clock."""
+    block_max: Annotated[int, Meta(ge=8192, le=BLOCK_MAX)]
+    transaction_max: Annotated[int, Meta(ge=4096, le=TX_MAX)]
+    mine_when_idle: bool
+    """False: a block is mined only when there is something to record."""
+
+
+def network_id(document: NetworkDocument) -> bytes:
+    """Return the network's id, the BLAKE3 of its document: the genesis id, 32 bytes."""
+    return blake3(codec.encode(document)).digest()
+
+
+def encode_network(document: NetworkDocument) -> bytes:
+    """Return the document's canonical bytes; `b3sum` of them is the network id."""
+    return codec.encode(document)
+
+
+def decode_network(data: bytes) -> NetworkDocument:
+    """Return the network document in `data`. Raises MalformedError with the reason."""
+    if len(data) > 4096:
+        raise MalformedError(f"a network document has at most 4096 bytes, not {len(data)}")
+    document = codec.decode(data, NetworkDocument)
+    if not document.name.isprintable():
+        raise MalformedError("the network's name has characters that cannot be printed")
+    first, easiest = int.from_bytes(document.first_target), int.from_bytes(document.easiest_target)
+    if not 0 < first <= easiest:
+        raise MalformedError("the first target must be above zero and not easier than the easiest")
+    if document.transaction_max > document.block_max:
+        raise MalformedError("a transaction may not be larger than a block")
+    return document
+
+
+def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
+    """Return the parameters of a network for one machine or one household: an idle network is idle.
+
+    Blocks come when there is something to record and cost about a tenth of a second of one core; anchors and
+    registrations are free for a small work stamp.
+    """
+    return NetworkDocument(
+        version=1,
+        name=name,
+        salt=salt,
+        genesis_time=time,
+        interval=2,
+        half_life=600,
+        first_target=_target(_EMBEDDED_WORK),
+        easiest_target=_target(_EMBEDDED_WORK // 4),
+        subsidy=1_000_000_000,
+        minimum_fee=1,
+        stamp_bits=STAMP_BITS,
+        finality_depth=100,
+        future_limit=7200,
+        block_max=BLOCK_MAX,
+        transaction_max=TX_MAX,
+        mine_when_idle=False,
+    )
+
+
+def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
+    """Return the parameters of a network of strangers: one block a minute, always mined."""
+    return NetworkDocument(
+        version=1,
+        name=name,
+        salt=salt,
+        genesis_time=time,
+        interval=60,
+        half_life=6 * 3600,
+        first_target=_target(1 << 24),
+        easiest_target=_target(1 << 20),
+        subsidy=1_000_000_000,
+        minimum_fee=1000,
+        stamp_bits=20,
+        finality_depth=100,
+        future_limit=7200,
+        block_max=BLOCK_MAX,
+        transaction_max=TX_MAX,
+        mine_when_idle=True,
+    )
+
+
+def _target(work: int) -> bytes:
+    """Return the target that one in `work` hashes meets."""
+    return ((1 << 256) // work - 1).to_bytes(32)

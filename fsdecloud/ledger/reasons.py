@@ -1,0 +1,145 @@
+"""Why the ledger rejects a transaction or a block: one leaf for each reason.
+
+    InvalidTransaction
+    +-- MalformedTransaction   not the encoding of a transaction of a known kind and version
+    +-- BadSignature           a signature that is not its key's
+    +-- BadStamp               neither the fee nor the work stamp that its kind needs
+    +-- WrongNonce             not the account's next nonce, or not after the registered sequence
+    +-- NotEnoughMoney         the payer's balance is below amount and fee
+    +-- AmountOutOfRange       an amount or a sum outside its bounds
+    +-- WrongPredecessor       an anchor that does not follow its volume's latest
+    +-- LeaseHeld              another device holds the volume's write lease
+    +-- OneAnchorPerBlock      a second anchor of a volume in one block
+    +-- MisplacedCoinbase      a coinbase anywhere but first in a block
+    +-- Conflict               something in the mempool takes its place and may not be replaced
+    +-- PoolFull               the mempool has no room for it
+    InvalidBlock
+    +-- MalformedBlock UnknownParent WrongHeight WrongTarget NotEnoughWork TimeTooOld TimeTooNew
+    +-- BodyMismatch           not the body its header commits to: says nothing about the header
+    +-- BlockTooBig NoCoinbase WrongReward DuplicateTransaction BadTransaction WrongStateRoot
+    +-- KnownInvalid           found invalid before, or a descendant of such a block
+    +-- ReorgTooDeep           would replace blocks that are final here
+    +-- StoredBlockDiffers     the chain store's copy is not the block that its index names
+
+Pure. Not here: the rules themselves (`transactions`, `state`, `chain`).
+"""
+
+from __future__ import annotations
+
+from fsdecloud.errors import InvalidBlock, InvalidTransaction
+
+
+class MalformedTransaction(InvalidTransaction):
+    """Not the canonical encoding of a transaction of a known kind and version."""
+
+
+class BadSignature(InvalidTransaction):
+    """A signature does not verify under its key."""
+
+
+class BadStamp(InvalidTransaction):
+    """It pays less than the least fee and carries no sufficient work stamp."""
+
+
+class WrongNonce(InvalidTransaction):
+    """Not the account's next nonce, or a registration that is not newer than the one in the ledger."""
+
+
+class NotEnoughMoney(InvalidTransaction):
+    """The payer's balance does not cover amount and fee."""
+
+
+class AmountOutOfRange(InvalidTransaction):
+    """An amount, a fee or a balance is outside its bounds."""
+
+
+class WrongPredecessor(InvalidTransaction):
+    """The anchor's sequence number or `previous` does not follow the volume's latest anchor."""
+
+
+class LeaseHeld(InvalidTransaction):
+    """Another device's lease on the volume has not ended, and this is no take-over."""
+
+
+class OneAnchorPerBlock(InvalidTransaction):
+    """The block holds an anchor of this volume already."""
+
+
+class MisplacedCoinbase(InvalidTransaction):
+    """A coinbase that is not the first transaction of a block."""
+
+
+class Conflict(InvalidTransaction):
+    """The mempool holds another transaction in its place, and this one does not outrank it."""
+
+
+class PoolFull(InvalidTransaction):
+    """The mempool holds as much as it may, for everybody or for this sender."""
+
+
+class MalformedBlock(InvalidBlock):
+    """Not the canonical encoding of a block of a known version."""
+
+
+class UnknownParent(InvalidBlock):
+    """Its parent is not known here."""
+
+
+class WrongHeight(InvalidBlock):
+    """Not its parent's height plus one."""
+
+
+class WrongTarget(InvalidBlock):
+    """Not the difficulty that follows from its ancestors."""
+
+
+class NotEnoughWork(InvalidBlock):
+    """Its id is above the target."""
+
+
+class TimeTooOld(InvalidBlock):
+    """Its time is not after the median of the eleven blocks before it."""
+
+
+class TimeTooNew(InvalidBlock):
+    """Its time is too far ahead of this machine's clock."""
+
+
+class BodyMismatch(InvalidBlock):
+    """The transactions are not those that the header commits to. The header may still be an honest block's."""
+
+
+class BlockTooBig(InvalidBlock):
+    """More bytes than the network allows."""
+
+
+class NoCoinbase(InvalidBlock):
+    """The first transaction is not a coinbase for this height."""
+
+
+class WrongReward(InvalidBlock):
+    """The coinbase does not pay exactly subsidy and fees."""
+
+
+class DuplicateTransaction(InvalidBlock):
+    """The same transaction twice."""
+
+
+class BadTransaction(InvalidBlock):
+    """One of its transactions is invalid at its place; the text says which and why."""
+
+
+class WrongStateRoot(InvalidBlock):
+    """Applying its transactions gives another state than the header says."""
+
+
+class KnownInvalid(InvalidBlock):
+    """It, or an ancestor, was found invalid before."""
+
+
+class ReorgTooDeep(InvalidBlock):
+    """It would replace blocks that are final here; only a person may accept that."""
+
+
+class StoredBlockDiffers(InvalidBlock):
+    """What the chain store holds is not the block that its index names."""
