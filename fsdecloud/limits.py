@@ -44,6 +44,15 @@ NODE_MAX: Final = 16 * KIB
 NODE_MAX_ITEMS: Final = 128
 """Forced borders: nobody can grind keys into giant nodes."""
 
+NODE_MIN: Final = NODE_TARGET // 8
+"""No border by hash before this: an inner node has several children, so nobody can grind keys into a tall tree."""
+
+TREE_KEY_MAX: Final = 400
+"""A directory entry's key: parent, name hash and a name of 255 bytes, with room for a prefix."""
+
+TREE_VALUE_MAX: Final = 64 * KIB
+"""Largest value of one item; a chunk with 64 patches takes 5 KiB."""
+
 NODE_DECODE_MAX: Final = 128 * KIB
 """A decoded node over this is malformed: NODE_MAX plus the largest single item."""
 
