@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from fsdecloud.config import make_private_dir
 from fsdecloud.errors import StoreLocked
+
+_PROBE_WAIT: Final = 0.2
+"""`lock_holder` takes the lock for microseconds to see whether it is free; a daemon that starts just then tries again."""
 
 
 class LockFile:
@@ -43,12 +48,18 @@ def acquire_lock(path: Path) -> LockFile:
     """
     make_private_dir(path.parent)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        holder = _read_pid(fd)
-        os.close(fd)
-        raise StoreLocked(f"{path.stem} is already running (pid {holder or 'unknown'})") from exc
+    deadline = time.monotonic() + _PROBE_WAIT
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as exc:
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
+            holder = _read_pid(fd)
+            os.close(fd)
+            raise StoreLocked(f"{path.stem} is already running (pid {holder or 'unknown'})") from exc
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return LockFile(fd, path)
