@@ -20,6 +20,7 @@
     +-- KnownInvalid           found invalid before, or a descendant of such a block
     +-- ReorgTooDeep           would replace blocks that are final here
     +-- StoredBlockDiffers     the chain store's copy is not the block that its index names
+    +-- ChainDamaged           a stored chain does not verify; carries the height and the leaf above
 
 Pure. Not here: the rules themselves (`transactions`, `state`, `chain`).
 """
@@ -143,3 +144,12 @@ class ReorgTooDeep(InvalidBlock):
 
 class StoredBlockDiffers(InvalidBlock):
     """What the chain store holds is not the block that its index names."""
+
+
+class ChainDamaged(InvalidBlock):
+    """A stored chain does not verify: `height` is the first block that differs, `reason` what is wrong with it."""
+
+    def __init__(self, height: int, reason: InvalidBlock) -> None:
+        super().__init__(f"block {height}: {type(reason).__name__}: {reason}")
+        self.height = height
+        self.reason = reason

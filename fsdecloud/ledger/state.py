@@ -1,0 +1,285 @@
+"""What the ledger's state is, and what each transaction does to it.
+
+Pure. The state is a Merkle search tree (`tree`): key -> canonical value. Its root stands in every block header, so one
+path proves a balance, a registration or a volume's latest anchor, and a reorganisation is a return to an older root.
+
+    "A" + public key      Account         balance and next nonce; absent while both are 0
+    "N"                   number of registrations ever made
+    "R" + peer            Registration    place (order of first registration), address, capacity, price, sequence
+    "V" + volume          VolumeHead      latest anchor: sequence, commitment, device, lease, transaction, height
+
+Not here: signatures, stamps and sizes (`transactions`, `chain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+import msgspec
+from blake3 import blake3
+
+from fsdecloud import codec
+from fsdecloud.ledger.reasons import (
+    AmountOutOfRange,
+    LeaseHeld,
+    MisplacedCoinbase,
+    NotEnoughMoney,
+    OneAnchorPerBlock,
+    WrongNonce,
+    WrongPredecessor,
+)
+from fsdecloud.ledger.transactions import (
+    AMOUNT_MAX,
+    NO_LINK,
+    Anchor,
+    Coinbase,
+    Register,
+    Transaction,
+    Transfer,
+    link,
+    tx_id,
+)
+from fsdecloud.tree.lookup import lookup, scan_prefix
+from fsdecloud.tree.node import Inner, Node, NodeMissing, decode_node
+from fsdecloud.tree.update import update
+from fsdecloud.types import PeerId, TxId
+
+EMPTY_ROOT: Final = bytes(32)
+"""What a header says when the state tree is empty; the tree itself says b""."""
+
+_ACCOUNT: Final = b"A"
+_COUNT: Final = b"N"
+_PEER: Final = b"R"
+_VOLUME: Final = b"V"
+_NODE_CONTEXT: Final = "fsdecloud 2026 v1 ledger state node"
+_BORDER_CONTEXT: Final = "fsdecloud 2026 v1 ledger state border"
+
+
+class Account(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A key's money."""
+
+    balance: int
+    nonce: int
+
+
+class Registration(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A storage peer's latest registration."""
+
+    place: int
+    url: str
+    capacity: int
+    price: int
+    sequence: int
+    height: int
+
+
+class VolumeHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A volume's latest anchor."""
+
+    sequence: int
+    commitment: bytes
+    device: bytes
+    lease_expiry: int
+    tx: TxId
+    height: int
+
+
+class StateNodes:
+    """The nodes of state trees by reference: stored ones through `read`, new ones kept in `fresh` until stored.
+
+    Each node read is checked against its reference.
+    """
+
+    def __init__(self, read: Callable[[bytes], bytes | None]) -> None:
+        self._read = read
+        self.fresh: dict[bytes, bytes] = {}
+        self._decoded: dict[bytes, Node] = {}
+
+    def get(self, ref: bytes) -> Node:
+        """Return the node. Raises NodeMissing when it is not there or not what its reference says."""
+        node = self._decoded.get(ref)
+        if node is None:
+            data = self.fresh.get(ref)
+            if data is None:
+                data = self._read(ref)
+                if data is None or node_ref(data) != ref:
+                    raise NodeMissing(ref)
+            node = self._decoded[ref] = decode_node(data)
+        return node
+
+    def put(self, data: bytes) -> bytes:
+        """Keep a new node and return its reference."""
+        ref = node_ref(data)
+        self.fresh[ref] = data
+        return ref
+
+
+class State:
+    """The state under one root, with changes laid over it."""
+
+    def __init__(self, get: Callable[[bytes], Node], root: bytes) -> None:
+        self._get = get
+        self._root = b"" if root == EMPTY_ROOT else root
+        self.changes: dict[bytes, bytes | None] = {}
+
+    def read(self, key: bytes) -> bytes | None:
+        """Return the value of `key` as of now."""
+        if key in self.changes:
+            return self.changes[key]
+        return lookup(self._get, self._root, key) if self._root else None
+
+    def account(self, key: bytes) -> Account:
+        """Return the account of a public key; unknown ones are empty."""
+        data = self.read(_ACCOUNT + key)
+        return Account(0, 0) if data is None else codec.decode(data, Account)
+
+    def set_account(self, key: bytes, account: Account) -> None:
+        """Replace an account."""
+        self.changes[_ACCOUNT + key] = None if account == Account(0, 0) else codec.encode(account)
+
+    def registration(self, peer: bytes) -> Registration | None:
+        """Return a peer's registration."""
+        data = self.read(_PEER + peer)
+        return None if data is None else codec.decode(data, Registration)
+
+    def set_registration(self, peer: bytes, registration: Registration) -> None:
+        """Replace a peer's registration; a new one counts."""
+        if registration.place == self.registrations():
+            self.changes[_COUNT] = codec.encode(registration.place + 1)
+        self.changes[_PEER + peer] = codec.encode(registration)
+
+    def registrations(self) -> int:
+        """Return how many peers were ever registered: the next place."""
+        data = self.read(_COUNT)
+        return 0 if data is None else codec.decode(data, int)
+
+    def registry(self) -> Iterator[tuple[PeerId, Registration]]:
+        """Return all stored registrations in key order; changes laid over are not in it."""
+        for key, value in scan_prefix(self._get, self._root, _PEER) if self._root else ():
+            yield PeerId(key[1:]), codec.decode(value, Registration)
+
+    def volume(self, volume: bytes) -> VolumeHead | None:
+        """Return a volume's latest anchor."""
+        data = self.read(_VOLUME + volume)
+        return None if data is None else codec.decode(data, VolumeHead)
+
+    def set_volume(self, volume: bytes, head: VolumeHead) -> None:
+        """Replace a volume's latest anchor."""
+        self.changes[_VOLUME + volume] = codec.encode(head)
+
+    def write(self, put: Callable[[bytes], bytes], border_key: bytes) -> bytes:
+        """Write the changes into the tree and return the header's state root."""
+        changes = sorted(self.changes.items())
+        return update(self._get, put, border_key, self._root, changes) or EMPTY_ROOT
+
+
+def node_ref(data: bytes) -> bytes:
+    """Return the reference of an encoded state node."""
+    return blake3(data, derive_key_context=_NODE_CONTEXT).digest()
+
+
+def border_key(network: bytes) -> bytes:
+    """Return the network's public key for the borders of its state trees."""
+    return blake3(network, derive_key_context=_BORDER_CONTEXT).digest()
+
+
+def apply_transaction(state: State, tx: Transaction, time: int, height: int, *, stacked: bool = False) -> None:
+    """Apply one transaction at block time `time`, or raise an InvalidTransaction leaf and change nothing.
+
+    `stacked` lifts the one-anchor-per-block rule: the mempool holds what several blocks will take. The coinbase is
+    applied by `credit`.
+    """
+    if isinstance(tx, Anchor):
+        _apply_anchor(state, tx, time, height, stacked=stacked)
+    elif isinstance(tx, Transfer):
+        _apply_transfer(state, tx)
+    elif isinstance(tx, Register):
+        _apply_register(state, tx, height)
+    else:
+        raise MisplacedCoinbase("a coinbase comes first in a block, and nowhere else")
+
+
+def credit(state: State, key: bytes, amount: int) -> None:
+    """Add money to an account. Raises AmountOutOfRange."""
+    account = state.account(key)
+    if account.balance + amount > AMOUNT_MAX:
+        raise AmountOutOfRange(f"the balance of {key.hex()} would pass {AMOUNT_MAX}")
+    state.set_account(key, Account(account.balance + amount, account.nonce))
+
+
+def _apply_transfer(state: State, tx: Transfer) -> None:
+    account = state.account(tx.sender)
+    if tx.amount == 0:
+        raise AmountOutOfRange("a transfer moves at least 1")
+    if tx.nonce != account.nonce:
+        raise WrongNonce(f"the sender's next nonce is {account.nonce}, not {tx.nonce}")
+    if tx.amount + tx.fee > account.balance:
+        raise NotEnoughMoney(f"the sender has {account.balance}; amount and fee are {tx.amount + tx.fee}")
+    if tx.recipient != tx.sender and state.account(tx.recipient).balance + tx.amount > AMOUNT_MAX:
+        raise AmountOutOfRange(f"the balance of {tx.recipient.hex()} would pass {AMOUNT_MAX}")
+    state.set_account(tx.sender, Account(account.balance - tx.amount - tx.fee, account.nonce + 1))
+    credit(state, tx.recipient, tx.amount)
+
+
+def _apply_register(state: State, tx: Register, height: int) -> None:
+    before = state.registration(tx.peer)
+    if before is not None and tx.sequence <= before.sequence:
+        raise WrongNonce(f"the peer's registration {before.sequence} is not older than this one, {tx.sequence}")
+    _check_funds(state, tx.peer, tx.fee)
+    place = state.registrations() if before is None else before.place
+    state.set_registration(tx.peer, Registration(place, tx.url, tx.capacity, tx.price, tx.sequence, height))
+    _pay_fee(state, tx.peer, tx.fee)
+
+
+def _apply_anchor(state: State, tx: Anchor, time: int, height: int, *, stacked: bool) -> None:
+    head = state.volume(tx.volume)
+    expected = 1 if head is None else head.sequence + 1
+    if tx.sequence != expected:
+        raise WrongPredecessor(f"the volume's next anchor has sequence number {expected}, not {tx.sequence}")
+    previous = NO_LINK if head is None else link(tx.volume, head.sequence, head.commitment)
+    if tx.previous != previous:
+        raise WrongPredecessor(f"anchor {tx.sequence} does not name the volume's latest anchor as its predecessor")
+    if head is not None and head.height == height and not stacked:
+        raise OneAnchorPerBlock("this block holds an anchor of the volume already")
+    if head is not None and head.device != tx.device and time < head.lease_expiry and not tx.takeover:
+        raise LeaseHeld(f"device {head.device.hex()} holds the lease until {head.lease_expiry}; it is {time}")
+    _check_funds(state, tx.volume, tx.fee)
+    anchor = VolumeHead(tx.sequence, tx.commitment, tx.device, tx.lease_expiry, tx_id(tx), height)
+    state.set_volume(tx.volume, anchor)
+    _pay_fee(state, tx.volume, tx.fee)
+
+
+def _check_funds(state: State, payer: bytes, fee: int) -> None:
+    balance = state.account(payer).balance if fee else 0
+    if fee > balance:
+        raise NotEnoughMoney(f"the payer of the fee has {balance}, the fee is {fee}")
+
+
+def _pay_fee(state: State, payer: bytes, fee: int) -> None:
+    if fee:
+        account = state.account(payer)
+        state.set_account(payer, Account(account.balance - fee, account.nonce))
+
+
+def is_coinbase_for(tx: Transaction, height: int) -> bool:
+    """Tell whether `tx` may stand first in the block of this height."""
+    return isinstance(tx, Coinbase) and tx.height == height
+
+
+def reachable_nodes(read: Callable[[bytes], bytes | None], roots: Iterable[bytes]) -> set[bytes]:
+    """Return the references of all nodes of the state trees under `roots`. Raises NodeMissing."""
+    found: set[bytes] = set()
+    pending = [root for root in roots if root != EMPTY_ROOT]
+    while pending:
+        ref = pending.pop()
+        if ref in found:
+            continue
+        data = read(ref)
+        if data is None or node_ref(data) != ref:
+            raise NodeMissing(ref)
+        found.add(ref)
+        node = decode_node(data)
+        if isinstance(node, Inner):
+            pending.extend(child for child in node.refs if child not in found)
+    return found
