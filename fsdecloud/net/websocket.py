@@ -1,0 +1,410 @@
+"""Messages between nodes: websockets (RFC 6455, trio-websocket) over TLS 1.3 (`net.tls`).
+
+A `Channel` carries whole binary messages of at most MESSAGE_MAX bytes, in order, both ways. The request path is the
+server's id in hexadecimal, so that a server answers only those who mean it; a request with an Origin header comes from a
+browser and is refused, as is any other subprotocol. No extension is negotiated: permessage-deflate would be a bomb.
+
+Silence: a client pings after KEEPALIVE seconds without a byte and gives up PONG_TIMEOUT later; a server drops a client that
+was silent for SILENCE_MAX. Any byte counts as life, so a large message on a slow line is not silence.
+
+**Invariant:** half a frame never stays on a wire that is used further: a cancelled `send` breaks its channel. Send from a
+task that is not cancelled with its request (`net.pool`, `peerd.server`).
+
+Everything here runs in the trio thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Final, NoReturn, TypeVar, cast
+
+import trio
+import trio_websocket
+import wsproto.utilities
+
+from fsdecloud.errors import (
+    FsdecloudError,
+    MalformedError,
+    PeerUnavailable,
+    ProtocolError,
+    RemoteProtocolError,
+    UsageError,
+)
+from fsdecloud.limits import CONNECT_TIMEOUT, KEEPALIVE, MESSAGE_MAX, PEER_CONNECTIONS_MAX, RECEIVE_BUFFER
+from fsdecloud.net.address import Address, format_endpoint
+from fsdecloud.net.nursery import open_background
+from fsdecloud.net.tls import (
+    TlsStream,
+    certificate_hash,
+    certificate_key,
+    client_context,
+    make_certificate,
+    server_context,
+)
+from fsdecloud.types import PeerId
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+QUEUE_SIZE: Final = 2
+"""Messages that wait to be taken with `receive`. The reader answers no ping while the queue is full."""
+
+PONG_TIMEOUT: Final = 10.0
+"""A ping unanswered for this long is a dead line: noticed within KEEPALIVE + PONG_TIMEOUT = 30 s."""
+
+SILENCE_MAX: Final = 2.5 * KEEPALIVE
+"""A server forgets a client after this much silence; a living one pings well before."""
+
+CLOSE_TIMEOUT: Final = 1.0
+"""How long the closing handshake may take before the socket is just closed."""
+
+HANDSHAKES_MAX: Final = 256
+"""Connections that may be in their handshake; the oldest gives way to a new one, so that idle ones block nobody."""
+
+BACKLOG: Final = 256
+
+REASON_MAX: Final = 200
+"""Characters of a closing reason or rejection that are repeated in an error."""
+
+CLOSE_PROTOCOL: Final = 1002
+CLOSE_UNSUPPORTED: Final = 1003
+"""RFC 6455, 7.4.1."""
+
+
+class Channel:
+    """One connection. Made by `connect` and `serve` only."""
+
+    def __init__(
+        self,
+        websocket: trio_websocket.WebSocketConnection,
+        stream: TlsStream,
+        *,
+        server_key: PeerId,
+        server_certificate: bytes,
+        remote: str,
+    ) -> None:
+        self._websocket = websocket
+        self._stream = stream
+        self.server_key = server_key
+        """The server's id, proved by TLS; on the server's side its own."""
+        self.certificate_hash = certificate_hash(server_certificate)
+        """Names the server's certificate; a client signs it, so that nobody in between can pass its words on."""
+        self.remote = remote
+        """The other end's HOST:PORT as the socket knows it, for logs."""
+
+    async def send(self, message: bytes) -> None:
+        """Send one message. Raises PeerUnavailable when the connection is closed. Cancelled, it breaks the channel."""
+        if len(message) > MESSAGE_MAX:
+            raise ValueError(f"a message has at most {MESSAGE_MAX} bytes, not {len(message)}")
+        try:
+            await self._websocket.send_message(message)
+        except trio_websocket.ConnectionClosed as exc:
+            raise _closed(self.remote, exc) from exc
+        except wsproto.utilities.LocalProtocolError as exc:
+            raise PeerUnavailable(f"{self.remote}: the connection is closing") from exc
+        except trio.Cancelled:
+            await trio.aclose_forcefully(self._stream)
+            raise
+
+    async def receive(self) -> bytes:
+        """Return the next message. Raises PeerUnavailable when the connection is closed, RemoteProtocolError for text."""
+        try:
+            message = await self._websocket.get_message()
+        except trio_websocket.ConnectionClosed as exc:
+            raise _closed(self.remote, exc) from exc
+        self._stream.delivered()
+        if isinstance(message, str):
+            await self.aclose(CLOSE_UNSUPPORTED, "binary messages only")
+            raise RemoteProtocolError(f"{self.remote} sent a text message")
+        return message
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection, telling the other side why; at once when it does not answer."""
+        with trio.move_on_after(CLOSE_TIMEOUT):
+            await self._websocket.aclose(code, reason or None)
+        await trio.aclose_forcefully(self._stream)
+
+    @property
+    def is_closed(self) -> bool:
+        """True once either side has begun to close."""
+        return self._websocket.closed is not None
+
+    async def _keep_alive(self) -> None:
+        """Ping a silent server; break the channel when it stays silent."""
+        while True:
+            silent = trio.current_time() - self._stream.last_received
+            if silent < KEEPALIVE:
+                await trio.sleep(KEEPALIVE - silent)
+                continue
+            with trio.move_on_after(PONG_TIMEOUT) as scope, suppress(trio_websocket.ConnectionClosed):
+                await self._websocket.ping()
+            if scope.cancelled_caught and trio.current_time() - self._stream.last_received >= KEEPALIVE:
+                log.info("%s does not answer; dropped", self.remote)
+                await trio.aclose_forcefully(self._stream)
+            if self.is_closed:
+                return
+
+    async def _watch_silence(self) -> None:
+        """Break the channel of a client that has gone without a word."""
+        while (end := self._stream.last_received + SILENCE_MAX) > trio.current_time():  # noqa: ASYNC110 - the clock is what is waited for
+            await trio.sleep_until(end)
+        log.info("%s is silent; dropped", self.remote)
+        await trio.aclose_forcefully(self._stream)
+
+
+class _Reader:
+    """Runs trio-websocket's reader task, which takes this for a nursery, and keeps what ended it.
+
+    Its parsers let hostile bytes surface as many an exception (UnicodeError for a bad Host, LocalProtocolError for a ping
+    after our close); one of them must end this connection and nothing else.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self.ended = trio.Event()
+        self.error: Exception | None = None
+
+    def start_soon(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Start the reader."""
+        self._nursery.start_soon(self._run, work)
+
+    async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as exc:  # noqa: BLE001 - see the class: whatever it is, it is the other side's doing
+            self.error = exc
+        finally:
+            self.ended.set()
+
+    async def finish(self, step: Callable[..., Awaitable[T]], where: str) -> T:
+        """Return `await step(self)`, or raise PeerUnavailable when the reader ends before that is done."""
+        result: T | None = None
+        async with open_background() as nursery:
+            nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
+            result = await step()
+        if result is None:
+            raise PeerUnavailable(f"{where}: {self._why()}")
+        return result
+
+    async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
+        await self.ended.wait()
+        scope.cancel()
+
+    def _why(self) -> str:
+        if isinstance(self.error, trio_websocket.ConnectionRejected):
+            text = (self.error.body or b"")[:REASON_MAX].decode("ascii", "replace")
+            return f"refused with HTTP status {self.error.status_code} {printable(text)}".rstrip()
+        if self.error is not None:
+            return f"no websocket there: {printable(str(self.error))}"
+        return "the connection was closed during the handshake"
+
+
+def printable(text: str) -> str:
+    """Return another machine's words so that no terminal acts on them, cut to REASON_MAX characters."""
+    return "".join(c if c.isprintable() else "?" for c in text[:REASON_MAX])
+
+
+def _closed(remote: str, exc: trio_websocket.ConnectionClosed) -> PeerUnavailable:
+    reason = exc.reason
+    if reason is None:
+        return PeerUnavailable(f"{remote}: the connection is closed")
+    return PeerUnavailable(
+        f"{remote}: the connection was closed ({reason.code} {printable(reason.reason or reason.name)})"
+    )
+
+
+# ---- client ----------------------------------------------------------------------------------------------------------
+@asynccontextmanager
+async def connect(address: Address, *, subprotocol: str) -> AsyncIterator[Channel]:
+    """Connect to `address` for the length of the body; `address.id`, if given, must be the key of who answers.
+
+    Raises PeerUnavailable when nothing fit answers within CONNECT_TIMEOUT.
+    """
+    async with open_background() as nursery:
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                channel = await _open(address, subprotocol, nursery)
+        except trio.TooSlowError as exc:
+            where = format_endpoint(address.host, address.port)
+            raise PeerUnavailable(f"{where} did not answer within {CONNECT_TIMEOUT:g} s") from exc
+        nursery.start_soon(channel._keep_alive)  # noqa: SLF001 - of this module
+        try:
+            yield channel
+        finally:
+            with trio.CancelScope(shield=True):
+                await channel.aclose()
+
+
+async def _open(address: Address, subprotocol: str, nursery: trio.Nursery) -> Channel:
+    where = format_endpoint(address.host, address.port)
+    try:
+        transport = await trio.open_tcp_stream(address.host, address.port)
+    except (OSError, ValueError) as exc:
+        raise PeerUnavailable(f"cannot connect to {where}: {exc}") from exc
+    stream = TlsStream(transport, client_context(), server_side=False)
+    try:
+        await stream.do_handshake()
+        der = stream.server_certificate()
+        key = certificate_key(der)
+        if address.id is not None and key != address.id:
+            raise PeerUnavailable(f"{where} is {key.hex()}, not {address.id.hex()}")
+        reader = _Reader(nursery)
+        wrap = partial(
+            trio_websocket.wrap_client_stream,
+            cast("trio.Nursery", reader),
+            cast("trio.SocketStream", stream),  # any stream will do; its annotation is narrower than its code
+            where,
+            f"/{key.hex()}",
+            subprotocols=[subprotocol],
+            message_queue_size=QUEUE_SIZE,
+            max_message_size=MESSAGE_MAX,
+            receive_buffer_size=RECEIVE_BUFFER,
+        )
+        websocket = await reader.finish(wrap, where)
+        if websocket.subprotocol != subprotocol:
+            raise PeerUnavailable(f"{where} does not speak {subprotocol}")
+    except ProtocolError as exc:
+        await trio.aclose_forcefully(stream)
+        raise PeerUnavailable(f"{where}: {exc}") from exc
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return Channel(websocket, stream, server_key=key, server_certificate=der, remote=where)
+
+
+# ---- server ----------------------------------------------------------------------------------------------------------
+async def serve(
+    host: str,
+    port: int,
+    seed: bytes,
+    subprotocol: str,
+    handler: Callable[[Channel], Awaitable[None]],
+    *,
+    connections_max: int = PEER_CONNECTIONS_MAX,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve channels as the node with `seed` until cancelled; `task_status` gets the port (one is picked for 0).
+
+    `handler` runs once per channel, which is closed when it returns. What it raises ends that channel alone: a ProtocolError
+    or MalformedError with a word to the other side, PeerUnavailable silently, anything unexpected with a log entry.
+    Raises UsageError when the address cannot be listened on.
+    """
+    server = _Server(seed, subprotocol, handler, connections_max)
+    listeners = await _listen(host, port)
+    async with open_background() as nursery:
+        await nursery.start(partial(trio.serve_listeners, server.take, listeners, handler_nursery=nursery))
+        task_status.started(listeners[0].socket.getsockname()[1])
+        await trio.sleep_forever()
+    raise AssertionError("a server ends only by being cancelled")
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"cannot listen on {format_endpoint(host, port)}: {exc}") from exc
+    if port == 0:  # each listener got a port of its own; an address has one
+        for extra in listeners[1:]:
+            await extra.aclose()
+        del listeners[1:]
+    return listeners
+
+
+class _Server:
+    """Accepts connections and counts them."""
+
+    def __init__(
+        self, seed: bytes, subprotocol: str, handler: Callable[[Channel], Awaitable[None]], connections_max: int
+    ) -> None:
+        self._context = server_context(seed)
+        self._certificate = make_certificate(seed)
+        self._key = certificate_key(self._certificate)
+        self._subprotocol = subprotocol
+        self._handler = handler
+        self._connections_max = connections_max
+        self._open = 0
+        self._handshakes: dict[int, trio.CancelScope] = {}
+        self._last_handshake = 0
+
+    async def take(self, transport: trio.SocketStream) -> None:
+        """Serve one connection; raises nothing but cancellation."""
+        remote = _remote_of(transport)
+        stream = TlsStream(transport, self._context, server_side=True)
+        try:
+            async with open_background() as nursery:
+                channel = await self._shake_hands(stream, nursery, remote)
+                if channel is not None:
+                    await self._serve(channel, nursery)
+        except FsdecloudError as exc:
+            log.debug("%s: %s", remote, exc)
+        except Exception as exc:  # a bug while serving one connection must not end the others
+            log.error("serving %s failed unexpectedly", remote, exc_info=exc)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _shake_hands(self, stream: TlsStream, nursery: trio.Nursery, remote: str) -> Channel | None:
+        if len(self._handshakes) >= HANDSHAKES_MAX:
+            self._handshakes.pop(next(iter(self._handshakes))).cancel()
+        self._last_handshake += 1
+        number = self._last_handshake
+        with trio.move_on_after(CONNECT_TIMEOUT) as scope:
+            self._handshakes[number] = scope
+            try:
+                return await self._accept(stream, nursery, remote)
+            finally:
+                self._handshakes.pop(number, None)
+        log.debug("%s: the handshake was not finished", remote)
+        return None
+
+    async def _accept(self, stream: TlsStream, nursery: trio.Nursery, remote: str) -> Channel | None:
+        await stream.do_handshake()
+        reader = _Reader(nursery)
+        wrap = partial(
+            trio_websocket.wrap_server_stream,
+            cast("trio.Nursery", reader),
+            stream,
+            message_queue_size=QUEUE_SIZE,
+            max_message_size=MESSAGE_MAX,
+            receive_buffer_size=RECEIVE_BUFFER,
+        )
+        request = await reader.finish(wrap, remote)
+        if any(name.lower() == b"origin" for name, _ in request.headers):
+            await request.reject(403, body=b"not for browsers")
+        elif request.path != f"/{self._key.hex()}":
+            await request.reject(404, body=b"another node is meant")
+        elif self._subprotocol not in request.proposed_subprotocols:
+            await request.reject(400, body=f"only {self._subprotocol} is spoken here".encode("ascii"))
+        elif self._open >= self._connections_max:
+            await request.reject(503, body=b"too many connections")
+        else:
+            websocket = await request.accept(subprotocol=self._subprotocol)
+            return Channel(websocket, stream, server_key=self._key, server_certificate=self._certificate, remote=remote)
+        return None
+
+    async def _serve(self, channel: Channel, nursery: trio.Nursery) -> None:
+        self._open += 1
+        nursery.start_soon(channel._watch_silence)  # noqa: SLF001 - of this module
+        code, reason = 1000, ""
+        try:
+            await self._handler(channel)
+        except (ProtocolError, MalformedError) as exc:
+            log.info("dropped %s: %s", channel.remote, exc)
+            code, reason = CLOSE_PROTOCOL, str(exc)[:100]
+        except PeerUnavailable as exc:
+            log.debug("%s", exc)
+        finally:
+            self._open -= 1
+            with trio.CancelScope(shield=True):
+                await channel.aclose(code, reason)
+
+
+def _remote_of(transport: trio.SocketStream) -> str:
+    try:
+        host, port, *_ = transport.socket.getpeername()
+    except OSError:  # it has gone already
+        return "a client"
+    return format_endpoint(host, port)
