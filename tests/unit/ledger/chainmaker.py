@@ -1,0 +1,150 @@
+"""Builds small valid chains, and blocks that are wrong in one chosen way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fsdecloud.crypto import sign
+from fsdecloud.ledger import work
+from fsdecloud.ledger.blocks import Block, bytes_root, encode_block, header_prefix, ids_root
+from fsdecloud.ledger.chain import CheckedBlock, Point, build_block, check_block, genesis_point
+from fsdecloud.ledger.mempool import Mempool
+from fsdecloud.ledger.network import NetworkDocument, embedded_network, network_id
+from fsdecloud.ledger.state import State, StateNodes
+from fsdecloud.ledger.transactions import (
+    NO_LINK,
+    Transaction,
+    decode_tx,
+    encode_tx,
+    link,
+    sign_anchor,
+    sign_register,
+    sign_transfer,
+    tx_id,
+)
+
+GENESIS_TIME = 1_700_000_000
+MINER = bytes([9]) * 32
+MINER_KEY = sign.public_key(MINER)
+
+
+def easy_network(salt: bytes = bytes(32), **changes: object) -> NetworkDocument:
+    """The embedded network with blocks that cost sixteen hashes and stamps of four bits."""
+    easy = ((1 << 256) // 16 - 1).to_bytes(32)
+    document = embedded_network("test", salt, GENESIS_TIME)
+    fields = {"first_target": easy, "easiest_target": easy, "stamp_bits": 4} | changes
+    return msgspec.structs.replace(document, **fields)
+
+
+def mine(block: Block) -> Block:
+    """Find the nonce."""
+    nonce, _ = work.search(header_prefix(block.header), block.header.target, 0, lambda: False, 1000)
+    assert nonce is not None
+    return msgspec.structs.replace(block, header=msgspec.structs.replace(block.header, nonce=nonce))
+
+
+def with_header(block: Block, **changes: object) -> Block:
+    """Change header fields and mine again."""
+    return mine(msgspec.structs.replace(block, header=msgspec.structs.replace(block.header, **changes)))
+
+
+def with_body(block: Block, transactions: Sequence[Transaction]) -> Block:
+    """Replace the transactions, fix both roots (not the state root) and mine again."""
+    encoded = tuple(encode_tx(tx) for tx in transactions)
+    changed = msgspec.structs.replace(block, transactions=encoded)
+    return with_header(changed, ids_root=ids_root([tx_id(tx) for tx in transactions]), bytes_root=bytes_root(encoded))
+
+
+class Maker:
+    """A chain held in memory; every block is checked as it is added."""
+
+    def __init__(self, document: NetworkDocument | None = None) -> None:
+        self.document = document or easy_network()
+        self.network = network_id(self.document)
+        self.points: dict[bytes, Point] = {}
+        self.nodes: dict[bytes, bytes] = {}
+        self.blocks: dict[bytes, bytes] = {}
+        self.tip = genesis_point(self.document)
+        self.points[self.tip.id] = self.tip
+
+    def build(
+        self,
+        transactions: Sequence[bytes] = (),
+        *,
+        parent: Point | None = None,
+        time: int | None = None,
+        recipient: bytes = MINER_KEY,
+    ) -> Block:
+        parent = parent or self.tip
+        decoded = [decode_tx(data) for data in transactions]
+        when = parent.time + self.document.interval if time is None else time
+        return mine(build_block(self.document, parent, decoded, recipient, when, self.nodes.get))
+
+    def check(self, block: Block, now: int | None = None) -> CheckedBlock:
+        return check_block(self.document, self.points[block.header.parent], block, self.nodes.get, now)
+
+    def add(self, transactions: Sequence[bytes] = (), **options: object) -> CheckedBlock:
+        checked = self.check(self.build(transactions, **options))
+        self.points[checked.point.id] = checked.point
+        self.nodes.update(checked.nodes)
+        self.blocks[checked.point.id] = encode_block(checked.block)
+        self.tip = checked.point
+        return checked
+
+    def chain(self, tip: Point | None = None) -> list[tuple[bytes, bytes]]:
+        """(id, bytes) of the blocks up to `tip`, ascending."""
+        found = []
+        point = tip or self.tip
+        while point.height:
+            found.append((point.id, self.blocks[point.id]))
+            point = self.points[point.parent]
+        return found[::-1]
+
+    def state(self, point: Point | None = None) -> State:
+        return State(StateNodes(self.nodes.get).get, (point or self.tip).state_root)
+
+    def pool(self) -> Mempool:
+        pool = Mempool(self.document)
+        pool.rebase(self.state, self.tip.height + 1, self.tip.time)
+        return pool
+
+    # ---- transactions ----------------------------------------------------------------------------------------------
+    def transfer(self, seed: bytes, recipient: bytes, amount: int, nonce: int, fee: int = 1) -> bytes:
+        return sign_transfer(self.network, seed, recipient, amount, fee, nonce)
+
+    def register(self, seed: bytes, sequence: int, url: str = "wss://127.0.0.1:7711", **options: object) -> bytes:
+        return sign_register(self.network, seed, url, 1 << 30, sequence, bits=4, **options)
+
+    def anchor(
+        self,
+        volume: bytes,
+        sequence: int,
+        *,
+        device: bytes = bytes([7]) * 32,
+        commitment: bytes | None = None,
+        previous: bytes | None = None,
+        lease_expiry: int = 0,
+        **options: object,
+    ) -> bytes:
+        if previous is None:
+            key = sign.public_key(volume)
+            previous = NO_LINK if sequence == 1 else link(key, sequence - 1, commitment_of(sequence - 1))
+        return sign_anchor(
+            self.network,
+            volume,
+            device,
+            sequence=sequence,
+            commitment=commitment_of(sequence) if commitment is None else commitment,
+            previous=previous,
+            lease_expiry=lease_expiry,
+            payload=bytes(1024),
+            bits=4,
+            **options,
+        )
+
+
+def commitment_of(sequence: int) -> bytes:
+    """What the anchors made here commit to."""
+    return sequence.to_bytes(32)

@@ -1,0 +1,312 @@
+"""Blocks: every rule has a block that breaks just that rule; any order of forks ends at the same tip and state."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fsdecloud.crypto import sign
+from fsdecloud.errors import InvalidBlock
+from fsdecloud.ledger import chain, reasons, verify
+from fsdecloud.ledger.blocks import Block, block_id, decode_block, decode_header, encode_block, encode_header
+from fsdecloud.ledger.network import network_id
+from fsdecloud.ledger.transactions import Coinbase, decode_tx
+
+sys.path.insert(0, str(Path(__file__).parent))
+from chainmaker import GENESIS_TIME, MINER, MINER_KEY, Maker, easy_network, mine, with_body, with_header
+
+VOLUME = bytes([2]) * 32
+ALICE = bytes([3]) * 32
+ALICE_KEY = sign.public_key(ALICE)
+
+
+def test_a_chain_of_everything():
+    make = Maker()
+    make.add()
+    make.add([make.transfer(MINER, ALICE_KEY, 1000, 0, fee=10), make.register(ALICE, 5), make.anchor(VOLUME, 1)])
+    make.add([make.anchor(VOLUME, 2), make.transfer(ALICE, MINER_KEY, 100, 0), make.register(ALICE, 6, fee=1)])
+    state = make.state()
+    subsidy = make.document.subsidy
+    assert state.account(ALICE_KEY).balance == 1000 - 101 - 1
+    assert state.account(ALICE_KEY).nonce == 1
+    assert state.account(MINER_KEY).balance == 3 * subsidy - 1000 + 100 + 2
+    head = state.volume(sign.public_key(VOLUME))
+    assert head is not None
+    assert (head.sequence, head.height) == (2, 3)
+    [(peer, registration)] = list(state.registry())
+    assert (peer, registration.place, registration.sequence) == (ALICE_KEY, 0, 6)
+    points = list(verify.verify_chain(make.document, make.chain()))
+    assert points[-1] == make.tip
+    assert [p.height for p in points] == [1, 2, 3]
+
+
+def test_registry_places_follow_the_first_registration():
+    make = Maker()
+    seeds = [bytes([n]) * 32 for n in (40, 30, 20)]
+    make.add([make.register(seeds[0], 1)])
+    make.add(
+        [make.register(seeds[1], 1), make.register(seeds[0], 2, url="wss://127.0.0.2:1"), make.register(seeds[2], 1)]
+    )
+    places = {peer: (r.place, r.url) for peer, r in make.state().registry()}
+    assert [places[sign.public_key(seed)][0] for seed in seeds] == [0, 1, 2]
+    assert places[sign.public_key(seeds[0])][1] == "wss://127.0.0.2:1"
+
+
+def rejects(
+    make: Maker, block: Block, reason: type[InvalidBlock], text: str | None = None, now: int | None = None
+) -> None:
+    with pytest.raises(reason, match=text) as caught:
+        make.check(block, now)
+    assert type(caught.value) is reason
+
+
+def test_98_header_rules():
+    make = Maker()
+    make.add()
+    good = make.build([make.anchor(VOLUME, 1)])
+    make.check(good)
+    rejects(make, with_header(good, height=3), reasons.WrongHeight)
+    rejects(make, with_header(good, target=bytes([255]) * 32), reasons.WrongTarget)
+    rejects(make, with_header(good, target=bytes(2) + bytes([255]) * 30), reasons.WrongTarget)
+    rejects(make, with_header(good, time=make.tip.time), reasons.TimeTooOld)
+    rejects(make, good, reasons.TimeTooNew, now=good.header.time - make.document.future_limit - 1)
+    make.check(good, now=good.header.time - make.document.future_limit)
+    rejects(make, with_header(good, state_root=bytes(32)), reasons.WrongStateRoot)
+    with pytest.raises(reasons.UnknownParent):
+        chain.check_header(make.document, make.tip, with_header(good, parent=bytes(32)).header, None)
+    for nonce in range(64):
+        lazy = msgspec.structs.replace(good, header=msgspec.structs.replace(good.header, nonce=nonce.to_bytes(8)))
+        if block_id(lazy.header) > lazy.header.target:
+            rejects(make, lazy, reasons.NotEnoughWork)
+            break
+    else:
+        raise AssertionError("no nonce fails")
+
+
+def test_98_body_rules():
+    make = Maker()
+    make.add()
+    tx, other = make.transfer(MINER, ALICE_KEY, 5, 0), make.anchor(VOLUME, 1)
+    good = make.build([tx, other])
+    body = [decode_tx(data) for data in good.transactions]
+    coinbase = body[0]
+    assert isinstance(coinbase, Coinbase)
+    rejects(make, msgspec.structs.replace(good, transactions=good.transactions[:-1]), reasons.BodyMismatch)
+    rejects(make, with_body(good, body[1:]), reasons.NoCoinbase)
+    rejects(make, with_body(good, []), reasons.NoCoinbase)
+    rejects(make, with_body(good, [Coinbase(1, 9, MINER_KEY, coinbase.amount), *body[1:]]), reasons.NoCoinbase)
+    for amount in (coinbase.amount + 1, coinbase.amount - 1, 0):
+        rejects(make, with_body(good, [Coinbase(1, 2, MINER_KEY, amount), *body[1:]]), reasons.WrongReward)
+    rejects(make, with_body(good, [*body, body[1]]), reasons.DuplicateTransaction)
+    rejects(make, with_body(good, [*body, Coinbase(1, 2, ALICE_KEY, 0)]), reasons.BadTransaction, "MisplacedCoinbase")
+    forged = msgspec.structs.replace(body[1], signature=bytes(64))
+    rejects(make, with_body(good, [body[0], forged]), reasons.BadTransaction, "BadSignature")
+    rejects(make, with_body(good, list(reversed(body))), reasons.NoCoinbase)
+    rejects(make, with_header(with_body(good, body), ids_root=bytes(32)), reasons.BadTransaction, "ids")
+    garbage = msgspec.structs.replace(good, transactions=(good.transactions[0], b"\0garbage"))
+    rejects(make, garbage, reasons.BodyMismatch)
+    make.check(good)
+    free = easy_network(stamp_bits=30)
+    assert free.stamp_bits == 30
+
+
+def test_98_transactions_that_no_state_allows():
+    make = Maker()
+    make.add()
+    base = make.build()
+    coinbase = decode_tx(base.transactions[0])
+
+    def tx_rejected(data: bytes, reason: type[Exception]) -> None:
+        rejects(make, with_body(base, [coinbase, decode_tx(data)]), reasons.BadTransaction, reason.__name__)
+
+    tx_rejected(make.transfer(MINER, ALICE_KEY, 5, 1), reasons.WrongNonce)
+    tx_rejected(make.transfer(ALICE, MINER_KEY, 5, 0), reasons.NotEnoughMoney)
+    tx_rejected(make.transfer(MINER, ALICE_KEY, make.document.subsidy, 0), reasons.NotEnoughMoney)
+    tx_rejected(make.transfer(MINER, ALICE_KEY, 0, 0), reasons.AmountOutOfRange)
+    tx_rejected(make.transfer(MINER, ALICE_KEY, 1, 0, fee=0), reasons.BadStamp)
+    tx_rejected(make.anchor(VOLUME, 2), reasons.WrongPredecessor)
+    tx_rejected(make.anchor(VOLUME, 1, previous=bytes([1]) * 32), reasons.WrongPredecessor)
+    tx_rejected(make.anchor(VOLUME, 1, fee=5), reasons.NotEnoughMoney)
+    tx_rejected(make.register(ALICE, 1, fee=5), reasons.NotEnoughMoney)
+    make.add([make.anchor(VOLUME, 1), make.register(ALICE, 3)])
+    base = make.build()
+    coinbase = decode_tx(base.transactions[0])
+    tx_rejected(make.anchor(VOLUME, 1), reasons.WrongPredecessor)
+    tx_rejected(make.anchor(VOLUME, 2, previous=bytes(32)), reasons.WrongPredecessor)
+    tx_rejected(make.register(ALICE, 3), reasons.WrongNonce)
+    two = [decode_tx(make.anchor(VOLUME, 2)), decode_tx(make.anchor(VOLUME, 3))]
+    rejects(make, with_body(base, [coinbase, *two]), reasons.BadTransaction, "OneAnchorPerBlock")
+
+
+def test_the_lease():
+    make = Maker()
+    other = bytes([8]) * 32
+    make.add([make.anchor(VOLUME, 1, lease_expiry=GENESIS_TIME + 100)], time=GENESIS_TIME + 10)
+    for time in (GENESIS_TIME + 20, GENESIS_TIME + 99):
+        with pytest.raises(reasons.BadTransaction, match="LeaseHeld"):
+            make.add([make.anchor(VOLUME, 2, device=other)], time=time)
+    before = make.tip
+    make.add([make.anchor(VOLUME, 2, device=other)], time=GENESIS_TIME + 100)
+    make.tip = before
+    make.add([make.anchor(VOLUME, 2)], time=GENESIS_TIME + 20)
+    make.tip = before
+    make.add(
+        [make.anchor(VOLUME, 2, device=other, takeover=True, lease_expiry=GENESIS_TIME + 200)], time=GENESIS_TIME + 20
+    )
+    with pytest.raises(reasons.BadTransaction, match="LeaseHeld"):
+        make.add([make.anchor(VOLUME, 3)], time=GENESIS_TIME + 150)
+
+
+def test_117_118_the_state_hash_is_the_same_in_any_process():
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from chainmaker import Maker, MINER, MINER_KEY\n"
+        "make = Maker()\n"
+        "make.add()\n"
+        "seeds = [bytes([n]) * 32 for n in range(9)]\n"
+        "make.add([make.anchor(seed, 1) for seed in seeds] + [make.register(seed, 1) for seed in seeds])\n"
+        "print(make.tip.state_root.hex())\n"
+    )
+    args = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    found = {
+        subprocess.run(
+            args, env={"PYTHONHASHSEED": seed, "LC_ALL": lc, "TZ": tz}, capture_output=True, check=True
+        ).stdout
+        for seed, lc, tz in (("1", "C", "UTC"), ("2", "tr_TR.UTF-8", "Asia/Tokyo"))
+    }
+    assert len(found) == 1
+
+
+def test_100_any_delivery_order_gives_the_same_tip_and_state():
+    """A random tree of forks, delivered in random orders: the most work wins, the state equals a fresh replay."""
+    make = Maker()
+    rng = random.Random(5)
+    genesis = make.tip
+    heads = [genesis]
+    for number in range(24):
+        parent = rng.choice(heads[-4:])
+        make.tip = parent
+        make.add(recipient=sign.public_key(bytes([number + 1]) * 32), time=parent.time + rng.randint(1, 5))
+        heads.append(make.tip)
+    most = max(int.from_bytes(p.work) for p in heads)
+    winners = {p.id for p in heads if int.from_bytes(p.work) == most}
+    for seed in range(10):
+        order = heads[1:]
+        random.Random(seed).shuffle(order)
+        known, tip, waiting = {genesis.id: genesis}, genesis, order
+        while waiting:
+            later = []
+            for point in waiting:
+                if point.parent not in known:
+                    later.append(point)
+                    continue
+                known[point.id] = point
+                if chain.is_better(point, tip):
+                    switch = chain.plan_switch(known.get, tip, point, None)
+                    assert (switch.enter[-1], switch.enter[0].parent) == (point, switch.fork.id)
+                    if switch.leave:
+                        assert switch.leave[0] == tip
+                        assert switch.leave[-1].parent == switch.fork.id
+                    tip = point
+            waiting = later
+        assert tip.id in winners
+        replayed = list(verify.verify_chain(make.document, make.chain(tip)))
+        assert replayed[-1].state_root == tip.state_root
+
+
+def test_101_a_reorganisation_below_the_final_depth_is_refused():
+    make = Maker()
+    fork = make.tip
+    for _ in range(4):
+        make.add()
+    old = make.tip
+    make.tip = fork
+    for _ in range(5):
+        make.add(recipient=ALICE_KEY)
+    assert chain.is_better(make.tip, old)
+    with pytest.raises(reasons.ReorgTooDeep):
+        chain.plan_switch(make.points.get, old, make.tip, 3)
+    switch = chain.plan_switch(make.points.get, old, make.tip, 4)
+    assert (len(switch.leave), len(switch.enter), switch.fork) == (4, 5, fork)
+    assert chain.plan_switch(make.points.get, old, make.tip, None) == switch
+
+
+def test_ties_go_to_the_first_seen():
+    make = Maker()
+    genesis = make.tip
+    first = make.add().point
+    make.tip = genesis
+    second = make.add(recipient=ALICE_KEY).point
+    assert first.work == second.work
+    assert not chain.is_better(second, first)
+    assert not chain.is_better(first, second)
+
+
+def test_verify_names_the_height_and_the_reason():
+    make = Maker()
+    for number in range(1, 7):
+        make.add([make.anchor(VOLUME, number)])
+    stored = make.chain()
+    rng = random.Random(1)
+    for _ in range(150):
+        index = rng.randrange(len(stored))
+        data = bytearray(stored[index][1])
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        bad = [*stored[:index], (stored[index][0], bytes(data)), *stored[index + 1 :]]
+        with pytest.raises(reasons.ChainDamaged) as caught:
+            list(verify.verify_chain(make.document, bad))
+        assert caught.value.height == index + 1
+        assert f"block {index + 1}: " in str(caught.value)
+    swapped = [stored[1], stored[0], *stored[2:]]
+    with pytest.raises(reasons.ChainDamaged, match="block 1: UnknownParent"):
+        list(verify.verify_chain(make.document, swapped))
+    wrong_name = [(bytes(32), stored[0][1])]
+    with pytest.raises(reasons.ChainDamaged, match="StoredBlockDiffers"):
+        list(verify.verify_chain(make.document, wrong_name))
+
+
+def test_encodings_are_strict():
+    make = Maker()
+    block = make.add([make.anchor(VOLUME, 1)]).block
+    data = encode_block(block)
+    assert decode_block(data) == block
+    assert decode_header(encode_header(block.header)) == block.header
+    for bad in (data[:-1], data + b"\0", b"", b"\x92"):
+        with pytest.raises(reasons.MalformedBlock):
+            decode_block(bad)
+    with pytest.raises(reasons.BlockTooBig):
+        decode_block(data, limit=len(data) - 1)
+    with pytest.raises(reasons.MalformedBlock):
+        decode_header(bytes(1000))
+    assert mine(block).header.parent == network_id(make.document)
+
+
+def test_a_full_block_is_within_the_limit_and_one_more_byte_is_not():
+    document = easy_network(block_max=8192, transaction_max=4096)
+    make = Maker(document)
+    pool = make.pool()
+    for number in range(12):
+        pool.add(make.anchor(bytes([number + 1]) * 32, 1), make.tip.time)
+    chosen = pool.select(make.tip.time + 2)
+    assert 4 <= len(chosen) < 12
+    block = mine(chain.build_block(document, make.tip, chosen, MINER_KEY, make.tip.time + 2, make.nodes.get))
+    assert len(encode_block(block)) <= 8192
+    make.check(block)
+    with pytest.raises(reasons.BlockTooBig):
+        make.check(make.build([make.anchor(bytes([n + 1]) * 32, 1) for n in range(12)]))
+
+
+def test_locator_reaches_back_to_genesis():
+    make = Maker()
+    ids = [make.tip.id]
+    for _ in range(40):
+        ids.append(make.add().point.id)
+    found = chain.locator(make.tip, lambda height: ids[height])
+    assert found[0] == make.tip.id
+    assert found[-1] == ids[0]
+    assert len(found) < 20

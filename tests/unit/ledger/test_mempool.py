@@ -1,0 +1,190 @@
+"""The mempool: what waits is valid, in order and bounded; what a block takes is valid in that block."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsdecloud.crypto import sign
+from fsdecloud.errors import InvalidTransaction
+from fsdecloud.ledger import mempool, reasons
+from fsdecloud.ledger.transactions import Coinbase, decode_tx, encode_tx, tx_id
+
+sys.path.insert(0, str(Path(__file__).parent))
+from chainmaker import GENESIS_TIME, MINER, MINER_KEY, Maker, commitment_of, easy_network
+
+VOLUME = bytes([2]) * 32
+ALICE = bytes([3]) * 32
+ALICE_KEY = sign.public_key(ALICE)
+NOW = GENESIS_TIME + 10
+
+
+def ids_of(*data: bytes) -> list[bytes]:
+    return [tx_id(decode_tx(item)) for item in data]
+
+
+def test_queues_anchors_and_gives_one_per_block():
+    make = Maker()
+    pool = make.pool()
+    anchors = [make.anchor(VOLUME, n) for n in (1, 2, 3)]
+    assert [pool.add(a, NOW) for a in anchors] == ids_of(*anchors)
+    assert pool.add(anchors[1], NOW) == ids_of(anchors[1])[0]
+    assert len(pool) == 3
+    for anchor in anchors:
+        chosen = pool.select(NOW)
+        assert [encode_tx(tx) for tx in chosen] == [anchor]
+        make.add([anchor])
+        dropped = pool.rebase(make.state, make.tip.height + 1, NOW)
+        assert [encode_tx(d.tx) for d, _ in dropped] == [anchor]
+    assert len(pool) == 0
+    assert pool.size == 0
+
+
+def test_refuses_with_the_reason_and_changes_nothing():
+    make = Maker()
+    make.add()
+    pool = make.pool()
+    pool.add(make.transfer(MINER, ALICE_KEY, 100, 0), NOW)
+    before = pool.ids()
+    for data, reason in (
+        (make.transfer(MINER, ALICE_KEY, 100, 2), reasons.WrongNonce),
+        (make.transfer(MINER, ALICE_KEY, 101, 0), reasons.Conflict),
+        (make.transfer(ALICE, MINER_KEY, 100, 0), reasons.NotEnoughMoney),
+        (make.transfer(MINER, ALICE_KEY, 1, 1, fee=0), reasons.BadStamp),
+        (make.anchor(VOLUME, 2), reasons.WrongPredecessor),
+        (b"junk", reasons.MalformedTransaction),
+        (encode_tx(Coinbase(1, 2, MINER_KEY, 5)), reasons.MisplacedCoinbase),
+    ):
+        with pytest.raises(reason):
+            pool.add(data, NOW)
+        assert pool.ids() == before
+    forged = bytearray(make.anchor(VOLUME, 1))
+    forged[-1] ^= 1
+    with pytest.raises(reasons.BadSignature):
+        pool.add(bytes(forged), NOW)
+
+
+def test_an_anchor_signed_again_takes_the_place_of_the_one_that_waits():
+    make = Maker()
+    pool = make.pool()
+    old = make.anchor(VOLUME, 1, lease_expiry=NOW + 10)
+    follower = make.anchor(VOLUME, 2, lease_expiry=NOW + 20)
+    new = make.anchor(VOLUME, 1, commitment=bytes([5]) * 32, lease_expiry=NOW + 30)
+    pool.add(old, NOW)
+    pool.add(follower, NOW)
+    pool.add(new, NOW)
+    assert list(pool.ids()) == ids_of(new)
+    with pytest.raises(reasons.Conflict):
+        pool.add(old, NOW)
+    paid = make.anchor(VOLUME, 1, commitment=bytes([6]) * 32, lease_expiry=NOW + 40, fee=5)
+    with pytest.raises(reasons.NotEnoughMoney):
+        pool.add(paid, NOW)
+    assert list(pool.ids()) == ids_of(new)
+
+
+def test_a_register_is_replaced_by_a_newer_one():
+    make = Maker()
+    pool = make.pool()
+    pool.add(make.register(ALICE, 5), NOW)
+    pool.add(make.register(ALICE, 6, url="wss://127.0.0.1:9"), NOW)
+    with pytest.raises(reasons.Conflict):
+        pool.add(make.register(ALICE, 4), NOW)
+    assert len(pool) == 1
+    make.add([encode_tx(tx) for tx in pool.select(NOW)])
+    assert [r.url for _, r in make.state().registry()] == ["wss://127.0.0.1:9"]
+
+
+def test_the_best_paid_come_first_but_never_before_what_they_need():
+    make = Maker()
+    make.add()
+    make.add([make.transfer(MINER, ALICE_KEY, 1000, 0)])
+    pool = make.pool()
+    cheap = make.transfer(MINER, ALICE_KEY, 1, 1, fee=1)
+    rich = make.transfer(MINER, ALICE_KEY, 1, 2, fee=900)
+    middle = make.transfer(ALICE, MINER_KEY, 1, 0, fee=500)
+    free = make.anchor(VOLUME, 1)
+    for data in (free, cheap, rich, middle):
+        pool.add(data, NOW)
+    assert [encode_tx(tx) for tx in pool.select(NOW)] == [middle, cheap, free, rich]
+    make.add([encode_tx(tx) for tx in pool.select(NOW)])
+
+
+def test_transactions_of_a_left_branch_come_back():
+    make = Maker()
+    fork = make.tip
+    pool = make.pool()
+    anchor = make.anchor(VOLUME, 1)
+    pool.add(anchor, NOW)
+    block = make.add([anchor]).block
+    pool.rebase(make.state, 2, NOW)
+    assert len(pool) == 0
+    later = make.anchor(VOLUME, 2)
+    pool.add(later, NOW)
+    make.tip = fork
+    make.add(recipient=ALICE_KEY)
+    make.add(recipient=ALICE_KEY)
+    pool.rebase(make.state, 3, NOW, returned=block.transactions)
+    assert list(pool.ids()) == ids_of(anchor, later)
+
+
+def test_112_limits_per_sender_and_in_all():
+    make = Maker()
+    pool = make.pool()
+    for number in range(1, mempool.SENDER_MAX + 1):
+        pool.add(make.anchor(VOLUME, number), NOW)
+    with pytest.raises(reasons.PoolFull):
+        pool.add(make.anchor(VOLUME, mempool.SENDER_MAX + 1), NOW)
+    make.add()
+    small = mempool.Mempool(make.document, limit=4000)
+    small.rebase(make.state, 2, NOW)
+    for number in range(3):
+        small.add(make.anchor(bytes([100 + number]) * 32, 1), NOW)
+    with pytest.raises(reasons.PoolFull):
+        small.add(make.anchor(bytes([110]) * 32, 1), NOW)
+    small.add(make.transfer(MINER, ALICE_KEY, 1, 0, fee=10), NOW)
+    assert small.size <= 4000
+    assert len(small) == 3
+
+
+def test_random_traffic_always_gives_valid_blocks():
+    make = Maker(easy_network(minimum_fee=0))
+    rng = random.Random(7)
+    seeds = [bytes([n]) * 32 for n in range(1, 6)]
+    for seed in seeds:
+        make.add(recipient=sign.public_key(seed))
+    pool = make.pool()
+    heads: dict[bytes, int] = {}
+    nonces: dict[bytes, int] = {}
+    for _ in range(150):
+        seed = rng.choice(seeds)
+        key = sign.public_key(seed)
+        choice = rng.random()
+        if choice < 0.4:
+            sequence = heads.get(seed, 0) + rng.choice([0, 1, 1, 1, 2])
+            data = make.anchor(seed, max(1, sequence), lease_expiry=NOW + rng.randrange(100))
+        elif choice < 0.8:
+            nonce = nonces.get(key, 0) + rng.choice([0, 0, 0, 1])
+            data = make.transfer(
+                seed, sign.public_key(rng.choice(seeds)), rng.randrange(1, 10**9), nonce, rng.randrange(9)
+            )
+        else:
+            data = make.register(seed, rng.randrange(20))
+        try:
+            pool.add(data, NOW)
+        except InvalidTransaction:
+            continue
+        tx = decode_tx(data)
+        if choice < 0.4:
+            heads[seed] = tx.sequence
+        elif choice < 0.8:
+            nonces[key] = tx.nonce + 1
+        if rng.random() < 0.2:
+            make.add([encode_tx(tx) for tx in pool.select(NOW)])
+            pool.rebase(make.state, make.tip.height + 1, NOW)
+    total = sum(make.state().account(sign.public_key(seed)).balance for seed in seeds)
+    total += make.state().account(MINER_KEY).balance
+    assert total == make.tip.height * make.document.subsidy
+    assert commitment_of(1) == (1).to_bytes(32)
