@@ -92,6 +92,10 @@ class Mempool:
         found = self._waiting.get(identity)
         return None if found is None else found.data
 
+    def next_nonce(self, key: bytes) -> int:
+        """Return the nonce of a key's next transfer, after those that wait."""
+        return self._need_view().account(key).nonce
+
     def verified(self) -> frozenset[bytes]:
         """Return the encoded transactions whose signatures need no second look in a block."""
         return frozenset(waiting.data for waiting in self._waiting.values())

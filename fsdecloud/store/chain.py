@@ -1,0 +1,300 @@
+"""The chain of this machine on disk: blocks, state nodes, the best chain and its indexes, in one LMDB environment.
+
+Blocking. Reads may come from any thread; writes from one thread at a time (LMDB makes others wait). One LMDB transaction
+connects a block with everything that follows from it, so after a crash the store is at a block or at the one before.
+Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
+
+    meta      "network" document, "tip" block id
+    points    block id -> Point                              every valid block, on whatever branch
+    bodies    block id -> encoded block
+    levels    height + block id -> b""                       all blocks of a height
+    best      height -> block id                             the best chain
+    txs       transaction id -> height, index                of the best chain
+    anchors   volume + sequence -> height, index             of the best chain
+    nodes     reference -> state node                        of the last states (`prune`)
+    invalid   block id -> reason                             never to be asked for again
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from fsdecloud import codec
+from fsdecloud.errors import InvalidBlock, MalformedError, StoreCorrupt
+from fsdecloud.ledger.blocks import Block, decode_block
+from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, genesis_point
+from fsdecloud.ledger.network import NetworkDocument, decode_network, encode_network
+from fsdecloud.ledger.state import reachable_nodes
+from fsdecloud.ledger.transactions import Anchor, decode_tx, tx_id
+from fsdecloud.limits import CHAIN_MAP_SIZE
+from fsdecloud.store.environment import Environment, Transaction, open_environment
+from fsdecloud.types import BlockId, TxId
+
+_NETWORK: Final = b"network"
+_TIP: Final = b"tip"
+_PLACE: Final = struct.Struct(">QI")
+_INVALID_MAX: Final = 4096
+"""Invalid blocks remembered: enough to drop whoever repeats them, too few to fill a disk."""
+
+
+class ChainStore:
+    """An open chain store. Made by `open_chain`."""
+
+    def __init__(self, environment: Environment, document: NetworkDocument) -> None:
+        self._env = environment
+        self.document = document
+        self._meta = environment.database(b"meta")
+        self._points = environment.database(b"points")
+        self._bodies = environment.database(b"bodies")
+        self._levels = environment.database(b"levels")
+        self._best = environment.database(b"best")
+        self._txs = environment.database(b"txs")
+        self._anchors = environment.database(b"anchors")
+        self._nodes = environment.database(b"nodes")
+        self._invalid = environment.database(b"invalid")
+        self._begin()
+
+    # ---- reading ---------------------------------------------------------------------------------------------------
+    def tip(self) -> Point:
+        """Return the last block of the best chain."""
+        with self._env.read() as txn:
+            identity = txn.get(_TIP, db=self._meta)
+            data = None if identity is None else txn.get(identity, db=self._points)
+        if data is None:
+            raise self._corrupt("its tip is missing")
+        return self._point(data)
+
+    def point(self, identity: BlockId) -> Point | None:
+        """Return a stored block's point, on whatever branch."""
+        with self._env.read() as txn:
+            data = txn.get(identity, db=self._points)
+        return None if data is None else self._point(data)
+
+    def best_at(self, height: int) -> BlockId | None:
+        """Return the id of the best chain's block at a height; the network's id at 0."""
+        if not 0 <= height < 1 << 63:
+            return None
+        with self._env.read() as txn:
+            data = txn.get(height.to_bytes(8), db=self._best)
+        return None if data is None else BlockId(data)
+
+    def block(self, identity: BlockId) -> bytes | None:
+        """Return an encoded block; None for an unknown one and for the genesis block, which has no bytes."""
+        with self._env.read() as txn:
+            return txn.get(identity, db=self._bodies)
+
+    def blocks_from(self, height: int, count: int, limit: int) -> tuple[bytes, ...]:
+        """Return encoded blocks of the best chain from `height` (at least 1) on: at most `count` and, but for the first,
+        `limit` bytes."""
+        found: list[bytes] = []
+        size = 0
+        with self._env.read() as txn:
+            for number in range(max(1, height), max(1, height) + count):
+                identity = txn.get(number.to_bytes(8), db=self._best)
+                data = None if identity is None else txn.get(identity, db=self._bodies)
+                if data is None or (found and size + len(data) > limit):
+                    break
+                found.append(data)
+                size += len(data)
+        return tuple(found)
+
+    def find_tx(self, identity: TxId) -> tuple[bytes, int, int] | None:
+        """Return a transaction of the best chain: its bytes, height and index in the block."""
+        with self._env.read() as txn:
+            return self._at(txn, txn.get(identity, db=self._txs))
+
+    def anchors(self, volume: bytes, first: int, count: int) -> tuple[tuple[bytes, int], ...]:
+        """Return a volume's anchors of the best chain from sequence number `first` on: (bytes, height), ascending."""
+        found: list[tuple[bytes, int]] = []
+        with self._env.read() as txn:
+            for sequence in range(max(1, first), min(max(1, first) + count, 1 << 63)):
+                place = self._at(txn, txn.get(volume + sequence.to_bytes(8), db=self._anchors))
+                if place is None:
+                    break
+                found.append(place[:2])
+        return tuple(found)
+
+    def node(self, ref: bytes) -> bytes | None:
+        """Return an encoded state node."""
+        with self._env.read() as txn:
+            return txn.get(ref, db=self._nodes)
+
+    def invalid_reason(self, identity: BlockId) -> str | None:
+        """Return why a block was found invalid, None if it was not."""
+        with self._env.read() as txn:
+            data = txn.get(identity, db=self._invalid)
+        return None if data is None else data.decode("utf-8", "replace")
+
+    def stored_blocks(self) -> Iterator[tuple[BlockId | None, bytes]]:
+        """Yield (id, bytes) of the best chain from height 1 on, as stored; b"" for a block that is missing. Each step is
+        a transaction of its own, so that a long verification pins no old pages."""
+        height = 1
+        top = self.tip().height
+        while height <= top:
+            identity = self.best_at(height)
+            yield identity, (b"" if identity is None else self.block(identity) or b"")
+            height += 1
+
+    # ---- writing ---------------------------------------------------------------------------------------------------
+    def add(self, checked: CheckedBlock, data: bytes, switch: Switch | None) -> None:
+        """Store a checked block whose bytes are `data`, and move the tip along `switch` (which ends with it), if given."""
+        point = checked.point
+        with self._env.write() as txn:
+            for ref, node in checked.nodes.items():
+                txn.put(ref, node, db=self._nodes)
+            txn.put(point.id, data, db=self._bodies)
+            txn.put(point.id, codec.encode(point), db=self._points)
+            txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
+            if switch is not None:
+                self._move(txn, switch)
+
+    def move_tip(self, switch: Switch) -> None:
+        """Make a stored branch the best chain."""
+        with self._env.write() as txn:
+            self._move(txn, switch)
+
+    def mark_invalid(self, identity: BlockId, reason: str) -> None:
+        """Remember that no chain may hold this block."""
+        with self._env.write() as txn:
+            if txn.stat(self._invalid)["entries"] >= _INVALID_MAX:
+                with txn.cursor(db=self._invalid) as cursor:
+                    if cursor.first():
+                        cursor.delete()
+            txn.put(identity, reason.encode()[:1000], db=self._invalid)
+
+    def prune(self, depth: int) -> int:
+        """Drop the state nodes that only states more than `depth` blocks below the tip need; return how many. States of
+        other branches within that depth are kept: a reorganisation may return to them."""
+        lowest = max(0, self.tip().height - depth)
+        roots: set[bytes] = set()
+        with self._env.write() as txn:
+            with txn.cursor(db=self._levels) as cursor:
+                found = cursor.set_range(lowest.to_bytes(8))
+                while found:
+                    data = txn.get(cursor.key()[8:], db=self._points)
+                    if data is not None:
+                        roots.add(self._point(data).state_root)
+                    found = cursor.next()
+            live = reachable_nodes(lambda ref: txn.get(ref, db=self._nodes), roots)
+            dropped = 0
+            with txn.cursor(db=self._nodes) as cursor:
+                found = cursor.first()
+                while found:
+                    if cursor.key() in live:
+                        found = cursor.next()
+                    else:
+                        found = cursor.delete() and bool(cursor.key())
+                        dropped += 1
+        return dropped
+
+    def close(self) -> None:
+        """Close the store."""
+        self._env.close()
+
+    def __enter__(self) -> ChainStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- inner -----------------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        """Write the genesis point on first use; refuse a store of another network."""
+        expected = encode_network(self.document)
+        with self._env.read() as txn:
+            stored = txn.get(_NETWORK, db=self._meta)
+        if stored is None:
+            genesis = genesis_point(self.document)
+            with self._env.write() as txn:
+                txn.put(_NETWORK, expected, db=self._meta)
+                txn.put(_TIP, genesis.id, db=self._meta)
+                txn.put(genesis.id, codec.encode(genesis), db=self._points)
+                txn.put(bytes(8) + genesis.id, b"", db=self._levels)
+                txn.put(bytes(8), genesis.id, db=self._best)
+        elif stored != expected:
+            raise StoreCorrupt(f"{self._env.path} holds the chain of another network: move it away to sync again")
+
+    def _move(self, txn: Transaction, switch: Switch) -> None:
+        for point in switch.leave:
+            for identity, tx, _ in self._contents(txn, point):
+                txn.delete(identity, db=self._txs)
+                if isinstance(tx, Anchor):
+                    txn.delete(tx.volume + tx.sequence.to_bytes(8), db=self._anchors)
+            txn.delete(point.height.to_bytes(8), db=self._best)
+        for point in switch.enter:
+            for identity, tx, place in self._contents(txn, point):
+                txn.put(identity, place, db=self._txs)
+                if isinstance(tx, Anchor):
+                    txn.put(tx.volume + tx.sequence.to_bytes(8), place, db=self._anchors)
+            txn.put(point.height.to_bytes(8), point.id, db=self._best)
+        tip = switch.enter[-1] if switch.enter else switch.fork
+        txn.put(_TIP, tip.id, db=self._meta)
+
+    def _contents(self, txn: Transaction, point: Point) -> Iterator[tuple[TxId, object, bytes]]:
+        """Yield id, transaction and place of everything in a stored block."""
+        for index, data in enumerate(self._body(txn, point.id).transactions):
+            tx = decode_tx(data)
+            yield tx_id(tx), tx, _PLACE.pack(point.height, index)
+
+    def _at(self, txn: Transaction, place: bytes | None) -> tuple[bytes, int, int] | None:
+        if place is None:
+            return None
+        height, index = _PLACE.unpack(place)
+        identity = txn.get(height.to_bytes(8), db=self._best)
+        if identity is None:
+            raise self._corrupt(f"block {height} is missing")
+        transactions = self._body(txn, BlockId(identity)).transactions
+        if index >= len(transactions):
+            raise self._corrupt(f"block {height} has no transaction {index}")
+        return transactions[index], height, index
+
+    def _body(self, txn: Transaction, identity: BlockId) -> Block:
+        data = txn.get(identity, db=self._bodies)
+        if data is None:
+            raise self._corrupt(f"block {identity.hex()} is missing")
+        try:
+            return decode_block(data)
+        except InvalidBlock as exc:
+            raise self._corrupt(f"block {identity.hex()} does not decode ({exc})") from exc
+
+    def _point(self, data: bytes) -> Point:
+        try:
+            return codec.decode(data, Point)
+        except MalformedError as exc:
+            raise self._corrupt(f"an index entry does not decode ({exc})") from exc
+
+    def _corrupt(self, why: str) -> StoreCorrupt:
+        return StoreCorrupt(f"{self._env.path} is damaged: {why}; move it away and the daemon syncs again from others")
+
+
+def open_chain(path: Path, document: NetworkDocument | None = None, *, map_size: int = CHAIN_MAP_SIZE) -> ChainStore:
+    """Open the chain store in directory `path`, made if missing when `document` is given.
+
+    Without a document, the stored one is used. Raises StoreCorrupt for a store of another network or without one.
+    """
+    environment = open_environment(path, map_size, 16)
+    try:
+        if document is None:
+            document = _stored_document(environment)
+        return ChainStore(environment, document)
+    except BaseException:
+        environment.close()
+        raise
+
+
+def _stored_document(environment: Environment) -> NetworkDocument:
+    meta = environment.database(b"meta")
+    with environment.read() as txn:
+        data = txn.get(_NETWORK, db=meta)
+    if data is None:
+        raise StoreCorrupt(f"{environment.path} holds no chain")
+    try:
+        return decode_network(data)
+    except MalformedError as exc:
+        raise StoreCorrupt(f"{environment.path} is damaged: its network document does not decode ({exc})") from exc

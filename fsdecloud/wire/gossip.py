@@ -1,0 +1,162 @@
+"""What ledger daemons say to each other (net.websocket, subprotocol SUBPROTOCOL): one message per websocket message.
+
+Pure. Both sides begin with `Hello`; before it a server answers only `GetNetwork`, so that a newcomer that knows nothing
+but an address can learn the network (and check its hash against the address). Then, either way:
+
+    GetHeaders -> Headers      headers after the first known id of a locator, at most HEADERS_MAX
+    GetBlocks  -> Blocks       those blocks that are at hand, in the order asked, as many as fit one message
+    GetTxs     -> Txs          likewise from the mempool
+    GetPeers   -> Peers        addresses of other daemons
+    NewTip                     the sender's best chain has a new tip
+    Offer                      ids of transactions the sender can give
+
+Answers come in the order of the questions. Every list is bounded where it is decoded. Not here: what is done about any of
+it (`ledgerd.session`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeAlias, cast
+
+import msgspec
+from msgspec import Meta
+
+from fsdecloud import codec
+from fsdecloud.errors import MalformedError, RemoteProtocolError
+from fsdecloud.limits import BLOCK_MAX, MESSAGE_MAX, MIB, TX_MAX
+
+SUBPROTOCOL: Final = "decloud-ledger/1"
+VERSION: Final = 1
+LOCATOR_MAX: Final = 64
+HEADERS_MAX: Final = 500
+"""About 120 KiB: one round trip moves the chain on by a quarter of an hour even at two seconds a block."""
+
+BLOCKS_MAX: Final = 64
+TXS_MAX: Final = 256
+IDS_MAX: Final = 1000
+PEERS_MAX: Final = 100
+BATCH_BYTES: Final = MIB
+"""Answers with blocks or transactions stop growing past this (one block is always sent)."""
+
+_HEADER_MAX: Final = 512
+_URL_MAX: Final = 512
+
+Id = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Url = Annotated[str, Meta(max_length=_URL_MAX)]
+HeaderBytes = Annotated[bytes, Meta(max_length=_HEADER_MAX)]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    """Who speaks, and how far its chain is."""
+
+    version: int
+    network: Id
+    url: Url
+    """Where the sender is reached; empty if nowhere."""
+    nonce: Id
+    """Random for each process: who receives its own has called itself."""
+    height: Annotated[int, Meta(ge=0, le=(1 << 40) - 1)]
+    work: Id
+    """Cumulative work, big-endian. A claim: what counts are the headers."""
+    tip: Id
+
+
+class GetNetwork(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    """Ask for the network document."""
+
+
+class Network(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+    """The network document's bytes; their BLAKE3 is the network id."""
+
+    document: Annotated[bytes, Meta(max_length=4096)]
+
+
+class GetHeaders(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
+    """Ask for the headers of the other's best chain after the first of these ids that is in it."""
+
+    locator: Annotated[tuple[Id, ...], Meta(max_length=LOCATOR_MAX)]
+
+
+class Headers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
+    """Encoded headers, ascending, each the parent of the next."""
+
+    headers: Annotated[tuple[HeaderBytes, ...], Meta(max_length=HEADERS_MAX)]
+
+
+class GetBlocks(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
+    """Ask for blocks by id."""
+
+    ids: Annotated[tuple[Id, ...], Meta(min_length=1, max_length=BLOCKS_MAX)]
+
+
+class Blocks(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7):
+    """Encoded blocks."""
+
+    blocks: Annotated[tuple[Annotated[bytes, Meta(max_length=BLOCK_MAX)], ...], Meta(max_length=BLOCKS_MAX)]
+
+
+class NewTip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8):
+    """The sender's best chain ends with this header."""
+
+    header: HeaderBytes
+    work: Id
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=9):
+    """Ids of transactions in the sender's mempool."""
+
+    ids: Annotated[tuple[Id, ...], Meta(max_length=IDS_MAX)]
+
+
+class GetTxs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=10):
+    """Ask for transactions by id."""
+
+    ids: Annotated[tuple[Id, ...], Meta(min_length=1, max_length=TXS_MAX)]
+
+
+class Txs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=11):
+    """Encoded transactions."""
+
+    txs: Annotated[tuple[Annotated[bytes, Meta(max_length=TX_MAX)], ...], Meta(max_length=TXS_MAX)]
+
+
+class GetPeers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=12):
+    """Ask for addresses of ledger daemons."""
+
+
+class Peers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=13):
+    """Addresses of ledger daemons."""
+
+    urls: Annotated[tuple[Url, ...], Meta(max_length=PEERS_MAX)]
+
+
+Message: TypeAlias = (
+    Hello
+    | GetNetwork
+    | Network
+    | GetHeaders
+    | Headers
+    | GetBlocks
+    | Blocks
+    | NewTip
+    | Offer
+    | GetTxs
+    | Txs
+    | GetPeers
+    | Peers
+)
+
+
+def encode_message(message: Message) -> bytes:
+    """Return the bytes of one websocket message."""
+    return codec.encode(message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Return the message in `data`. Raises RemoteProtocolError."""
+    if len(data) > MESSAGE_MAX:
+        raise RemoteProtocolError(f"a message has at most {MESSAGE_MAX} bytes, not {len(data)}")
+    try:
+        return cast("Message", codec.decode_loose(data, cast("type[Any]", Message)))
+    except MalformedError as exc:
+        raise RemoteProtocolError(f"not a ledger message: {exc}") from exc
