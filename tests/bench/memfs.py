@@ -148,7 +148,11 @@ class MemoryFs(pyfuse3.Operations):
         parent = self.nodes[parent_ino]
         if name in parent.entries:
             raise FUSEError(errno.EEXIST)
-        gid = parent.attr.st_gid if parent.attr.st_mode & stat.S_ISGID else ctx.gid
+        gid = ctx.gid
+        if parent.attr.st_mode & stat.S_ISGID:
+            gid = parent.attr.st_gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
         node = self._new(mode & ~ctx.umask, ctx.uid, gid, rdev)
         self._add(parent, name, node)
         node.lookups += 1
@@ -288,6 +292,8 @@ class MemoryFs(pyfuse3.Operations):
         return mine
 
     async def setxattr(self, inode, name, value, ctx):
+        if name.startswith(b"system.posix_acl_"):
+            raise FUSEError(errno.EOPNOTSUPP)
         self.nodes[inode].xattrs[name] = value
 
     async def getxattr(self, inode, name, ctx):
