@@ -185,6 +185,30 @@ def test_deleting_all_but_one_end_of_a_tall_tree(keep):
         assert set(nodes.puts) <= set(expected_nodes)
 
 
+def test_the_right_edge_of_a_tall_tree():
+    """The last node of a level may have a single child: it can be all that is left, and it is not all that there is."""
+    items = make_items(9000, key_size=60, value_size=0)
+    keys = sorted(items)
+    nodes = Nodes()
+    root = nodes.build(items)
+    assert nodes.get(root).level == 2
+    last_inner = [node for _, node in walk(nodes.get, root) if node.level == 1][-1]
+    assert len(last_inner.keys) > 1
+
+    # Everything below the last inner node but one item: the first node touched is its parent's first, not its level's.
+    first = last_inner.keys[0]
+    left = {key: b"" for key in keys if key <= first}
+    assert nodes.update(root, [(key, None) for key in keys if key > first]) == simple_root(left)[0]
+
+    # Its first leaf alone stays, then the tree before it goes: from a tree of three levels to that leaf.
+    left = {key: b"" for key in keys if key < last_inner.keys[1]}
+    root = nodes.update(root, [(key, None) for key in keys if key not in left])
+    assert [len(node.keys) for _, node in walk(nodes.get, root) if node.level == 1][-1] == 1
+    nodes.puts.clear()
+    assert nodes.update(root, [(key, None) for key in keys if key < first]) == last_inner.refs[0]
+    assert nodes.puts == []
+
+
 def test_nothing_changes_nothing_is_put():
     items = make_items(2000)
     nodes = Nodes()
