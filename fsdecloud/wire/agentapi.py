@@ -105,6 +105,8 @@ class FetchEntry(msgspec.Struct, frozen=True, array_like=True):
     id: EntryId
     ahead: bool
     """True for read-ahead: foreground requests go first."""
+    holders: tuple[PeerId, ...] = ()
+    """Not empty: a whole copy that is in no location map (a manifest); ask these peers first, then all others."""
 
 
 class FetchedEntry(msgspec.Struct, frozen=True, array_like=True):
