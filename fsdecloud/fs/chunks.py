@@ -45,45 +45,45 @@ class Inline(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
-    """The first `base_length` bytes (at least one) of the entry `ref`, and at most MAX_PATCHES patches over them."""
+    """A base, the first `length` bytes of the entry `ref` (None exactly when `length` is 0), and at most MAX_PATCHES patches.
 
-    base_length: int
-    ref: Ref
+    One of the two is there. The chunk may reach further than `length`: see `extent`.
+    """
+
+    length: int
+    ref: Ref | None
     patches: tuple[Patch, ...] = ()
 
-    @property
-    def length(self) -> int:
-        """Offset after the last byte that base or patches cover."""
-        return max(self.base_length, max((patch.end for patch in self.patches), default=0))
+
+Chunk: TypeAlias = Hole | Inline | Stored
 
 
-ChunkValue: TypeAlias = Hole | Inline | Stored
-
-
-def encode(value: ChunkValue) -> bytes:
-    """Return the tree value. Raises MalformedError for one that `decode` would refuse, such as 65 patches."""
+def encode_chunk(value: Chunk) -> bytes:
+    """Return the tree value. Raises MalformedError for one that `decode_chunk` would refuse, such as 65 patches."""
     _validate(value)
     return codec.encode(value)
 
 
-def decode(data: bytes) -> ChunkValue:
+def decode_chunk(data: bytes) -> Chunk:
     """Return the value whose canonical encoding is `data`.
 
     Raises MalformedError for anything else: an extent past the chunk's end, an empty one, a reference of another length, too
     many patches (fault 90).
     """
-    value: ChunkValue = codec.decode(data, ChunkValue)  # type: ignore[arg-type]  # a union is a form, not a class, for mypy
+    value: Chunk = codec.decode(data, Chunk)  # type: ignore[arg-type]  # a union is a form, not a class, for mypy
     _validate(value)
     return value
 
 
-def _validate(value: ChunkValue) -> None:
+def _validate(value: Chunk) -> None:
     if isinstance(value, Inline):
         if not 1 <= len(value.data) <= INLINE_MAX:
             raise MalformedError(f"an inline chunk has 1 to {INLINE_MAX} bytes, not {len(value.data)}")
     elif isinstance(value, Stored):
-        if not 1 <= value.base_length <= CHUNK_SIZE:
-            raise MalformedError(f"a chunk's base has 1 to {CHUNK_SIZE} bytes, not {value.base_length}")
+        if not 0 <= value.length <= CHUNK_SIZE or (value.ref is None) != (value.length == 0):
+            raise MalformedError(f"a chunk's base of {value.length} bytes, or one without its reference")
+        if value.ref is None and not value.patches:
+            raise MalformedError("a stored chunk that names no entry")
         if len(value.patches) > MAX_PATCHES:
             raise MalformedError(f"a chunk has at most {MAX_PATCHES} patches, not {len(value.patches)}")
         for patch in value.patches:
@@ -93,84 +93,85 @@ def _validate(value: ChunkValue) -> None:
             raise MalformedError("a chunk's reference has 32 bytes of id and 32 of key")
 
 
-def refs(value: ChunkValue) -> tuple[Ref, ...]:
-    """Return the references of the entries that hold the chunk: the base's, then the patches' in their order."""
-    return (value.ref, *(patch.ref for patch in value.patches)) if isinstance(value, Stored) else ()
+def refs(value: Chunk) -> tuple[Ref, ...]:
+    """Return the references of the entries that hold the chunk: the base's if there is one, then the patches' in order."""
+    if not isinstance(value, Stored):
+        return ()
+    patches = tuple(patch.ref for patch in value.patches)
+    return patches if value.ref is None else (value.ref, *patches)
 
 
-def length(value: ChunkValue) -> int:
-    """Return the offset after the last byte that the value covers; beyond are zeros."""
+def extent(value: Chunk) -> int:
+    """Return the offset after the last byte that inline data, base or patches cover; beyond are zeros."""
     if isinstance(value, Stored):
-        return value.length
+        return max(value.length, max((patch.end for patch in value.patches), default=0))
     return len(value.data) if isinstance(value, Inline) else 0
 
 
-def clip(value: ChunkValue, size: int) -> ChunkValue:
-    """Return the value after a truncation to `size` bytes of the chunk: what lies beyond reads as zeros for ever."""
-    if size <= 0:
+def clip(value: Chunk, length: int) -> Chunk:
+    """Return the value after a truncation to `length` bytes of the chunk: what lies beyond reads as zeros for ever."""
+    if length <= 0:
         return Hole()
-    if size >= length(value):
+    if length >= extent(value):
         return value
     if isinstance(value, Inline):
-        return Inline(value.data[:size])
+        return Inline(value.data[:length])
     assert isinstance(value, Stored), "a hole covers nothing"
     patches = tuple(
-        patch if patch.end <= size else Patch(patch.offset, size - patch.offset, patch.ref)
+        patch if patch.end <= length else Patch(patch.offset, length - patch.offset, patch.ref)
         for patch in value.patches
-        if patch.offset < size
+        if patch.offset < length
     )
-    return Stored(min(value.base_length, size), value.ref, patches)
+    return Stored(min(value.length, length), value.ref, patches) if value.ref is not None or patches else Hole()
 
 
-def takes_patches(value: ChunkValue, ranges: Sequence[tuple[int, bytes]]) -> bool:
-    """Return whether the dirty (offset, bytes) ranges may become patches of the value; otherwise it is written whole.
+def can_patch(value: Chunk) -> bool:
+    """Return whether `with_patch` may be used: inline data is at hand, so it is written whole instead."""
+    return not isinstance(value, Inline)
 
-    Inline data and holes are at hand and get no patches; a stored chunk gets as many as need no fold.
+
+def with_patch(value: Chunk, patch: Patch) -> Stored:
+    """Return the value with `patch` on top; base and patches that it covers wholly are dropped.
+
+    Raises ValueError for an inline chunk. The result may have to be folded (`needs_fold`) before it can be encoded.
     """
-    if not isinstance(value, Stored):
-        return False
-    count = len(value.patches) + len(ranges)
-    held = sum(patch.length for patch in value.patches) + sum(len(data) for _, data in ranges)
-    end = max((offset + len(data) for offset, data in ranges), default=0)
-    return not _is_overgrown(count, held, max(value.length, end))
-
-
-def with_patch(value: Stored, patch: Patch) -> Stored:
-    """Return the value with `patch` on top; patches that it covers wholly are dropped. See `takes_patches`, `needs_fold`."""
+    if isinstance(value, Inline):
+        raise ValueError("an inline chunk is written whole, not patched")  # noqa: TRY004 - the value, not its Python type
+    if isinstance(value, Hole):
+        return Stored(0, None, (patch,))
     patches = tuple(old for old in value.patches if old.offset < patch.offset or old.end > patch.end)
-    return Stored(value.base_length, value.ref, (*patches, patch))
+    if patch.offset == 0 and patch.length >= value.length:
+        return Stored(0, None, (*patches, patch))
+    return Stored(value.length, value.ref, (*patches, patch))
 
 
-def needs_fold(value: ChunkValue) -> bool:
+def needs_fold(value: Chunk) -> bool:
     """Return whether the chunk should be written whole: over MAX_PATCHES patches, or they hold over half of its bytes."""
     if not isinstance(value, Stored) or not value.patches:
         return False
-    return _is_overgrown(len(value.patches), sum(patch.length for patch in value.patches), value.length)
+    return len(value.patches) > MAX_PATCHES or 2 * sum(patch.length for patch in value.patches) > extent(value)
 
 
-def _is_overgrown(count: int, held: int, covered: int) -> bool:
-    return count > MAX_PATCHES or 2 * held > covered
-
-
-def assemble(value: ChunkValue, base: bytes | None, patches: Sequence[bytes], size: int) -> bytes:
+def assemble(value: Chunk, base: bytes | None, patches: Sequence[bytes], size: int) -> bytes:
     """Return the chunk's first `size` bytes, zeros where nothing is.
 
-    `base` and `patches` are the opened entries that `refs` names, in its order (None and () when it names none). Raises
+    `base` and `patches` are the opened entries that `refs` names, in its order; `base` is None where there is none. Raises
     MalformedError when one is shorter than the value says, or their number is another.
     """
     if isinstance(value, Hole):
         return bytes(size)
     if isinstance(value, Inline):
         return value.data[:size].ljust(size, b"\0")
-    if base is None or len(patches) != len(value.patches):
+    if (base is None) != (value.ref is None) or len(patches) != len(value.patches):
         raise MalformedError("a chunk's entries are not those that its value names")
-    if len(base) < value.base_length:
-        raise MalformedError(f"a chunk's base has {len(base)} bytes, its value says {value.base_length}")
-    if not patches and size <= value.base_length:
+    if base is not None and len(base) < value.length:
+        raise MalformedError(f"a chunk's base has {len(base)} bytes, its value says {value.length}")
+    if base is not None and not patches and size <= value.length:
         return base if len(base) == size else base[:size]
     buffer = bytearray(size)
-    shown = min(value.base_length, size)
-    buffer[:shown] = memoryview(base)[:shown]
+    if base is not None:
+        shown = min(value.length, size)
+        buffer[:shown] = memoryview(base)[:shown]
     for patch, data in zip(value.patches, patches, strict=True):
         if len(data) < patch.length:
             raise MalformedError(f"a chunk's patch has {len(data)} bytes, its value says {patch.length}")

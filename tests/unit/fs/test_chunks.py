@@ -37,28 +37,26 @@ class ChunkMachine(RuleBasedStateMachine):
 
     def assembled(self, size):
         opened = [self.entries[ref] for ref in chunks.refs(self.value)]
-        return chunks.assemble(self.value, opened[0] if opened else None, opened[1:], size)
+        has_base = isinstance(self.value, Stored) and self.value.ref is not None
+        return chunks.assemble(self.value, opened.pop(0) if has_base else None, opened, size)
 
     @rule(data=st.binary(min_size=1, max_size=SPACE), is_inline=st.booleans())
     def write_whole(self, data, is_inline):
         self.value = Inline(data) if is_inline else Stored(len(data), self.store(data))
         self.data = bytearray(data.ljust(SPACE, b"\0"))
 
-    @precondition(lambda self: isinstance(self.value, Stored))
+    @precondition(lambda self: chunks.can_patch(self.value))
     @rule(offset=st.integers(0, SPACE - 1), data=st.binary(min_size=1, max_size=20))
     def patch(self, offset, data):
         data = data[: SPACE - offset]
-        takes = chunks.takes_patches(self.value, [(offset, data)])
-        patched = chunks.with_patch(self.value, Patch(offset, len(data), self.store(data)))
-        assert not (takes and chunks.needs_fold(patched) and len(patched.patches) > len(self.value.patches))
-        self.value = patched
+        self.value = chunks.with_patch(self.value, Patch(offset, len(data), self.store(data)))
         self.data[offset : offset + len(data)] = data
         if len(self.value.patches) > 8:
             self.fold()
 
     @rule()
     def fold(self):
-        size = chunks.length(self.value)
+        size = chunks.extent(self.value)
         if size:
             self.write_whole(self.assembled(size), is_inline=False)
 
@@ -66,17 +64,17 @@ class ChunkMachine(RuleBasedStateMachine):
     def truncate(self, size):
         self.value = chunks.clip(self.value, size)
         self.data[size:] = bytes(SPACE - size)
-        assert chunks.length(self.value) <= size
+        assert chunks.extent(self.value) <= size
 
     @invariant()
     def shows_the_bytes(self):
-        for size in (0, 1, chunks.length(self.value), SPACE):
+        for size in (0, 1, chunks.extent(self.value), SPACE):
             assert self.assembled(size) == self.data[:size]
-        assert not any(self.data[chunks.length(self.value) :])
+        assert not any(self.data[chunks.extent(self.value) :])
 
     @invariant()
     def survives_the_tree(self):
-        assert chunks.decode(chunks.encode(self.value)) == self.value
+        assert chunks.decode_chunk(chunks.encode_chunk(self.value)) == self.value
 
 
 TestChunks = ChunkMachine.TestCase
@@ -91,26 +89,36 @@ def test_what_a_truncation_cut_off_never_shows_again():
 
 
 def test_folding():
-    base = Stored(1000, make_ref(1))
-    assert not chunks.needs_fold(base)
+    value = Stored(1000, make_ref(1))
+    assert not chunks.needs_fold(value)
     for number in range(MAX_PATCHES):
-        assert chunks.takes_patches(base, [(number * 2, b"x")])
-        base = chunks.with_patch(base, Patch(number * 2, 1, make_ref(number)))
-    assert not chunks.needs_fold(base)
-    assert not chunks.takes_patches(base, [(999, b"x")])
-    assert chunks.needs_fold(chunks.with_patch(base, Patch(999, 1, make_ref(5))))
+        value = chunks.with_patch(value, Patch(number * 2, 1, make_ref(number)))
+        assert not chunks.needs_fold(value)
+    full = chunks.with_patch(value, Patch(999, 1, make_ref(5)))
+    assert chunks.needs_fold(full)
     with pytest.raises(MalformedError):
-        chunks.encode(chunks.with_patch(base, Patch(999, 1, make_ref(5))))
-    assert len(chunks.with_patch(base, Patch(0, 500, make_ref(5))).patches) == 1
-    assert chunks.takes_patches(Stored(1000, make_ref(1)), [(500, bytes(500))])
-    assert not chunks.takes_patches(Stored(1000, make_ref(1)), [(400, bytes(501))])
-    assert not chunks.takes_patches(Inline(b"x"), [(0, b"x")])
-    assert not chunks.takes_patches(Hole(), [(0, b"x")])
+        chunks.encode_chunk(full)
+    half = chunks.with_patch(value, Patch(0, 500, make_ref(5)))
+    assert len(half.patches) == 1
+    assert not chunks.needs_fold(half)
+    assert chunks.needs_fold(chunks.with_patch(value, Patch(0, 501, make_ref(5))))
+    assert not chunks.needs_fold(Hole())
+    assert not chunks.needs_fold(Inline(b"x"))
+
+
+def test_patching():
+    patch = Patch(0, 10, make_ref(1))
+    assert chunks.with_patch(Hole(), patch) == Stored(0, None, (patch,))
+    assert chunks.with_patch(Stored(10, make_ref(2)), patch) == Stored(0, None, (patch,))
+    assert chunks.with_patch(Stored(11, make_ref(2)), patch) == Stored(11, make_ref(2), (patch,))
+    assert not chunks.can_patch(Inline(b"x"))
+    with pytest.raises(ValueError, match="inline"):
+        chunks.with_patch(Inline(b"x"), patch)
 
 
 def test_a_full_chunk_value_fits_a_tree_value():
     patches = tuple(Patch(CHUNK_SIZE - 1 - number, 1, make_ref(number)) for number in range(MAX_PATCHES))
-    assert len(chunks.encode(Stored(CHUNK_SIZE, make_ref(1), patches))) < 6 << 10
+    assert len(chunks.encode_chunk(Stored(CHUNK_SIZE, make_ref(1), patches))) < 6 << 10
 
 
 REF = [bytes(32), bytes(32)]
@@ -125,6 +133,9 @@ REF = [bytes(32), bytes(32)]
         [2, CHUNK_SIZE + 1, REF, []],
         [2, -1, REF, []],
         [2, 5, None, []],
+        [2, 5, None, [[0, 1, REF]]],
+        [2, 0, None, []],
+        [2, 0, REF, [[0, 1, REF]]],
         [2, 5, [bytes(31), bytes(32)], []],
         [2, 5, [bytes(32), bytes(33)], []],
         [2, 5, REF, [[-1, 2, REF]]],
@@ -141,16 +152,16 @@ REF = [bytes(32), bytes(32)]
 )
 def test_fault_90_values_that_make_no_sense_are_malformed(fields):
     with pytest.raises(MalformedError):
-        chunks.decode(codec.encode(fields))
+        chunks.decode_chunk(codec.encode(fields))
 
 
 @given(st.binary(max_size=100))
 def test_any_bytes_decode_to_a_value_or_are_malformed(data):
     try:
-        value = chunks.decode(data)
+        value = chunks.decode_chunk(data)
     except MalformedError:
         return
-    assert chunks.encode(value) == data
+    assert chunks.encode_chunk(value) == data
 
 
 def test_entries_that_are_not_what_the_value_says_are_malformed():
