@@ -19,11 +19,12 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final, NoReturn, TypeVar, cast
+from typing import Final, NoReturn, TypeVar
 
 import trio
 import trio_websocket
 import wsproto.utilities
+from wsproto import ConnectionType
 
 from fsdecloud.errors import (
     FsdecloudError,
@@ -35,6 +36,7 @@ from fsdecloud.errors import (
 )
 from fsdecloud.limits import CONNECT_TIMEOUT, KEEPALIVE, MESSAGE_MAX, PEER_CONNECTIONS_MAX, RECEIVE_BUFFER
 from fsdecloud.net.address import Address, format_endpoint
+from fsdecloud.net.frames import Framing
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.tls import (
     TlsStream,
@@ -157,50 +159,67 @@ class Channel:
 
 
 class _Reader:
-    """Runs trio-websocket's reader task, which takes this for a nursery, and keeps what ended it.
+    """Runs a connection's reader task, and keeps what ended it.
 
     Its parsers let hostile bytes surface as many an exception (UnicodeError for a bad Host, LocalProtocolError for a ping
     after our close); one of them must end this connection and nothing else.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self.ended = trio.Event()
-        self.error: Exception | None = None
+    def __init__(self, websocket: trio_websocket.WebSocketConnection) -> None:
+        self._websocket = websocket
+        self._ended = trio.Event()
+        self._error: Exception | None = None
 
-    def start_soon(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Start the reader."""
-        self._nursery.start_soon(self._run, work)
-
-    async def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def run(self) -> None:
+        """Read until the connection ends."""
         try:
-            await work()
+            await self._websocket._reader_task()  # noqa: SLF001 - what wrap_client_stream and wrap_server_stream start
         except Exception as exc:  # noqa: BLE001 - see the class: whatever it is, it is the other side's doing
-            self.error = exc
+            self._error = exc
         finally:
-            self.ended.set()
+            self._ended.set()
 
-    async def finish(self, step: Callable[..., Awaitable[T]], where: str) -> T:
-        """Return `await step(self)`, or raise PeerUnavailable when the reader ends before that is done."""
-        result: T | None = None
+    async def finish(self, step: Callable[[], Awaitable[T]], where: str) -> T:
+        """Return `await step()`, or raise PeerUnavailable when the reader ends before that is done."""
+        results: list[T] = []
         async with open_background() as nursery:
             nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
-            result = await step()
-        if result is None:
+            results.append(await step())
+        if not results:
             raise PeerUnavailable(f"{where}: {self._why()}")
-        return result
+        return results[0]
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
-        await self.ended.wait()
+        await self._ended.wait()
         scope.cancel()
 
     def _why(self) -> str:
-        if isinstance(self.error, trio_websocket.ConnectionRejected):
-            text = (self.error.body or b"")[:REASON_MAX].decode("ascii", "replace")
-            return f"refused with HTTP status {self.error.status_code} {printable(text)}".rstrip()
-        if self.error is not None:
-            return f"no websocket there: {printable(str(self.error))}"
+        if isinstance(self._error, trio_websocket.ConnectionRejected):
+            text = (self._error.body or b"")[:REASON_MAX].decode("ascii", "replace")
+            return f"refused with HTTP status {self._error.status_code} {printable(text)}".rstrip()
+        if self._error is not None:
+            return f"no websocket there: {printable(str(self._error))}"
         return "the connection was closed during the handshake"
+
+
+def _websocket(
+    stream: TlsStream,
+    side: ConnectionType,
+    host: str | None = None,
+    path: str | None = None,
+    subprotocols: list[str] | None = None,
+) -> trio_websocket.WebSocketConnection:
+    """Return trio-websocket's connection over `stream`, with our framing: its own functions would take wsproto's."""
+    return trio_websocket.WebSocketConnection(
+        stream,
+        Framing(side),
+        host=host,
+        path=path,
+        client_subprotocols=subprotocols,
+        message_queue_size=QUEUE_SIZE,
+        max_message_size=MESSAGE_MAX,
+        receive_buffer_size=RECEIVE_BUFFER,
+    )
 
 
 def printable(text: str) -> str:
@@ -252,19 +271,10 @@ async def _open(address: Address, subprotocol: str, nursery: trio.Nursery) -> Ch
         key = certificate_key(der)
         if address.id is not None and key != address.id:
             raise PeerUnavailable(f"{where} is {key.hex()}, not {address.id.hex()}")
-        reader = _Reader(nursery)
-        wrap = partial(
-            trio_websocket.wrap_client_stream,
-            cast("trio.Nursery", reader),
-            cast("trio.SocketStream", stream),  # any stream will do; its annotation is narrower than its code
-            where,
-            f"/{key.hex()}",
-            subprotocols=[subprotocol],
-            message_queue_size=QUEUE_SIZE,
-            max_message_size=MESSAGE_MAX,
-            receive_buffer_size=RECEIVE_BUFFER,
-        )
-        websocket = await reader.finish(wrap, where)
+        websocket = _websocket(stream, ConnectionType.CLIENT, where, f"/{key.hex()}", [subprotocol])
+        reader = _Reader(websocket)
+        nursery.start_soon(reader.run)
+        await reader.finish(websocket._open_handshake.wait, where)  # noqa: SLF001 - as wrap_client_stream does
         if websocket.subprotocol != subprotocol:
             raise PeerUnavailable(f"{where} does not speak {subprotocol}")
     except ProtocolError as exc:
@@ -362,16 +372,10 @@ class _Server:
 
     async def _accept(self, stream: TlsStream, nursery: trio.Nursery, remote: str) -> Channel | None:
         await stream.do_handshake()
-        reader = _Reader(nursery)
-        wrap = partial(
-            trio_websocket.wrap_server_stream,
-            cast("trio.Nursery", reader),
-            stream,
-            message_queue_size=QUEUE_SIZE,
-            max_message_size=MESSAGE_MAX,
-            receive_buffer_size=RECEIVE_BUFFER,
-        )
-        request = await reader.finish(wrap, remote)
+        websocket = _websocket(stream, ConnectionType.SERVER)
+        reader = _Reader(websocket)
+        nursery.start_soon(reader.run)
+        request = await reader.finish(websocket._get_request, remote)  # noqa: SLF001 - as wrap_server_stream does
         if any(name.lower() == b"origin" for name, _ in request.headers):
             await request.reject(403, body=b"not for browsers")
         elif request.path != f"/{self._key.hex()}":
@@ -381,7 +385,7 @@ class _Server:
         elif self._open >= self._connections_max:
             await request.reject(503, body=b"too many connections")
         else:
-            websocket = await request.accept(subprotocol=self._subprotocol)
+            await request.accept(subprotocol=self._subprotocol)
             return Channel(websocket, stream, server_key=self._key, server_certificate=self._certificate, remote=remote)
         return None
 

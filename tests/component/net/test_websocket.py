@@ -1,0 +1,392 @@
+"""Channels over loopback sockets: what arrives, who is refused, and what a silent or hostile other side can do."""
+
+import ssl
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import Request
+
+from fsdecloud.crypto import sign
+from fsdecloud.errors import PeerUnavailable, RemoteProtocolError, UsageError
+from fsdecloud.limits import MESSAGE_MAX, MIB
+from fsdecloud.net import tls, websocket
+from fsdecloud.net.address import Address
+from fsdecloud.net.tls import TlsStream
+from fsdecloud.net.websocket import connect, serve
+
+SUB = "test/1"
+SEED = b"s" * 32
+KEY = sign.public_key(SEED)
+
+
+def run(work):
+    async def bounded():
+        with trio.fail_after(30):
+            await work()
+
+    trio.run(bounded)
+
+
+async def echo(channel):
+    while True:
+        await channel.send(await channel.receive())
+
+
+@asynccontextmanager
+async def server(handler=echo, **options):
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(
+            lambda task_status: serve("127.0.0.1", 0, SEED, SUB, handler, task_status=task_status, **options)
+        )
+        yield Address("127.0.0.1", port, KEY)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def raw(address):
+    """A TLS connection without websocket."""
+    stream = TlsStream(await trio.open_tcp_stream(address.host, address.port), tls.client_context(), server_side=False)
+    await stream.do_handshake()
+    try:
+        yield stream
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def drain(stream):
+    data = bytearray()
+    try:
+        while part := await stream.receive_some():
+            data += part
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    return bytes(data)
+
+
+@asynccontextmanager
+async def upgraded(address):
+    """A hostile client: a raw stream after a right handshake."""
+    async with raw(address) as stream:
+        ws = WSConnection(ConnectionType.CLIENT)
+        await stream.send_all(ws.send(Request(host="h", target=f"/{KEY.hex()}", subprotocols=[SUB])))
+        data = await stream.receive_some()
+        assert data.startswith(b"HTTP/1.1 101"), data
+        yield stream
+
+
+def test_messages_of_every_size_arrive_in_order():
+    async def work():
+        sizes = [0, 1, 125, 126, 65535, 65536, MIB, MESSAGE_MAX]
+        async with server() as address, connect(address, subprotocol=SUB) as channel:
+            assert channel.server_key == KEY
+            assert channel.certificate_hash == tls.certificate_hash(tls.make_certificate(SEED))
+            for size in sizes:
+                message = bytes(i * 7 & 255 for i in range(min(size, 999))).ljust(size, b"x")
+                await channel.send(message)
+                assert await channel.receive() == message
+            with pytest.raises(ValueError, match="at most"):
+                await channel.send(bytes(MESSAGE_MAX + 1))
+
+    run(work)
+
+
+def test_a_certificate_is_the_same_bytes_every_time():
+    assert tls.make_certificate(SEED) == tls.make_certificate(SEED)
+    assert tls.certificate_key(tls.make_certificate(SEED)) == KEY
+    with pytest.raises(RemoteProtocolError):
+        tls.certificate_key(b"not a certificate")
+
+
+def test_another_key_than_the_pinned_one_is_refused():
+    async def work():
+        async with server() as address:
+            wrong = Address(address.host, address.port, bytes(32))
+            with pytest.raises(PeerUnavailable, match=f"is {KEY.hex()}, not 0000"):
+                async with connect(wrong, subprotocol=SUB):
+                    pass
+            with pytest.raises(PeerUnavailable, match=r"400 only test/1"):
+                async with connect(address, subprotocol="other/1"):
+                    pass
+
+    run(work)
+
+
+def test_fault_56_whatever_else_answers_is_not_taken_for_a_node():
+    async def captive(stream):
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        await stream.aclose()
+
+    async def hangs_up(stream):
+        await stream.receive_some()
+        await stream.aclose()
+
+    async def work():
+        for handler in (captive, hangs_up):
+            async with trio.open_nursery() as nursery:
+                listeners = await nursery.start(trio.serve_tcp, handler, 0)
+                port = listeners[0].socket.getsockname()[1]
+                with pytest.raises(PeerUnavailable, match="TLS"):
+                    async with connect(Address("localhost", port), subprotocol=SUB):
+                        pass
+                nursery.cancel_scope.cancel()
+        for address in (Address("127.0.0.1", port), Address("no-such-host.invalid", 1)):
+            with pytest.raises(PeerUnavailable, match="cannot connect"):
+                async with connect(address, subprotocol=SUB):
+                    pass
+
+    run(work)
+
+
+def test_tls_that_speaks_http_is_refused():
+    async def work():
+        context = tls.server_context(SEED)
+
+        async def portal(stream):
+            secure = TlsStream(stream, context, server_side=True)
+            await secure.do_handshake()
+            await secure.receive_some()
+            await secure.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            await secure.aclose()
+
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(trio.serve_tcp, portal, 0)
+            port = listeners[0].socket.getsockname()[1]
+            with pytest.raises(PeerUnavailable, match="HTTP status 200"):
+                async with connect(Address("localhost", port), subprotocol=SUB):
+                    pass
+            nursery.cancel_scope.cancel()
+
+    run(work)
+
+
+def test_old_tls_is_not_spoken():
+    async def work():
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        async with server() as address:
+            stream = TlsStream(await trio.open_tcp_stream(address.host, address.port), old, server_side=False)
+            with pytest.raises(PeerUnavailable, match="TLS"):
+                await stream.do_handshake()
+            await trio.aclose_forcefully(stream)
+
+    run(work)
+
+
+GOOD = [
+    "Host: h",
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version: 13",
+    f"Sec-WebSocket-Protocol: {SUB}",
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        (f"/{KEY.hex()}", GOOD, 101),
+        (f"/{KEY.hex()}", [*GOOD, "Origin: https://evil.example"], 403),
+        ("/", GOOD, 404),
+        (f"/{KEY.hex()}", GOOD[:-1], 400),
+        (f"/{KEY.hex()}", GOOD[1:], 400),
+        (f"/{KEY.hex()}", [*GOOD, "X: " + "y" * 40_000], 431),
+        (f"/{KEY.hex()}", ["Host: h", "Content-Length: 3", "Content-Length: 4"], 400),
+    ],
+)
+def test_fault_83_and_84_requests_of_browsers_and_smugglers(target, headers, status):
+    async def work():
+        async with server() as address, raw(address) as stream:
+            await stream.send_all("\r\n".join([f"GET {target} HTTP/1.1", *headers, "", ""]).encode())
+            answer = await (stream.receive_some() if status == 101 else drain(stream))
+            assert answer.startswith(f"HTTP/1.1 {status}".encode()), answer
+            if status == 101:
+                assert b"xtensions" not in answer  # fault 80: no compression
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        (b"\x82\x02hi", 1002),  # not masked
+        (b"\xc2\x82abcdhi", 1002),  # a reserved bit
+        (b"\x83\x82abcdhi", 1002),  # a reserved opcode
+        (b"\x09\x82abcdhi", 1002),  # a fragmented ping
+        (b"\x89\xfe\x00\x7eabcd" + bytes(126), 1002),  # a long ping
+        (b"\x88\x82abcd" + bytes(a ^ b for a, b in zip(b"\x03\xee", b"abcd", strict=False)), 1002),  # close with 1006
+        (b"\x81\x82abcd" + bytes(a ^ b for a, b in zip(b"\xff\xff", b"abcd", strict=False)), 1007),  # not UTF-8
+        (b"\x81\x82abcd" + bytes(a ^ b for a, b in zip(b"hi", b"abcd", strict=False)), 1003),  # text
+        (b"\x80\x82abcdhi", 1002),  # a continuation of nothing
+        (b"\x82\xff" + (MESSAGE_MAX + 1).to_bytes(8, "big") + b"abcd" + bytes(MESSAGE_MAX + 1), 1009),
+        (b"\x82\xff" + b"\xff" * 8 + b"abcd", 1002),
+        (b"\x82\xfe\x00\x01abcdh", 1002),  # a long form of a short length
+    ],
+)
+def test_fault_81_frames_that_rfc_6455_forbids(frames, code):
+    async def work():
+        async with server() as address:
+            async with upgraded(address) as stream:
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(frames)
+                answer = await drain(stream)
+                # trio-websocket closes without a word where wsproto's parser fails
+                assert (int.from_bytes(answer[2:4], "big") if answer else 1002) in (code, 1002)
+                assert answer or code not in (1003, 1009)
+            async with connect(address, subprotocol=SUB) as channel:
+                await channel.send(b"still served")
+                assert await channel.receive() == b"still served"
+
+    run(work)
+
+
+@pytest.mark.parametrize("frame", [b"\x02\x80abcd", b"\x8a\x80abcd"], ids=["fragments", "pongs"])
+def test_fault_81_endless_frames_without_a_message(frame, monkeypatch):
+    monkeypatch.setattr(tls, "UNDELIVERED_MAX", 200_000)
+
+    async def work():
+        async with server() as address, upgraded(address) as stream:
+            await stream.send_all(frame)
+            flood = (b"\x00\x80abcd" if frame[0] == 2 else frame) * 5000
+
+            async def pour():
+                while True:
+                    await stream.send_all(flood)
+
+            with pytest.raises(trio.BrokenResourceError):
+                await pour()
+
+    run(work)
+
+
+def test_fault_82_unfinished_handshakes_block_nobody(monkeypatch):
+    monkeypatch.setattr(websocket, "HANDSHAKES_MAX", 8)
+
+    async def work():
+        async with server() as address:
+            idle = [await trio.open_tcp_stream(address.host, address.port) for _ in range(40)]
+            async with connect(address, subprotocol=SUB) as channel:
+                await channel.send(b"x")
+                assert await channel.receive() == b"x"
+            assert await idle[0].receive_some() == b""  # the oldest gave way
+            for stream in idle:
+                await trio.aclose_forcefully(stream)
+
+    run(work)
+
+
+def test_a_full_server_says_so():
+    async def work():
+        async with server(connections_max=1) as address, connect(address, subprotocol=SUB):
+            with pytest.raises(PeerUnavailable, match="503 too many"):
+                async with connect(address, subprotocol=SUB):
+                    pass
+
+    run(work)
+
+
+def test_fault_50_a_silent_line_is_noticed_on_both_sides(monkeypatch):
+    for name in ("KEEPALIVE", "PONG_TIMEOUT"):
+        monkeypatch.setattr(websocket, name, 0.1)
+    monkeypatch.setattr(websocket, "SILENCE_MAX", 0.3)
+
+    async def work():
+        server_lost = trio.Event()
+
+        async def handler(channel):
+            try:
+                await echo(channel)
+            finally:
+                server_lost.set()
+
+        async with server(handler) as address:
+            gate = trio.Event()
+            gate.set()
+
+            async def hole(near):
+                """A line that stops carrying anything, without closing."""
+                far = await trio.open_tcp_stream(address.host, address.port)
+
+                async def carry(a, b):
+                    async for data in a:
+                        await gate.wait()
+                        await b.send_all(data)
+
+                async with far, trio.open_nursery() as nursery:
+                    nursery.start_soon(carry, near, far)
+                    nursery.start_soon(carry, far, near)
+
+            async with trio.open_nursery() as nursery:
+                listeners = await nursery.start(trio.serve_tcp, hole, 0)
+                port = listeners[0].socket.getsockname()[1]
+                async with connect(Address("localhost", port, KEY), subprotocol=SUB) as channel:
+                    await channel.send(b"x")
+                    assert await channel.receive() == b"x"
+                    await trio.sleep(0.6)  # pings keep it open meanwhile
+                    await channel.send(b"y")
+                    assert await channel.receive() == b"y"
+                    gate = trio.Event()
+                    with pytest.raises(PeerUnavailable):
+                        await channel.receive()
+                await server_lost.wait()
+                nursery.cancel_scope.cancel()
+
+    run(work)
+
+
+def test_a_cancelled_send_breaks_the_channel_instead_of_the_stream_of_frames():
+    async def deaf(_channel):
+        await trio.sleep_forever()
+
+    async def work():
+        async with server(deaf) as address, connect(address, subprotocol=SUB) as channel:
+            with trio.move_on_after(0.2) as scope:
+                while True:
+                    await channel.send(bytes(MESSAGE_MAX))
+            assert scope.cancelled_caught
+            with pytest.raises(PeerUnavailable):
+                await channel.send(b"x")
+
+    run(work)
+
+
+def test_errors_of_a_handler_end_its_channel_only(caplog):
+    async def handler(channel):
+        word = await channel.receive()
+        if word == b"crash":
+            raise ZeroDivisionError
+        if word == b"protocol":
+            raise RemoteProtocolError("no such word")
+
+    async def work():
+        async with server(handler) as address:
+            for word, reason in ((b"protocol", "1002 no such word"), (b"crash", "1000"), (b"bye", "1000")):
+                async with connect(address, subprotocol=SUB) as channel:
+                    await channel.send(word)
+                    with pytest.raises(PeerUnavailable, match=reason):
+                        await channel.receive()
+
+    run(work)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_port_in_use_is_a_usage_error():
+    async def work():
+        async with server() as address:
+            with pytest.raises(UsageError, match="cannot listen on 127"):
+                await serve("127.0.0.1", address.port, SEED, SUB, echo)
+
+    run(work)
+
+
+def test_the_bodys_exception_leaves_connect_unwrapped():
+    async def work():
+        async with server() as address:
+            with pytest.raises(ZeroDivisionError):
+                async with connect(address, subprotocol=SUB):
+                    raise ZeroDivisionError
+
+    run(work)
