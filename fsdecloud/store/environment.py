@@ -240,10 +240,12 @@ def map_error(exc: lmdb.Error, path: Path) -> StoreError:
         | lmdb.InvalidError
         | lmdb.PageNotFoundError
         | lmdb.VersionMismatchError
-        | lmdb.IncompatibleError
-        | lmdb.PanicError,
+        | lmdb.IncompatibleError,
     ):
         return _corrupt(path / "data.mdb", str(exc))
+    if isinstance(exc, lmdb.PanicError):
+        # LMDB could not write a meta page before; what the disk holds is known only after opening it again.
+        return StoreError(f"{path}: an earlier write failed on the disk; restart to open it anew")
     code = getattr(exc, "code", 0)
     if code in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{path}: {os.strerror(code)}")
