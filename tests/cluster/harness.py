@@ -276,8 +276,11 @@ class Network:
         return self.decloud("down", deadline=deadline)
 
     def status(self) -> Status:
-        """Return what `decloud status --json` says about the mount."""
-        return Status(self.decloud("status", self.mountpoint, "--json", deadline=30).json())
+        """Return what `decloud status --json` says about the mount; its exit code says pending (3) or degraded (4)."""
+        result = self.decloud("status", self.mountpoint, "--json", deadline=30, check=False)
+        if result.code not in (0, 3, 4):
+            raise CommandFailed(result.describe() + self.logs())
+        return Status(result.json())
 
     def sync(self, wait: str, deadline: float = 120.0) -> Result:
         """Wait until everything written so far is `stored` or `anchored`."""
@@ -295,8 +298,10 @@ class Network:
         status = self.status()
         self._volume = str(status["volume"])
         self.decloud("umount", self.mountpoint, deadline=deadline)
-        pids = [int(status["driver_pid"]), int(status["agent_pid"])]
-        self.wait_until(lambda: not any(map(cleanup.is_alive, pids)), 30, "driver and agent end after the unmount")
+        pids = [int(status["driver_pid"]), int(status["agent_pid"] or 0)]
+        self.wait_until(
+            lambda: not any(pid and cleanup.is_alive(pid) for pid in pids), 30, "driver and agent end after the unmount"
+        )
 
     def mount(self, deadline: float = 60.0) -> Status:
         """Mount the volume again."""

@@ -76,9 +76,7 @@ def test_agent_killed_while_storing(network: Network, payload: Path) -> None:
     copy = network.start("cp", "-a", payload, network.mountpoint / "agent-killed")
     agents = []
     for _ in range(2):
-        status = network.wait_status(
-            lambda s: s["agent_pid"] > 0 and s["agent_pid"] not in agents, 30, "a new agent runs"
-        )
+        status = network.wait_status(lambda s: s["agent_pid"] not in (None, *agents), 30, "a new agent runs")
         agents.append(status["agent_pid"])
         network.kill(status["agent_pid"])
     assert network.wait_for_exit(copy, 120, "the copy during which the agent was killed") == 0

@@ -61,7 +61,7 @@ def test_flipped_bytes_in_a_live_peer(loaded: Loaded) -> None:
         named = {peer["id"]: peer["state"] for peer in network.status().peers}
         assert named.pop(liar["id"]) == "corrupt"
         assert "corrupt" not in named.values()
-        shown = network.decloud("status", network.mountpoint).out
+        shown = network.decloud("status", network.mountpoint, check=False).out
         assert "corrupt" in shown
         assert liar["id"][:8] in shown, "the text for people names the peer as well"
     finally:
