@@ -6,6 +6,7 @@ Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
 
     meta      "network" document, "tip" block id
     points    block id -> Point                              every valid block, on whatever branch
+    headers   block id -> encoded header
     bodies    block id -> encoded block
     levels    height + block id -> b""                       all blocks of a height
     best      height -> block id                             the best chain
@@ -18,14 +19,14 @@ Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from fsdecloud import codec
 from fsdecloud.errors import InvalidBlock, MalformedError, StoreCorrupt
-from fsdecloud.ledger.blocks import Block, decode_block
+from fsdecloud.ledger.blocks import Block, decode_block, encode_header
 from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, genesis_point
 from fsdecloud.ledger.network import NetworkDocument, decode_network, encode_network
 from fsdecloud.ledger.state import reachable_nodes
@@ -49,6 +50,7 @@ class ChainStore:
         self.document = document
         self._meta = environment.database(b"meta")
         self._points = environment.database(b"points")
+        self._headers = environment.database(b"headers")
         self._bodies = environment.database(b"bodies")
         self._levels = environment.database(b"levels")
         self._best = environment.database(b"best")
@@ -86,6 +88,31 @@ class ChainStore:
         """Return an encoded block; None for an unknown one and for the genesis block, which has no bytes."""
         with self._env.read() as txn:
             return txn.get(identity, db=self._bodies)
+
+    def header(self, identity: BlockId) -> bytes | None:
+        """Return a stored block's encoded header."""
+        with self._env.read() as txn:
+            return txn.get(identity, db=self._headers)
+
+    def headers_after(self, identities: Sequence[bytes], count: int) -> tuple[bytes, ...]:
+        """Return up to `count` encoded headers of the best chain after the first of these blocks that is in it, ascending;
+        none when none of them is."""
+        found: list[bytes] = []
+        with self._env.read() as txn:
+            for identity in identities:
+                data = txn.get(identity, db=self._points)
+                point = None if data is None else self._point(data)
+                if point is not None and txn.get(point.height.to_bytes(8), db=self._best) == identity:
+                    break
+            else:
+                return ()
+            for height in range(point.height + 1, point.height + 1 + count):
+                best = txn.get(height.to_bytes(8), db=self._best)
+                header = None if best is None else txn.get(best, db=self._headers)
+                if header is None:
+                    break
+                found.append(header)
+        return tuple(found)
 
     def blocks_from(self, height: int, count: int, limit: int) -> tuple[bytes, ...]:
         """Return encoded blocks of the best chain from `height` (at least 1) on: at most `count` and, but for the first,
@@ -146,6 +173,7 @@ class ChainStore:
         with self._env.write() as txn:
             for ref, node in checked.nodes.items():
                 txn.put(ref, node, db=self._nodes)
+            txn.put(point.id, encode_header(checked.block.header), db=self._headers)
             txn.put(point.id, data, db=self._bodies)
             txn.put(point.id, codec.encode(point), db=self._points)
             txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)

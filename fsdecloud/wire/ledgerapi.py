@@ -6,7 +6,10 @@ tx: TxQuery -> TxFound                       by id
 account: KeyQuery -> Account
 volume: KeyQuery -> VolumeAnchor             latest anchor on the best chain
 anchors: AnchorQuery -> AnchorList           the volume's anchors on the best chain, oldest first, paged
-blocks: BlockQuery -> BlockList              encoded blocks by height, paged (at most 1 MiB an answer, at least one)
+blocks: BlockQuery -> BlockList              encoded blocks by height, paged (at most 1 MiB an answer, at least one); the
+                                             first has height 1: the genesis block is the network document
+network: Empty -> NetworkInfo
+accept_tip: KeyQuery -> LedgerStatus         follow the stored block with this id, however deep it reorganises
 registry: Empty -> agentapi.Registry
 watch: Empty -> LedgerStatus                 afterwards `tip: TipNotice` notices are sent on this connection
 """
@@ -128,3 +131,10 @@ class BlockList(msgspec.Struct, frozen=True, array_like=True):
     """Encoded blocks by ascending height."""
 
     blocks: tuple[bytes, ...]
+
+
+class NetworkInfo(msgspec.Struct, frozen=True, array_like=True):
+    """The network document (`ledger.network`), and why a chain with more work is not followed (empty: there is none)."""
+
+    document: bytes
+    alarm: str

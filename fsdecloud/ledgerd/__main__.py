@@ -1,0 +1,69 @@
+"""`python -m fsdecloud.ledgerd run`: start a ledger daemon."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import trio
+
+from fsdecloud.config import find_paths
+from fsdecloud.errors import FsdecloudError, UsageError
+from fsdecloud.ledgerd.daemon import Options, run_daemon
+from fsdecloud.readiness import report_failure
+
+EXIT_FAILURE = 1
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the daemon that the arguments ask for, then exit: 0 after a signal, else with the error's code."""
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get("FSDECLOUD_LOG", "info").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        trio.run(run_daemon, find_paths(), options, strict_exception_groups=True)
+    except* FsdecloudError as group:
+        error = _first(group)
+        code = error.exit_code if isinstance(error, UsageError) else EXIT_FAILURE
+        report_failure(options.ready_fd, str(error), code)
+        sys.stderr.write(f"decloud-ledgerd: {error}\n")
+        sys.exit(code)
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _parse(argv: list[str]) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="decloud-ledgerd", description="Ledger daemon of fsdecloud.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run in the foreground until SIGTERM", allow_abbrev=False)
+    run.add_argument("--listen", metavar="HOST:PORT", help="where other daemons connect (default: as last time)")
+    run.add_argument("--advertise", metavar="HOST", help="the host name that others should use to reach this machine")
+    run.add_argument("--bootstrap", metavar="URL", action="append", default=[], help="another daemon; may be repeated")
+    run.add_argument("--network", metavar="FILE", type=Path, help="join the network of this document")
+    run.add_argument("--mine", action=argparse.BooleanOptionalAction, default=None, help="mine blocks")
+    run.add_argument("--ready-fd", metavar="N", type=int, help="write one line of JSON here when serving")
+    given = parser.parse_args(argv)
+    return Options(
+        listen=given.listen,
+        advertise=given.advertise,
+        bootstrap=tuple(given.bootstrap),
+        network_file=given.network,
+        mine=given.mine,
+        ready_fd=given.ready_fd,
+    )
+
+
+if __name__ == "__main__":
+    main()

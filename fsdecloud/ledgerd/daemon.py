@@ -1,0 +1,182 @@
+"""The ledger daemon's life: lock, network, store, then all tasks until a signal. One per machine.
+
+Everything here runs in the trio thread. Not here: any of what the tasks do.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from fsdecloud.config import Paths
+from fsdecloud.crypto import sign
+from fsdecloud.errors import FsdecloudError, UsageError
+from fsdecloud.ledger.network import NetworkDocument, network_id
+from fsdecloud.ledgerd.api import LocalApi
+from fsdecloud.ledgerd.hub import Hub, fetch_network
+from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.mining import Mining
+from fsdecloud.ledgerd.setup import (
+    ADDRESSES_MAX,
+    NodeConfig,
+    chain_path,
+    init_ledger,
+    load_config,
+    load_network,
+    load_node_seed,
+    read_network_file,
+    save_config,
+)
+from fsdecloud.net.address import Address, format_endpoint, parse_endpoint, parse_url
+from fsdecloud.net.unix import serve_unix
+from fsdecloud.net.websocket import serve
+from fsdecloud.readiness import notify, report_ready
+from fsdecloud.store.chain import ChainStore, open_chain
+from fsdecloud.store.lockfile import acquire_lock
+from fsdecloud.types import PeerId
+from fsdecloud.wire import gossip
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LISTEN = "127.0.0.1:0"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    listen: str | None = None
+    advertise: str | None = None
+    bootstrap: tuple[str, ...] = ()
+    network_file: Path | None = None
+    mine: bool | None = None
+    """None: mine unless the network mines idly."""
+    ready_fd: int | None = None
+
+
+async def run_daemon(paths: Paths, options: Options) -> None:
+    """Run until SIGTERM or SIGINT. Raises UsageError, StoreError or a RemoteError when the daemon cannot start."""
+    for url in options.bootstrap:
+        parse_url(url)
+    with acquire_lock(paths.lock_file("ledger")):
+        document = await _find_network(paths, options)
+        seed = load_node_seed(paths)
+        with await trio.to_thread.run_sync(open_chain, chain_path(paths), document) as store:
+            await _Daemon(paths, options, store, seed).run()
+
+
+class _Daemon:
+    """The running daemon's parts."""
+
+    def __init__(self, paths: Paths, options: Options, store: ChainStore, seed: bytes) -> None:
+        self._paths = paths
+        self._options = options
+        self._seed = seed
+        self._config = load_config(paths)
+        node = PeerId(sign.public_key(seed))
+        self._keeper = Keeper(store, lambda: int(time.time()))
+        self._hub = Hub(self._keeper, node, secrets.token_bytes(32), changed=self._remember)
+        mine = options.mine if options.mine is not None else not store.document.mine_when_idle
+        self._mining = Mining(self._keeper, node) if mine else None
+        self._api = LocalApi(self._keeper, self._hub, self._mining)
+        self._node = node
+
+    async def run(self) -> None:
+        """Serve until a signal comes."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                host, port = await self._listen(nursery)
+                self._hub.url = str(Address(self._advertised(host), port, self._node, self._keeper.network))
+                self._config = NodeConfig(format_endpoint(host, port), self._config.addresses)
+                self._remember()
+                self._hub.learn(self._options.bootstrap, given=True)
+                self._hub.learn(self._config.addresses)
+                await nursery.start(serve_unix, self._paths.socket("ledger"), self._api.methods_for)
+                nursery.start_soon(self._hub.run)
+                if self._mining is not None:
+                    nursery.start_soon(self._mining.run)
+                tip = self._keeper.tip
+                log.info(
+                    "network %s, height %d, listening at %s", self._keeper.network.hex(), tip.height, self._hub.url
+                )
+                facts = {"url": self._hub.url, "network": self._keeper.network.hex(), "height": tip.height}
+                report_ready(self._options.ready_fd, facts)
+                async for number in signals:
+                    log.info("%s: stopping", signal.Signals(number).name)
+                    notify("STOPPING=1")
+                    nursery.cancel_scope.cancel()
+                    break
+
+    async def _listen(self, nursery: trio.Nursery) -> tuple[str, int]:
+        """Listen where the command line says, or else where the last run did; return host and port."""
+        host, port = parse_endpoint(self._options.listen or self._config.listen or DEFAULT_LISTEN)
+        candidates = [port]
+        if self._config.listen:
+            last_host, last_port = parse_endpoint(self._config.listen)
+            if port == 0 and last_host == host:
+                candidates = [last_port, 0]
+            elif self._options.listen is None:
+                candidates = [port, 0]
+        for candidate in candidates:
+            server = partial(serve, host, candidate, self._seed, gossip.SUBPROTOCOL, self._hub.serve)
+            try:
+                return host, await nursery.start(server)
+            except UsageError as exc:
+                if candidate == candidates[-1]:
+                    raise
+                log.warning("%s; taking another port", exc)
+        raise AssertionError("the last candidate returns or raises")
+
+    def _advertised(self, host: str) -> str:
+        if self._options.advertise is not None:
+            return self._options.advertise
+        return socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+
+    def _remember(self) -> None:
+        addresses = self._hub.known_urls()[:ADDRESSES_MAX]
+        config = NodeConfig(self._config.listen, addresses or self._config.addresses)
+        if config != load_config(self._paths):
+            save_config(self._paths, config)
+        self._config = config
+
+
+async def _find_network(paths: Paths, options: Options) -> NetworkDocument:
+    """Return the network this machine is in, joining it first if it is in none."""
+    if options.network_file is not None:
+        document = read_network_file(options.network_file)
+        init_ledger(paths, document)
+        return document
+    present = load_network(paths)
+    wanted = {a.network for a in map(parse_url, options.bootstrap) if a.network is not None}
+    if present is not None:
+        if wanted - {network_id(present)}:
+            raise UsageError(
+                f"this machine is in network {network_id(present).hex()}, a bootstrap address names another; "
+                f"move {paths.ledger_state} away to join that one"
+            )
+        init_ledger(paths, present)
+        return present
+    if not options.bootstrap:
+        raise UsageError("this machine is in no ledger network: give --bootstrap URL or --network FILE")
+    document = await _ask_all([parse_url(url) for url in options.bootstrap])
+    init_ledger(paths, document)
+    return document
+
+
+async def _ask_all(addresses: Sequence[Address]) -> NetworkDocument:
+    """Return the first answer of the bootstrap addresses. Raises the last one's error when none answers."""
+    for address in addresses[:-1]:
+        try:
+            return await fetch_network(address)
+        except FsdecloudError as exc:
+            log.warning("%s", exc)
+    return await fetch_network(addresses[-1])

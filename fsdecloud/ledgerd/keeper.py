@@ -1,0 +1,222 @@
+"""The daemon's one view of the ledger: the stored chain, its tip, the mempool, and every change of them.
+
+All methods run in the trio thread; what takes time (signatures, state, the disk) runs in a worker thread under one lock, so
+that blocks are connected one after another. **Invariant:** `tip`, the mempool and the store change together between two
+checkpoints, after the store's transaction is durable. Not here: where blocks and transactions come from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from fsdecloud.errors import InvalidBlock
+from fsdecloud.ledger.blocks import Block, block_id, decode_block
+from fsdecloud.ledger.chain import Point, Switch, build_block, check_block, is_better, plan_switch
+from fsdecloud.ledger.mempool import Mempool
+from fsdecloud.ledger.network import network_id
+from fsdecloud.ledger.reasons import BodyMismatch, KnownInvalid, ReorgTooDeep, TimeTooNew, UnknownParent
+from fsdecloud.ledger.state import Registration, State, StateNodes
+from fsdecloud.ledger.transactions import decode_tx, tx_id
+from fsdecloud.store.chain import ChainStore
+from fsdecloud.tree.node import NodeMissing
+from fsdecloud.types import BlockId, PeerId, TxId
+
+log = logging.getLogger(__name__)
+
+PRUNE_EVERY: Final = 128
+"""Connected blocks between two sweeps of old state nodes: each sweep reads the whole state once."""
+
+PRUNE_MARGIN: Final = 28
+"""States kept below the finality depth, for branches that begin just above it."""
+
+TEMPORARY: Final = (BodyMismatch, TimeTooNew, UnknownParent)
+"""Reasons that say nothing about the header for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of a block: `is_new` if it was not stored before, `switch` if the tip moved."""
+
+    point: Point
+    is_new: bool
+    switch: Switch | None
+
+
+class Keeper:
+    """Owner of the chain store and the mempool."""
+
+    def __init__(self, store: ChainStore, clock: Callable[[], int]) -> None:
+        self.document = store.document
+        self.network = network_id(store.document)
+        self.tip = store.tip()
+        self.alarm = ""
+        """Why the best chain that others have is not followed; empty if it is."""
+        self._store = store
+        self._clock = clock
+        self._lock = trio.Lock()
+        self._connected = 0
+        self._tip_changed = trio.Event()
+        self._pool_changed = trio.Event()
+        self.on_tip: list[Callable[[Switch], None]] = []
+        """Called, not to block, after each change of the tip."""
+        self.on_tx: list[Callable[[TxId], None]] = []
+        """Called, not to block, for each transaction that enters the mempool."""
+        self.pool = Mempool(store.document)
+        self.pool.rebase(self.state, self.tip.height + 1, clock())
+
+    # ---- looking ---------------------------------------------------------------------------------------------------
+    @property
+    def store(self) -> ChainStore:
+        """The stored chain; others only read it."""
+        return self._store
+
+    def now(self) -> int:
+        """Return this machine's time in seconds since 1970."""
+        return self._clock()
+
+    def state(self) -> State:
+        """Return the state at the tip."""
+        return State(StateNodes(self._store.node).get, self.tip.state_root)
+
+    def registry(self) -> list[tuple[PeerId, Registration]]:
+        """Return all registered peers by their place."""
+        return sorted(self.state().registry(), key=lambda item: item[1].place)
+
+    def tip_event(self) -> trio.Event:
+        """Return the event of the next change of the tip. Take it before looking at the tip, then nothing is missed."""
+        return self._tip_changed
+
+    def change_event(self) -> trio.Event:
+        """Return the event of the next change of the tip or the mempool; likewise."""
+        return self._pool_changed
+
+    # ---- transactions ----------------------------------------------------------------------------------------------
+    def submit(self, data: bytes) -> tuple[TxId, int | None]:
+        """Put an encoded transaction into the mempool. Returns its id and, if it is in the best chain already, its height.
+
+        Raises an InvalidTransaction leaf.
+        """
+        identity = tx_id(decode_tx(data, self.document.transaction_max))
+        found = self._store.find_tx(identity)
+        if found is not None:
+            return identity, found[1]
+        is_new = identity not in self.pool
+        self.pool.add(data, self.now())
+        if is_new:
+            self._notify_pool()
+            for callback in self.on_tx:
+                callback(identity)
+        return identity, None
+
+    # ---- blocks ----------------------------------------------------------------------------------------------------
+    async def accept(self, data: bytes) -> Accepted:
+        """Check and store an encoded block, and follow it if its chain has the most work.
+
+        Raises an InvalidBlock leaf. A block that is invalid for ever is remembered as such, with what follows it.
+        """
+        async with self._lock:
+            accepted = await trio.to_thread.run_sync(self._connect, data, self.pool.verified())
+            if accepted.switch is not None:
+                await self._follow(accepted.switch)
+        return accepted
+
+    async def accept_tip(self, identity: BlockId) -> Point:
+        """Follow a stored block however deep it reorganises: a person said so. Raises UnknownParent if it is unknown."""
+        async with self._lock:
+            point = self._store.point(identity)
+            if point is None:
+                raise UnknownParent(f"block {identity.hex()} is not stored here")
+            switch = plan_switch(self._store.point, self.tip, point, None)
+            await trio.to_thread.run_sync(self._store.move_tip, switch)
+            self.alarm = ""
+            await self._follow(switch)
+        return point
+
+    async def build(self, recipient: bytes) -> Block | None:
+        """Return the block to mine next, None when there is nothing to record and the network does not mine idly."""
+        time = max(self.now(), self.tip.median_time + 1)
+        chosen = self.pool.select(time)
+        if not chosen and not self.document.mine_when_idle:
+            return None
+        return await trio.to_thread.run_sync(
+            build_block, self.document, self.tip, chosen, recipient, time, self._store.node
+        )
+
+    # ---- inner -----------------------------------------------------------------------------------------------------
+    def _connect(self, data: bytes, verified: frozenset[bytes]) -> Accepted:
+        """Check and store one block. Worker thread."""
+        block = decode_block(data, self.document.block_max)
+        identity = block_id(block.header)
+        known = self._store.point(identity)
+        if known is not None:
+            return Accepted(known, is_new=False, switch=None)
+        parent = self._known_parent(block, identity)
+        try:
+            checked = check_block(self.document, parent, block, self._store.node, self.now(), verified)
+        except TEMPORARY:
+            raise
+        except InvalidBlock as exc:
+            self._store.mark_invalid(identity, f"{type(exc).__name__}: {exc}")
+            raise
+        except NodeMissing as exc:
+            raise ReorgTooDeep(f"block {parent.height + 1} follows a block whose state is no longer kept") from exc
+        switch = None
+        if is_better(checked.point, self.tip):
+            try:
+                switch = plan_switch(self._store.point, self.tip, checked.point, self.document.finality_depth)
+            except ReorgTooDeep as exc:
+                self.raise_alarm(str(exc))
+        self._store.add(checked, data, switch)
+        return Accepted(checked.point, is_new=True, switch=switch)
+
+    def _known_parent(self, block: Block, identity: BlockId) -> Point:
+        for candidate in (identity, BlockId(block.header.parent)):
+            reason = self._store.invalid_reason(candidate)
+            if reason is not None:
+                if candidate != identity:
+                    self._store.mark_invalid(identity, f"descends from an invalid block ({reason})")
+                raise KnownInvalid(reason)
+        parent = self._store.point(BlockId(block.header.parent))
+        if parent is None:
+            raise UnknownParent(f"the parent of block {block.header.height} is not known")
+        return parent
+
+    async def _follow(self, switch: Switch) -> None:
+        """Take the new tip over; the store has it."""
+        returned = [tx for point in reversed(switch.leave) for tx in self._transactions(point)]
+        self.tip = switch.enter[-1] if switch.enter else switch.fork
+        dropped = self.pool.rebase(self.state, self.tip.height + 1, self.now(), returned)
+        if switch.leave:
+            log.info("left %d blocks for a chain with more work, tip %d", len(switch.leave), self.tip.height)
+        for waiting, reason in dropped:
+            log.debug("transaction %s left the mempool: %s", waiting.id.hex(), reason)
+        self._tip_changed.set()
+        self._tip_changed = trio.Event()
+        self._notify_pool()
+        for callback in self.on_tip:
+            callback(switch)
+        self._connected += len(switch.enter)
+        if self._connected >= PRUNE_EVERY:
+            self._connected = 0
+            depth = self.document.finality_depth + PRUNE_MARGIN
+            count = await trio.to_thread.run_sync(self._store.prune, depth)
+            log.debug("dropped %d old state nodes", count)
+
+    def _transactions(self, point: Point) -> tuple[bytes, ...]:
+        data = self._store.block(point.id)
+        return decode_block(data).transactions if data is not None else ()
+
+    def _notify_pool(self) -> None:
+        self._pool_changed.set()
+        self._pool_changed = trio.Event()
+
+    def raise_alarm(self, text: str) -> None:
+        """Remember and log, once, that a chain with more work is not followed."""
+        if text != self.alarm:
+            log.warning("%s: see `decloud ledger accept-tip`", text)
+        self.alarm = text
