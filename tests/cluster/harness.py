@@ -127,6 +127,7 @@ class Network:
             },
             "PATH": f"{DECLOUD.parent}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",
             "HOME": str(self.work),
+            "TMPDIR": str(self.work),
             "LC_ALL": "C.UTF-8",
             "TZ": "UTC",
             "PYTHONPATH": str(ROOT),

@@ -1,0 +1,129 @@
+"""What only the whole network has: store rate, cold reads, the driver's memory while copying, the cost of doing nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from tests.bench import transport
+from tests.bench.steps import MIB
+from tests.bench.targets import STEP_DEADLINE, Decloud, run_step
+from tests.cluster.harness import K, N, Network
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+def measure_transport(options: Any) -> dict[str, float]:
+    """Return MB/s of the bare connections, `bare_store` and `bare_fetch`."""
+    figures = transport.run(total=options.transport * MIB)
+    return {f"bare_{name}": value for name, value in figures.items()}
+
+
+def measure_network(target: Decloud, options: Any, turn: int) -> dict[str, float]:
+    """Store a large file and a tree; drop the cache; read them back from the peers.
+
+    `store` is shard bytes per second from the end of the program's fsync until all shards have receipts, so that the time in
+    which upload and program share the machine does not count; `drain` is how long that took.
+    """
+    network = target.network
+    directory = target.directory / f"cold-{turn}"
+    network.run("mkdir", directory)
+    run_step(network, "sequential_write", directory, options)
+    before, start = network.status(), time.perf_counter()
+    network.sync("stored", deadline=STEP_DEADLINE)
+    drain = time.perf_counter() - start
+    after = network.status()
+    figures = {"store": (after["uploaded_bytes"] - before["uploaded_bytes"]) / 1e6 / drain, "drain": drain}
+    sent = after["uploaded_bytes"] - before["uploaded_bytes"]
+    if sent < options.size * MIB // 4:
+        figures.pop("store")  # nearly all of it was stored before the program ended: nothing left to measure
+
+    run_step(network, "untar", directory, options)
+    network.sync("anchored", deadline=STEP_DEADLINE)
+    network.drop_cache()
+    target.apply_pins()
+    before = network.status()
+    figures |= run_step(network, "read_large", directory, options)
+    fetched = network.status()["downloaded_bytes"] - before["downloaded_bytes"]
+    if fetched < options.size * MIB:
+        raise AssertionError(f"only {fetched} bytes came from the peers: the cold read was not cold")
+    figures |= run_step(network, "read_tree", directory, options)
+    network.run("rm", "-rf", directory)
+    network.sync("stored", deadline=STEP_DEADLINE)
+    return figures
+
+
+def measure_memory(target: Decloud, options: Any) -> dict[str, float]:
+    """Copy some GiB into the mount; return the peak MiB of RssAnon + RssShmem of the driver, and of the agent."""
+    network = target.network
+    size = options.memory
+    needed = size * MIB * (1 + N // K + 1)
+    free = shutil.disk_usage(network.base).free
+    if free < needed:
+        raise AssertionError(f"copying {size} MiB needs {needed >> 30} GiB of disk, {free >> 30} GiB are free")
+    status = network.status()
+    watched = {"driver": int(status["driver_pid"]), "agent": int(status["agent_pid"])}
+    figures = {f"{name}_before": resident(pid) for name, pid in watched.items()}
+    peaks = dict.fromkeys(watched, 0.0)
+    command = (sys.executable, "-m", "tests.bench.steps", "copy_in", str(target.directory), "--size", str(size))
+    process = network.start(*command, log=network.work / "copy.log")
+    end = time.monotonic() + 60 + size / 4
+    while process.poll() is None:
+        if time.monotonic() > end:
+            network.wait_for_exit(process, 0.1, f"the copy of {size} MiB")
+        for name, pid in watched.items():
+            peaks[name] = max(peaks[name], resident(pid))
+        time.sleep(0.05)
+    if process.returncode:
+        raise AssertionError(f"the copy failed: {(network.work / 'copy.log').read_text()[-500:]}")
+    copied = re.search(r'"copy": ([0-9.]+)', (network.work / "copy.log").read_text())
+    stop = time.monotonic() + STEP_DEADLINE * 2
+    while time.monotonic() < stop:  # storing goes on after the program has ended, and takes memory as well
+        for name, pid in watched.items():
+            peaks[name] = max(peaks[name], resident(pid))
+        now = network.status()
+        if now.bytes("staged") + now.bytes("dirty") == 0:
+            break
+        time.sleep(0.5)
+    network.run("rm", target.directory / "copied")
+    figures |= {f"{name}_peak": peak for name, peak in peaks.items()}
+    if copied is not None:
+        figures["copy"] = float(copied[1])
+    return figures
+
+
+def resident(pid: int) -> float:
+    """Return MiB of anonymous and shared memory that a process holds; LMDB's pages and programs are files, not counted."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(kib) for kib in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE)) / 1024
+
+
+def measure_idle(network: Network, options: Any) -> dict[str, float]:
+    """Let everything come to rest, then return the percent of one core that all processes together use."""
+    network.sync("anchored", deadline=STEP_DEADLINE)
+    time.sleep(options.rest)
+    before, start = processor_seconds(network), time.perf_counter()
+    time.sleep(options.idle)
+    after, seconds = processor_seconds(network), time.perf_counter() - start
+    used = {name: (value - before.get(name, 0.0)) / seconds * 100 for name, value in after.items()}
+    gone = [name for name in before if name not in after]
+    if gone:
+        raise AssertionError(f"a process ended while idle: {', '.join(gone)}")
+    return {"idle": sum(used.values()), **{f"idle_{name}": value for name, value in used.items()}}
+
+
+def processor_seconds(network: Network) -> dict[str, float]:
+    """Return the processor seconds used so far by each process of the network, children that have ended included."""
+    status = network.status()
+    names = {status["driver_pid"]: "driver", status["agent_pid"]: "agent", status["ledger_pid"]: "ledger"}
+    found: dict[str, float] = {}
+    for pid in network.processes():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        name = names.get(pid, f"other-{pid}")
+        found[name] = sum(int(ticks) for ticks in fields[11:15]) / _TICKS
+    return found
