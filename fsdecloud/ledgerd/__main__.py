@@ -15,7 +15,8 @@ from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledgerd.daemon import Options, run_daemon
 from fsdecloud.readiness import report_failure
 
-EXIT_FAILURE = 1
+EXIT_FAILURE = 2
+"""The system refuses (decloud(1), EXIT STATUS); a wrong argument has its own code."""
 
 
 def main(argv: list[str] | None = None) -> None:
