@@ -139,7 +139,7 @@ class Maker:
             commitment=commitment_of(sequence) if commitment is None else commitment,
             previous=previous,
             lease_expiry=lease_expiry,
-            payload=bytes(1024),
+            payload=b"".join((sequence * 1000 + n).to_bytes(4) for n in range(256)),
             bits=4,
             **options,
         )
