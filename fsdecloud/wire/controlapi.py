@@ -71,10 +71,9 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LogQuery(msgspec.Struct, frozen=True, array_like=True):
-    """Records from a batch on: `batch` counts the volume's record batches from 0; `limit` in records (1 to 4096)."""
+    """The batch at a cursor: 0 for the first, then what `LogPage.next_batch` says."""
 
     batch: int
-    limit: int
 
 
 class LogLine(msgspec.Struct, frozen=True, array_like=True):
@@ -94,3 +93,17 @@ class LogPage(msgspec.Struct, frozen=True, array_like=True):
 
     lines: tuple[LogLine, ...]
     next_batch: int
+
+
+class AnchorNumber(msgspec.Struct, frozen=True, array_like=True):
+    """An anchor's sequence number, from 1 on."""
+
+    sequence: int
+
+
+class AnchorContents(msgspec.Struct, frozen=True, array_like=True):
+    """What an anchor commits to: manifest id, tree root id, and (count, root) of its record batches. Empty: no such."""
+
+    manifest: bytes
+    root: bytes
+    batches: tuple[tuple[int, bytes], ...]

@@ -1,0 +1,127 @@
+"""The driver's side of its agent: start it, restart it, call it.
+
+The agent is a child process on the other end of a socket pair. It may die at any time; whatever waits for it then waits
+for the next one or raises AgentLost. Secrets travel in the first message, never in argv or the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import trio
+
+from fsdecloud.errors import AgentLost, FsdecloudError, RemoteTimeout
+from fsdecloud.net.unix import NoticeHandler, RpcConnection, open_rpc
+from fsdecloud.wire.agentapi import AgentHello, AgentReady, Anchored, LedgerTip, Stored
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+START_TIMEOUT: Final = 30.0
+"""Seconds until a starting agent must answer: Python and its libraries load in one, a busy machine needs more."""
+
+RESTART_MAX: Final = 5.0
+"""Longest pause between restarts of an agent that dies at once."""
+
+STOP_TIMEOUT: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEvents:
+    """What the driver wants to be told; called in the event loop, must not block."""
+
+    ready: Callable[[], None]
+    stored: Callable[[Stored], None]
+    anchored: Callable[[Anchored], None]
+    tip: Callable[[LedgerTip], None]
+
+
+class AgentLink:
+    """The running agent, whichever process that is at the moment."""
+
+    def __init__(self, make_hello: Callable[[], AgentHello], events: AgentEvents) -> None:
+        self._make_hello = make_hello
+        self._events = events
+        self._connection: RpcConnection | None = None
+        self._connected = trio.Event()
+        self._scope: trio.CancelScope | None = None
+        self.pid = 0
+        self.restarts = 0
+
+    @property
+    def connection(self) -> RpcConnection | None:
+        """The live connection, if there is one."""
+        return self._connection
+
+    async def run(self) -> None:
+        """Keep an agent running until cancelled."""
+        pause = 0.1
+        while True:
+            started = trio.current_time()
+            try:
+                await self._run_once()
+            except FsdecloudError as exc:
+                log.warning("agent: %s", exc)
+            self.restarts += 1
+            pause = 0.1 if trio.current_time() - started > 2 * RESTART_MAX else min(pause * 2, RESTART_MAX)
+            log.warning("the agent ended; starting it again")
+            await trio.sleep(pause)
+
+    def restart(self) -> None:
+        """End the running agent; the next one is told where the volume stands now."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def call(self, method: str, params: object, result: type[R], *, timeout: float | None = None) -> R:
+        """Call the agent, waiting for one to be there. Raises its error, AgentLost, or RemoteTimeout after `timeout`."""
+        with trio.CancelScope() if timeout is None else trio.move_on_after(timeout):
+            while self._connection is None:
+                await self._connected.wait()
+            return await self._connection.call(method, params, result)
+        raise RemoteTimeout(f"{method}: the agent did not answer within {timeout:g} s")
+
+    async def _run_once(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            command = [sys.executable, "-m", "fsdecloud.agent", "--fd", str(theirs.fileno())]
+            process = await trio.lowlevel.open_process(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, cwd="/"
+            )
+            theirs.close()
+            try:
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+                notices: Mapping[str, NoticeHandler] = {
+                    "stored": (Stored, self._events.stored),
+                    "anchored": (Anchored, self._events.anchored),
+                    "ledger_tip": (LedgerTip, self._events.tip),
+                }
+                async with open_rpc(stream, {}, notices, lost=AgentLost) as connection:
+                    ready = await connection.call("hello", self._make_hello(), AgentReady, timeout=START_TIMEOUT)
+                    self.pid = ready.pid
+                    self._connection = connection
+                    self._connected.set()
+                    self._events.ready()
+                    with trio.CancelScope() as self._scope:
+                        await connection.wait_closed()
+            finally:
+                self._connection = None
+                self._connected = trio.Event()
+                self.pid = 0
+                await _stop(process)
+
+
+async def _stop(process: trio.Process) -> None:
+    """End the child: it leaves when its socket closes; one that does not is killed."""
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(STOP_TIMEOUT):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

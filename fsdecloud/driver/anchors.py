@@ -1,0 +1,269 @@
+"""Anchor: publish a commit and the operations since the last one in the ledger.
+
+One anchor is in flight at a time. When everything its commit refers to has enough receipts, the agent writes the location
+map, the manifest is stored as whole copies, the anchor is signed here (the agent cannot), made durable, and handed to the
+agent's outbox; D3 is reached when the agent reports it in a block. Commits in between are coalesced into the next one.
+
+If the ledger shows an anchor that this mount did not make, somebody else wrote the volume: this mount turns read-only and
+keeps everything it has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import trio
+
+from fsdecloud import codec
+from fsdecloud.crypto.keys import VolumeKeys
+from fsdecloud.crypto.payload import open_payload, seal_payload
+from fsdecloud.crypto.seal import Kind, open_ref, seal
+from fsdecloud.driver.agentlink import AgentLink
+from fsdecloud.driver.committer import Commit, Committer
+from fsdecloud.driver.core import Core
+from fsdecloud.driver.entries import Entries
+from fsdecloud.driver.meta import VolumeMeta
+from fsdecloud.errors import FsdecloudError, MalformedError, RemoteError
+from fsdecloud.fs.manifest import AnchorPayload, Manifest, commitment, decode_manifest, decode_payload, encode_manifest
+from fsdecloud.ledger.transactions import NO_LINK, Anchor, decode_tx, link, sign_anchor
+from fsdecloud.limits import BLOB_MAX
+from fsdecloud.types import Ref
+from fsdecloud.wire.agentapi import (
+    Anchored,
+    Empty,
+    FetchedEntry,
+    FetchEntry,
+    Holders,
+    LedgerVolume,
+    MapCommit,
+    StoreManifest,
+    SubmitAnchor,
+)
+
+log = logging.getLogger(__name__)
+
+LEASE: Final = 3600
+"""Seconds for which an anchor keeps other devices from writing; a clean unmount ends it."""
+
+READS_INTERVAL: Final = 600.0
+"""Reads alone cause an anchor at most this often."""
+
+_RETRY: Final = 2.0
+_MANIFEST_LIMIT: Final = BLOB_MAX
+
+
+class Anchors:
+    """The anchor task of one volume."""
+
+    def __init__(
+        self,
+        core: Core,
+        entries: Entries,
+        committer: Committer,
+        agent: AgentLink,
+        *,
+        network: bytes,
+        device_seed: bytes,
+    ) -> None:
+        self._core = core
+        self._entries = entries
+        self._committer = committer
+        self._agent = agent
+        self._network = network
+        self._device_seed = device_seed
+        self._wake = trio.Event()
+        self._settled = trio.Event()
+        self._urgent = False
+        self._last = trio.current_time()
+        self.height = -1
+        self.anchored_sequence = 0
+        """All changes of this mount up to here are in an anchor that is in a block."""
+        self._inflight_changes = 0
+        self.anchored_bytes = 0
+        self.anchored_count = 0
+        self._inflight_mark = (0, 0)
+        self.last_error = ""
+        self.on_change: Callable[[], None] = lambda: None
+
+    def poke(self, *, urgent: bool = False) -> None:
+        """There may be something to anchor; with `urgent` even if it is only reads."""
+        self._urgent = self._urgent or urgent
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Anchor commits until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            if self._core.read_only:
+                continue
+            try:
+                if self._committer.meta.inflight:
+                    await self._settle()
+                if self._is_due():
+                    await self._anchor(self._committer.latest)
+                self.last_error = ""
+            except FsdecloudError as exc:
+                self.last_error = f"anchor: {exc}"
+                log.warning("cannot anchor yet: %s", exc)
+                await trio.sleep(_RETRY)
+                self._wake.set()
+
+    def _is_due(self) -> bool:
+        meta, commit = self._committer.meta, self._committer.latest
+        if not commit.root or (commit.root == meta.anchored_root and not commit.batches):
+            return False
+        if commit.root != meta.anchored_root or commit.changes or self._urgent:
+            return True
+        return trio.current_time() - self._last >= READS_INTERVAL
+
+    # ---- making an anchor --------------------------------------------------------------------------------------------
+    async def _anchor(self, commit: Commit) -> None:
+        self._urgent = False
+        await self._entries.wait_anchorable(commit.mark)
+        locations = await self._agent.call("commit_map", Empty(), MapCommit)
+        meta = self._committer.meta
+        sequence = meta.sequence + 1
+        root = Ref.from_bytes(commit.root)
+        manifest = Manifest(1, sequence, time.time_ns(), root, locations.map_root, locations.host_map, commit.batches)
+        keys = self._core.keys
+        ref, sealed = seal(keys.seal_secret, Kind.MANIFEST, encode_manifest(manifest))
+        holders = await self._agent.call("store_manifest", StoreManifest(sealed), Holders)
+        records = sum(batch.count for batch in commit.batches)
+        payload = AnchorPayload(1, ref, len(sealed), holders.peers[:3], records, self._core.files, self._core.bytes)
+        committed = commitment(ref, root, commit.batches)
+        previous = link(keys.volume_id, meta.sequence, meta.commitment) if meta.sequence else NO_LINK
+        tx = await trio.to_thread.run_sync(
+            lambda: sign_anchor(
+                self._network,
+                keys.ledger_seed,
+                self._device_seed,
+                sequence=sequence,
+                commitment=committed,
+                previous=previous,
+                lease_expiry=int(time.time()) + LEASE,
+                payload=seal_payload(keys.ledger_payload_key, os.urandom(12), codec.encode(payload)),
+                takeover=meta.takeover,
+                start=int.from_bytes(os.urandom(7), "big"),
+            )
+        )
+        await self._committer.save_meta(
+            msgspec.structs.replace(
+                self._committer.meta,
+                inflight=tx,
+                inflight_commitment=committed,
+                inflight_root=commit.root,
+                inflight_batches=len(commit.batches),
+                inflight_map=locations.map_root,
+                inflight_hosts=locations.host_map,
+            )
+        )
+        self._inflight_changes = commit.change_sequence
+        self._inflight_mark = (self._entries.stored_count, self._entries.stored_bytes)
+        self._last = trio.current_time()
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Hand the in-flight anchor to the outbox and wait until it is in a block."""
+        meta = self._committer.meta
+        self._settled = trio.Event()
+        await self._agent.call("submit", SubmitAnchor(meta.inflight, meta.sequence + 1), Empty)
+        await self._settled.wait()
+
+    def resubmit(self) -> None:
+        """A new agent: its outbox may lack the in-flight anchor."""
+        if self._committer.meta.inflight:
+            self._settled.set()  # `_settle` returns and `run` begins again with the in-flight anchor
+            self._wake.set()
+
+    def take_anchored(self, notice: Anchored) -> None:
+        """Note where an anchor stands. Called in the agent connection's reader: never blocks."""
+        meta = self._committer.meta
+        if notice.error:
+            self.last_error = f"the ledger refuses anchor {notice.sequence}: {notice.error}"
+            log.error("%s", self.last_error)
+            return
+        if notice.height is None:
+            return  # taken out by a reorganisation; the outbox sends it again
+        if notice.sequence == meta.sequence:
+            self.height = notice.height
+        elif notice.sequence == meta.sequence + 1 and meta.inflight:
+            self._finish(meta, notice.height)
+        self.on_change()
+
+    def _finish(self, meta: VolumeMeta, height: int) -> None:
+        """The in-flight anchor is in a block: it becomes the anchored state."""
+        left = meta.batches[meta.inflight_batches :]
+        self._committer.meta = msgspec.structs.replace(
+            meta,
+            batches=left,
+            changes=meta.changes if left else 0,
+            sequence=meta.sequence + 1,
+            commitment=meta.inflight_commitment,
+            anchored_root=meta.inflight_root,
+            anchor_time=int(time.time()),
+            map_root=meta.inflight_map,
+            host_map=meta.inflight_hosts,
+            inflight=b"",
+            inflight_commitment=b"",
+            inflight_root=b"",
+            inflight_batches=0,
+            inflight_map=b"",
+            inflight_hosts=b"",
+            takeover=False,
+        )
+        self._committer.forget_batches(meta.inflight_batches)
+        self.height = height
+        self.anchored_sequence = max(self.anchored_sequence, self._inflight_changes)
+        self.anchored_count, self.anchored_bytes = self._inflight_mark
+        self._settled.set()
+        self._wake.set()
+
+    # ---- what the ledger says ------------------------------------------------------------------------------------------
+    async def check_head(self) -> None:
+        """Compare the ledger's latest anchor with ours; turn read-only when somebody else wrote. Raises RemoteError."""
+        found = await self._agent.call("ledger_volume", Empty(), LedgerVolume)
+        if not found.tx:
+            return
+        anchor = decode_tx(found.tx)
+        if not isinstance(anchor, Anchor):
+            raise MalformedError("the ledger daemon answered with something that is no anchor")
+        meta = self._committer.meta
+        if anchor.sequence == meta.sequence and anchor.commitment == meta.commitment:
+            self.height = found.height
+        elif anchor.sequence == meta.sequence + 1 and anchor.commitment == meta.inflight_commitment:
+            self._finish(meta, found.height)
+        elif anchor.sequence > meta.sequence:
+            self._core.read_only = (
+                f"another device wrote this volume (anchor {anchor.sequence} in block {found.height}, here {meta.sequence});"
+                " everything written here is kept"
+            )
+            log.error("read-only: %s", self._core.read_only)
+        self.on_change()
+
+
+def open_anchor(keys: VolumeKeys, anchor: Anchor) -> AnchorPayload:
+    """Return an anchor's decrypted payload. Raises SealError, MalformedError."""
+    return decode_payload(open_payload(keys.ledger_payload_key, anchor.payload))
+
+
+async def fetch_manifest(
+    keys: VolumeKeys, anchor: Anchor, agent: AgentLink, read: Callable[[FetchedEntry], bytes]
+) -> Manifest:
+    """Fetch the manifest an anchor names and check it against the anchor's commitment. Raises RemoteError, SealError."""
+    payload = open_anchor(keys, anchor)
+    request = FetchEntry(payload.manifest.id, False, payload.holders)
+    answer = await agent.call("fetch", request, FetchedEntry, timeout=60.0)
+    manifest = decode_manifest(
+        open_ref(payload.manifest, Kind.MANIFEST, answer.data or read(answer), limit=_MANIFEST_LIMIT)
+    )
+    if manifest.sequence != anchor.sequence or anchor.commitment != commitment(
+        payload.manifest, manifest.root, manifest.batches
+    ):
+        raise RemoteError(f"the manifest of anchor {anchor.sequence} is not what the anchor commits to")
+    return manifest

@@ -1,0 +1,216 @@
+"""Commit: write the pending changes into the tree, giving a new root.
+
+A commit freezes the overlay between two group commits, waits until every layer of that generation is sealed, updates the
+tree in a worker thread, and makes the new root durable together with the truncation of the journal. Programs go on
+meanwhile in the next generation. A crash before the last step leaves the old root and the whole journal; after it, the
+new root and the journal from the freeze on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+import trio
+
+from fsdecloud import codec, limits
+from fsdecloud.crypto.seal import Kind
+from fsdecloud.driver.core import Core
+from fsdecloud.driver.dirty import DirtyChunk
+from fsdecloud.driver.entries import Entries
+from fsdecloud.driver.files import Files
+from fsdecloud.driver.journal import Journal
+from fsdecloud.driver.meta import VolumeMeta
+from fsdecloud.driver.sealer import Sealer
+from fsdecloud.driver.treenodes import TreeNodes
+from fsdecloud.errors import FsdecloudError
+from fsdecloud.fs.records import RECORDS_PER_ENTRY, BatchEntry, batch_root
+from fsdecloud.tree.update import update
+from fsdecloud.types import Ref
+
+log = logging.getLogger(__name__)
+
+_RETRY: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One finished commit."""
+
+    root: bytes
+    change_sequence: int
+    """All changes up to here are in it."""
+    mark: int
+    """Its entries are those staged up to this order (`Entries.wait_anchorable`)."""
+    batches: tuple[BatchEntry, ...]
+    """Record batches that no anchor in a block has yet."""
+    changes: int
+    """How many of their records are more than reads."""
+
+
+class Committer:
+    """The commit task of one volume."""
+
+    def __init__(
+        self,
+        core: Core,
+        files: Files,
+        entries: Entries,
+        sealer: Sealer,
+        journal: Journal,
+        nodes: TreeNodes,
+        meta: VolumeMeta,
+    ) -> None:
+        self._core = core
+        self._files = files
+        self._entries = entries
+        self._sealer = sealer
+        self._journal = journal
+        self._nodes = nodes
+        self.meta = meta
+        self.latest = Commit(meta.root, 0, 0, meta.batches, meta.changes)
+        self._wake = trio.Event()
+        self._done = trio.Event()
+        self._lock = trio.Lock()
+        self.on_commit: Callable[[], None] = lambda: None
+        self.last_error = ""
+
+    def poke(self) -> None:
+        """Commit soon, without waiting for the interval."""
+        self._wake.set()
+
+    async def request(self) -> None:
+        """Commit what changed so far and return when it is done. Raises what the commit raises."""
+        if self.has_work:
+            await self.commit()
+
+    def adopt(self, meta: VolumeMeta) -> None:
+        """Start from a state that another machine anchored."""
+        self.meta = meta
+        self.latest = Commit(meta.root, 0, 0, meta.batches, meta.changes)
+
+    async def run(self) -> None:
+        """Commit pending changes every COMMIT_INTERVAL, or when poked, until cancelled."""
+        while True:
+            with trio.move_on_after(limits.COMMIT_INTERVAL):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            if not self.has_work:
+                await self._wait_work()
+                continue
+            try:
+                await self.commit()
+                self.last_error = ""
+            except FsdecloudError as exc:
+                self.last_error = f"commit: {exc}"
+                log.warning("cannot commit yet: %s", exc)
+                await trio.sleep(_RETRY)
+                self._wake.set()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything changed since the last commit."""
+        return self._core.change_sequence > self.latest.change_sequence
+
+    async def _wait_work(self) -> None:
+        """Sleep until something changes: an idle volume costs nothing."""
+        while not self.has_work and not self._wake.is_set():
+            await self._journal.wait_commit()
+
+    async def commit(self) -> Commit:
+        """Commit everything that changed before this call. Raises RemoteError, StoreError, NoSpace."""
+        async with self._lock:
+            frozen = _Frozen()
+            barrier = await self._journal.freeze(lambda: self._freeze(frozen))
+            try:
+                await self._wait_sealed(frozen)
+                batches = await self._close_batches(frozen)
+                root = await self._update_tree()
+                mark = self._entries.order
+                meta = msgspec.structs.replace(
+                    self.meta,
+                    root=root,
+                    batches=self.meta.batches + batches,
+                    batched=self.meta.batched + len(frozen.records),
+                    changes=self.meta.changes + frozen.changes,
+                )
+                await self._journal.commit(codec.encode(meta), barrier)
+            except BaseException:
+                self._core.overlay.thaw()
+                self._core.recorder.pending[:0] = frozen.records
+                self._core.recorder.pending_changes += frozen.changes
+                raise
+            self._core.overlay.commit(root)
+            self.meta = meta
+            self.latest = Commit(root, frozen.change_sequence, mark, meta.batches, meta.changes)
+        self.on_commit()
+        return self.latest
+
+    async def save_meta(self, meta: VolumeMeta) -> None:
+        """Make changed anchor state durable. The caller replaces only fields that are not the commit's."""
+        self.meta = meta
+        await self._journal.commit(codec.encode(meta))
+
+    def forget_batches(self, count: int) -> None:
+        """The oldest batches are anchored."""
+        left = self.latest.batches[count:]
+        self.latest = replace(self.latest, batches=left, changes=self.latest.changes if left else 0)
+
+    def _freeze(self, frozen: _Frozen) -> None:
+        """Begin a new generation. Everything dirty belongs to the frozen one."""
+        core = self._core
+        self._files.record_open_handles()
+        core.write_back()
+        self._files.seal_all()
+        frozen.chunks = self._sealer.waiting_chunks()
+        frozen.change_sequence = core.change_sequence
+        frozen.records, core.recorder.pending = core.recorder.pending, []
+        frozen.changes, core.recorder.pending_changes = core.recorder.pending_changes, 0
+        frozen.generation = core.overlay.freeze()
+
+    async def _wait_sealed(self, frozen: _Frozen) -> None:
+        for chunk in frozen.chunks:
+            while chunk.layers and chunk.layers[0].generation <= frozen.generation:
+                await self._sealer.wait_progress()
+
+    async def _close_batches(self, frozen: _Frozen) -> tuple[BatchEntry, ...]:
+        """Stage the records as batch entries."""
+        parts = [frozen.records[at : at + RECORDS_PER_ENTRY] for at in range(0, len(frozen.records), RECORDS_PER_ENTRY)]
+        refs = await self._entries.stage([(Kind.RECORDS, codec.encode(part)) for part in parts]) if parts else []
+        return tuple(BatchEntry(ref, len(part), batch_root(part)) for ref, part in zip(refs, parts, strict=True))
+
+    async def _update_tree(self) -> bytes:
+        """Write the frozen layer into the tree and stage the new nodes; return the new root."""
+        overlay = self._core.overlay
+        if not overlay.frozen:
+            return overlay.root
+        changes = list(overlay.frozen.items())
+        await self._nodes.fetch_paths(overlay.root, [key for key, _value in changes])
+        root, sealed = await self._core.run_in_thread(self._update, overlay.root, changes)
+        await self._entries.stage_sealed(sealed)
+        return root
+
+    def _update(self, root: bytes, changes: list[tuple[bytes, bytes | None]]) -> tuple[bytes, list[tuple[Ref, bytes]]]:
+        """Worker thread. Raises NodeMissing when the update needs a neighbour that is not here yet."""
+        sealed: list[tuple[Ref, bytes]] = []
+
+        def put(data: bytes) -> bytes:
+            ref, entry = self._nodes.seal(data)
+            sealed.append((ref, entry))
+            return ref.to_bytes()
+
+        return update(self._nodes.get, put, self._core.keys.border_secret, root, changes), sealed
+
+
+class _Frozen:
+    """What one freeze took."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.change_sequence = 0
+        self.chunks: list[DirtyChunk] = []
+        self.records: list[bytes] = []
+        self.changes = 0

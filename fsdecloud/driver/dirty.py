@@ -1,0 +1,123 @@
+"""Bytes that programs wrote and that no entry holds yet: one object for each such chunk.
+
+A chunk's dirty bytes lie in layers. Writes go to the newest, open layer. Sealing closes a layer (it never changes again)
+and turns the oldest closed one into entries in a worker thread, one layer at a time, while writes go on above it. Reads
+apply all layers, oldest first, over the chunk's value in the tree's map.
+
+`fresh` are the ranges of the open layer that the journal does not have yet; closed layers need none of it, because their
+entries are on the way. Called only from the event loop.
+"""
+
+from __future__ import annotations
+
+from fsdecloud.fs.extents import Extents
+
+_FRESH_RANGES_MAX = 64
+"""More separate unjournaled ranges than this are journaled as one whole layer."""
+
+
+class Layer:
+    """Some dirty bytes of one chunk, and the overlay generation they belong to."""
+
+    __slots__ = ("closed", "extents", "generation")
+
+    def __init__(self, generation: int) -> None:
+        self.extents = Extents()
+        self.generation = generation
+        self.closed = False
+
+
+class DirtyChunk:
+    """The dirty layers of one chunk, oldest first; never without one."""
+
+    __slots__ = ("fresh", "index", "ino", "journaled", "layers", "queued", "since")
+
+    def __init__(self, ino: int, index: int, since: float) -> None:
+        self.ino = ino
+        self.index = index
+        self.layers: list[Layer] = []
+        self.fresh: list[list[int]] = []
+        self.journaled = False
+        """Whether the journal holds bytes of the open layer."""
+        self.queued = False
+        """Whether the sealer has it or will."""
+        self.since = since
+        """When the first dirty byte came (monotonic seconds)."""
+
+    def write(self, offset: int, data: bytes | memoryview, generation: int) -> int:
+        """Take in bytes at an offset within the chunk; return by how much the held bytes grew."""
+        layers = self.layers
+        if not layers or layers[-1].closed:
+            layers.append(Layer(generation))
+            self.fresh = []
+            self.journaled = False
+        extents = layers[-1].extents
+        before = extents.size
+        extents.write(offset, data)
+        end = offset + len(data)
+        fresh = self.fresh
+        if fresh and fresh[-1][1] == offset:
+            fresh[-1][1] = end
+        else:
+            fresh.append([offset, end])
+        return extents.size - before
+
+    @property
+    def open_layer(self) -> Layer | None:
+        """The layer that takes writes, if there is one."""
+        return self.layers[-1] if self.layers and not self.layers[-1].closed else None
+
+    @property
+    def fresh_bytes(self) -> int:
+        """About how many bytes of the open layer the journal lacks."""
+        return sum(end - start for start, end in self.fresh)
+
+    @property
+    def size(self) -> int:
+        """Bytes held in memory."""
+        return sum(layer.extents.size for layer in self.layers)
+
+    def close_layer(self) -> bool:
+        """Close the open layer; return whether there was one."""
+        layer = self.open_layer
+        if layer is None:
+            return False
+        layer.closed = True
+        self.fresh = []
+        self.journaled = False
+        return True
+
+    def take_fresh(self) -> list[tuple[int, bytes]]:
+        """Return what the journal lacks of the open layer, and note that it has it now."""
+        layer = self.open_layer
+        if layer is None or not self.fresh:
+            return []
+        if len(self.fresh) > _FRESH_RANGES_MAX:
+            rows = layer.extents.ranges()
+        else:
+            rows = []
+            for start, end in self.fresh:
+                data = layer.extents.read(start, end - start)
+                if data is None:  # a truncation cut the range: what is left of the layer is small
+                    rows = layer.extents.ranges()
+                    break
+                rows.append((start, data))
+        self.fresh = []
+        self.journaled = True
+        return rows
+
+    def renew(self) -> None:
+        """Note that the journal's rows for the open layer are void (a chunk value came after them)."""
+        layer = self.open_layer
+        if layer is not None and self.journaled:
+            self.fresh = [[start, start + len(data)] for start, data in layer.extents.ranges()]
+            self.journaled = False
+
+    def truncate(self, length: int) -> int:
+        """Cut the open layer to `length` bytes; return by how much the held bytes shrank. No layer may be closed."""
+        assert not any(layer.closed for layer in self.layers), "wait for the sealer before truncating"
+        before = self.size
+        for layer in self.layers:
+            layer.extents.truncate(length)
+        self.fresh = [[start, min(end, length)] for start, end in self.fresh if start < length]
+        return before - self.size

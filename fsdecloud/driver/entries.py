@@ -1,0 +1,340 @@
+"""Where the bytes of an entry come from, and where new ones go.
+
+A new entry is sealed and appended to a staged segment; the journal makes that durable; the agent stores it on peers;
+when all n receipts are there, its segment can become part of the cache. Reading looks into the staged segments, then into
+the cache, then asks the agent. Everything read locally authenticates under the key of its reference; what the agent
+brings is checked against the id before it enters the cache.
+
+Runs in the event loop but for the appends and `_open_local`, which run in worker threads and touch only
+thread-safe stores and single dictionary look-ups.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import trio
+
+from fsdecloud import limits
+from fsdecloud.crypto.seal import Kind, entry_id, open_entry, seal
+from fsdecloud.driver.agentlink import AgentLink
+from fsdecloud.errors import (
+    BlobCorrupt,
+    FsdecloudError,
+    MalformedError,
+    RemoteError,
+    RemoteTimeout,
+    SealError,
+    StoreError,
+)
+from fsdecloud.store.cache import CacheStore
+from fsdecloud.store.segments import Location, SegmentStore
+from fsdecloud.types import EntryId, Ref
+from fsdecloud.wire.agentapi import FetchedEntry, FetchEntry
+
+log = logging.getLogger(__name__)
+
+_CACHE_FLUSH: Final = 256
+"""Fetched entries that wait for the cache's index before they are written at once."""
+
+
+class Entries:
+    """Local and remote entries of one volume."""
+
+    def __init__(
+        self, secret: bytes, staged: SegmentStore, cache: CacheStore, agent: AgentLink, timeout: float
+    ) -> None:
+        self._secret = secret
+        self.segments = staged
+        self.cache = cache
+        self._agent = agent
+        self._timeout = timeout
+        self.staged: dict[EntryId, Location] = {}
+        """Every entry that peers do not hold completely yet."""
+        self.staged_bytes = 0
+        self.incomplete_bytes = 0
+        self.unanchorable: OrderedDict[EntryId, int] = OrderedDict()
+        """Staged entries without enough receipts for an anchor, in staging order."""
+        self.incomplete: OrderedDict[EntryId, int] = OrderedDict()
+        """Staged entries with fewer than n receipts, in staging order."""
+        self.order = 0
+        """Grows with each staged entry: the marks of `wait_anchorable` and `wait_complete`."""
+        self.stored_count = 0
+        self.stored_bytes = 0
+        self._left: dict[int, int] = {}
+        self._segment_entries: dict[int, list[tuple[EntryId, Location]]] = {}
+        self._appending: dict[object, int] = {}
+        self._new: list[tuple[EntryId, Location]] = []
+        self._gone: list[EntryId] = []
+        self._loading: dict[EntryId, _Flight] = {}
+        self._slots = trio.CapacityLimiter(limits.NETWORK_WAITERS)
+        self._progress = trio.Event()
+        self._recent: dict[EntryId, bytes] = {}
+        self._located: list[tuple[EntryId, str, Location]] = []
+        self._cache_wake = trio.Event()
+        self.integrity_errors = 0
+
+    # ---- staging -------------------------------------------------------------------------------------------------
+    async def stage(self, items: Sequence[tuple[Kind, bytes | memoryview]]) -> list[Ref]:
+        """Seal entries and append them to the staged segments. Durable with the next group commit. Raises StoreError."""
+        return await self._stage(self._seal_and_append, items)
+
+    async def stage_sealed(self, items: Sequence[tuple[Ref, bytes]]) -> list[Ref]:
+        """Append entries that are sealed already (tree nodes, whose parents need their references at once)."""
+        return await self._stage(self._append, items)
+
+    async def _stage(self, work: Callable[[Any], list[tuple[Ref, Location | None]]], items: object) -> list[Ref]:
+        # Until the result is noted here, no segment that the thread may write to can be let go.
+        token = object()
+        self._appending[token] = self.segments.current
+        try:
+            results = await trio.to_thread.run_sync(work, items)
+            for ref, location in results:
+                if location is not None:
+                    self.add_staged(ref.id, location)
+        finally:
+            del self._appending[token]
+        return [ref for ref, _location in results]
+
+    def _append(self, items: Sequence[tuple[Ref, bytes]]) -> list[tuple[Ref, Location | None]]:
+        fresh = {ref.id: sealed for ref, sealed in items if ref.id not in self.staged}
+        places = dict(zip(fresh, self.segments.append_many(list(fresh.values())), strict=True)) if fresh else {}
+        return [(ref, places.pop(ref.id, None)) for ref, _sealed in items]
+
+    def _seal_and_append(self, items: Sequence[tuple[Kind, bytes | memoryview]]) -> list[tuple[Ref, Location | None]]:
+        """Seal entries and append those that are not staged already. Worker thread."""
+        return self._append([seal(self._secret, kind, data) for kind, data in items])
+
+    def add_staged(self, entry: EntryId, location: Location, *, new: bool = True) -> None:
+        """Note an appended entry; with `new`, the next group commit will index it."""
+        if entry in self.staged:
+            return
+        self.order += 1
+        self.staged[entry] = location
+        self.staged_bytes += location.length
+        self.incomplete_bytes += location.length
+        self.unanchorable[entry] = self.order
+        self.incomplete[entry] = self.order
+        self._left[location.segment] = self._left.get(location.segment, 0) + 1
+        self._segment_entries.setdefault(location.segment, []).append((entry, location))
+        if new:
+            self._new.append((entry, location))
+
+    def take_new(self) -> list[tuple[EntryId, Location]]:
+        """Return what the next group commit must index."""
+        new, self._new = self._new, []
+        return new
+
+    def put_back(self, new: list[tuple[EntryId, Location]], gone: list[EntryId]) -> None:
+        """Take back what a failed group commit did not index."""
+        self._new[:0] = new
+        self._gone[:0] = gone
+
+    def take_gone(self) -> list[EntryId]:
+        """Return what the next group commit must drop from the index."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def mark_anchorable(self, entries: Sequence[EntryId]) -> None:
+        """Note that blobs have enough receipts for an anchor."""
+        for entry in entries:
+            self.unanchorable.pop(entry, None)
+        self._wake_waiters()
+
+    def mark_complete(self, entries: Sequence[EntryId]) -> None:
+        """Note that blobs have all n receipts. Their staged bytes are let go when their segment is done."""
+        for entry in entries:
+            self.unanchorable.pop(entry, None)
+            if self.incomplete.pop(entry, None) is None:
+                continue
+            location = self.staged[entry]
+            self.stored_count += 1
+            self.stored_bytes += location.length
+            self.incomplete_bytes -= location.length
+            self._left[location.segment] -= 1
+        self._wake_waiters()
+
+    def finished_segments(self) -> list[int]:
+        """Return the staged segments whose entries are all stored, except the one still written to."""
+        open_from = min(self._appending.values(), default=self.segments.current)
+        return [number for number, left in self._left.items() if left == 0 and number < open_from]
+
+    def release(self, number: int) -> None:
+        """Hand a finished segment over to the cache (or delete it where that is another disk)."""
+        entries = self._segment_entries.pop(number)
+        del self._left[number]
+        for entry, location in entries:
+            if self.staged.pop(entry, None) is not None:
+                self.staged_bytes -= location.length
+                self._gone.append(entry)
+
+    def segment_entries(self, number: int) -> list[tuple[EntryId, Location]]:
+        """Return what lies in a staged segment."""
+        return self._segment_entries[number]
+
+    async def wait_anchorable(self, mark: int) -> None:
+        """Wait until everything staged up to `mark` may be anchored."""
+        while self.unanchorable and next(iter(self.unanchorable.values())) <= mark:
+            await self._progress.wait()
+
+    def is_complete(self, mark: int) -> bool:
+        """Whether everything staged up to `mark` has n receipts."""
+        return not self.incomplete or next(iter(self.incomplete.values())) > mark
+
+    def _wake_waiters(self) -> None:
+        event, self._progress = self._progress, trio.Event()
+        event.set()
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+    def small_nowait(self, entry: EntryId) -> bytes | None:
+        """Return a small entry's sealed bytes if they are on this machine: one look-up, one copy, in the event loop."""
+        location = self.staged.get(entry)
+        if location is not None:
+            return self.segments.read(location) if location.length <= limits.SMALL_ENTRY else None
+        recent = self._recent.get(entry)
+        return recent if recent is not None else self.cache.get_small(entry)
+
+    def is_local(self, entry: EntryId) -> bool:
+        """Whether reading the entry needs no peer."""
+        return entry in self.staged or entry in self._recent or self.cache.has(entry)
+
+    async def get(self, ref: Ref, kind: Kind, *, ahead: bool = False) -> bytes:
+        """Return an entry's plaintext. Equal requests in flight are one request.
+
+        Raises RemoteError when no peer can give it in time.
+        """
+        flight = self._loading.get(ref.id)
+        if flight is not None:
+            await flight.done.wait()
+            if flight.data is not None:
+                return flight.data
+            if flight.error is not None:
+                raise flight.error
+        flight = _Flight()
+        self._loading[ref.id] = flight
+        try:
+            flight.data = await self._load(ref, kind, ahead)
+            return flight.data
+        except FsdecloudError as exc:
+            flight.error = exc
+            raise
+        finally:
+            del self._loading[ref.id]
+            flight.done.set()
+
+    async def prefetch(self, ref: Ref) -> None:
+        """Bring an entry to this machine ahead of its reader. Failures are the reader's to report."""
+        if ref.id in self._loading or self.is_local(ref.id):
+            return
+        try:
+            await self.get(ref, Kind.CHUNK, ahead=True)
+        except FsdecloudError as exc:
+            log.debug("read-ahead: %s", exc)
+
+    async def _load(self, ref: Ref, kind: Kind, ahead: bool) -> bytes:
+        local = await trio.to_thread.run_sync(self._open_local, ref, kind)
+        if local is not None:
+            return local
+        if ahead:
+            return await self._fetch(ref, kind, ahead)
+        with trio.move_on_after(self._timeout):
+            async with self._slots:
+                return await self._fetch(ref, kind, ahead)
+        raise RemoteTimeout(f"entry {ref.id.hex()[:16]}: no free slot or answer within {self._timeout:g} s")
+
+    def _open_local(self, ref: Ref, kind: Kind) -> bytes | None:
+        """Read and open what is on this machine. Worker thread."""
+        location = self.staged.get(ref.id)
+        damage: FsdecloudError | None = None
+        if location is not None:
+            try:
+                return open_entry(ref.key, kind, self.segments.read(location))
+            except (SealError, MalformedError, StoreError) as exc:
+                damage = exc  # or its segment was handed to the cache just now
+        sealed = self._recent.get(ref.id) or self.cache.read(ref.id)
+        if sealed is None:
+            if damage is not None:
+                self.integrity_errors += 1
+                log.error("staged entry %s does not verify; asking the peers: %s", ref.id.hex()[:16], damage)
+            return None
+        try:
+            return open_entry(ref.key, kind, sealed)
+        except (SealError, MalformedError):
+            self.integrity_errors += 1
+            log.warning("a cached entry does not verify; fetching it again")
+            self.cache.remove(ref.id)
+            return None
+
+    async def _fetch(self, ref: Ref, kind: Kind, ahead: bool) -> bytes:
+        answer = await self._agent.call("fetch", FetchEntry(ref.id, ahead), FetchedEntry, timeout=self._timeout)
+        if answer.data:
+            if entry_id(answer.data) != ref.id:
+                raise BlobCorrupt(f"the agent sent something else than entry {ref.id.hex()[:16]}")
+            self._recent[ref.id] = answer.data
+            self._cache_wake.set()
+            return _open(ref, kind, answer.data)
+        location = Location(answer.segment, answer.offset, answer.length)
+        plaintext = await trio.to_thread.run_sync(self._open_fetched, ref, kind, location)
+        self._located.append((ref.id, "fetched", location))
+        self._cache_wake.set()
+        return plaintext
+
+    def _open_fetched(self, ref: Ref, kind: Kind, location: Location) -> bytes:
+        if location.length > limits.ENTRY_MAX:
+            raise BlobCorrupt(f"entry {ref.id.hex()[:16]} cannot have {location.length} bytes")
+        sealed = self.cache.fetched.read(location)
+        if entry_id(sealed) != ref.id:
+            raise BlobCorrupt(f"the agent's cache segment does not hold entry {ref.id.hex()[:16]}")
+        return _open(ref, kind, sealed)
+
+    async def run_cache_writer(self, cache_size: int) -> None:
+        """Index fetched entries in the cache, a group at a time, and keep it within its size, until cancelled."""
+        while True:
+            await self._cache_wake.wait()
+            self._cache_wake = trio.Event()
+            if len(self._recent) + len(self._located) < _CACHE_FLUSH:
+                await trio.sleep(0.2)  # let a burst become one transaction
+            small, located = list(self._recent.items()), self._located
+            self._located = []
+            try:
+                await trio.to_thread.run_sync(self._write_cache, small, located, cache_size)
+            except StoreError as exc:
+                log.warning("cache: %s", exc)
+            for entry, _data in small:
+                self._recent.pop(entry, None)
+
+    def wake_cache_writer(self) -> None:
+        """The cache grew: have its size looked at."""
+        self._cache_wake.set()
+
+    def _write_cache(
+        self, small: list[tuple[EntryId, bytes]], located: list[tuple[EntryId, str, Location]], cache_size: int
+    ) -> None:
+        if small:
+            self.cache.put_small(small)
+        if located:
+            self.cache.put_located(located)
+        if self.cache.used_bytes > cache_size:
+            self.cache.evict(cache_size)
+
+
+class _Flight:
+    """One load in progress."""
+
+    __slots__ = ("data", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.data: bytes | None = None
+        self.error: FsdecloudError | None = None
+
+
+def _open(ref: Ref, kind: Kind, sealed: bytes) -> bytes:
+    """Open bytes that have the right id. A failure means that the reference itself is wrong."""
+    try:
+        return open_entry(ref.key, kind, sealed)
+    except (SealError, MalformedError) as exc:
+        raise RemoteError(f"entry {ref.id.hex()[:16]} does not open with its reference's key: {exc}") from exc

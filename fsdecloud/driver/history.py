@@ -1,0 +1,96 @@
+"""The volume's operation records, oldest first: anchored ones by way of the ledger, pending ones from memory.
+
+A page's cursor is sequence number x BATCHES_MAX + batch index; the records that no anchor has yet come after the last
+anchor. The ledger daemon is asked over its local socket; batches come from wherever entries are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fsdecloud.crypto.seal import Kind
+from fsdecloud.driver.anchors import fetch_manifest, open_anchor
+from fsdecloud.driver.volume import Volume
+from fsdecloud.errors import InvalidArgument, LedgerUnavailable, MalformedError
+from fsdecloud.fs.manifest import BATCHES_MAX, Manifest
+from fsdecloud.fs.records import BatchEntry, batch_root, decode_records
+from fsdecloud.ledger.transactions import Anchor, decode_tx, tx_id
+from fsdecloud.net.unix import connect_unix, open_rpc
+from fsdecloud.wire.controlapi import AnchorContents, AnchorNumber, LogLine, LogPage, LogQuery
+from fsdecloud.wire.ledgerapi import AnchorList, AnchorQuery, VolumeAnchor
+
+LEDGER_TIMEOUT: Final = 20.0
+_MANIFESTS_KEPT: Final = 64
+
+
+class History:
+    """Reads one volume's records."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._manifests: dict[int, tuple[VolumeAnchor, Anchor, Manifest]] = {}
+
+    async def page(self, query: LogQuery) -> LogPage:
+        """Return the records of one batch, and the cursor of the next (-1 after the last).
+
+        Raises RemoteError when the batch cannot be fetched, LedgerUnavailable when the ledger daemon does not answer.
+        """
+        sequence, index = divmod(query.batch, BATCHES_MAX)
+        if query.batch < 0:
+            raise InvalidArgument("a log cursor is not negative")
+        sequence = max(sequence, 1)
+        while (found := await self._anchor(sequence)) is not None:
+            place, anchor, manifest = found
+            if index < len(manifest.batches):
+                rows = await self._rows(manifest.batches[index])
+                lines = [LogLine(row, sequence, place.height, tx_id(anchor)) for row in rows]
+                return LogPage(tuple(lines), sequence * BATCHES_MAX + index + 1)
+            sequence, index = sequence + 1, 0
+        volume = self._volume
+        pending: list[bytes] = []
+        for batch in volume.committer.latest.batches:
+            pending += await self._rows(batch)
+        pending += volume.core.recorder.pending
+        return LogPage(tuple(LogLine(row, 0, -1, b"") for row in pending), -1)
+
+    async def contents(self, params: AnchorNumber) -> AnchorContents:
+        """Return what the anchor with this sequence number commits to, for `log --verify`."""
+        found = await self._anchor(params.sequence)
+        if found is None:
+            return AnchorContents(b"", b"", ())
+        manifest = found[2]
+        batches = tuple((batch.count, batch.root) for batch in manifest.batches)
+        return AnchorContents(_manifest_id(self._volume, found[1]), manifest.root.id, batches)
+
+    async def _rows(self, batch: BatchEntry) -> list[bytes]:
+        rows = decode_records(await self._volume.entries.get(batch.ref, Kind.RECORDS))
+        if len(rows) != batch.count or batch_root(rows) != batch.root:
+            raise MalformedError("a record batch is not what its manifest says")
+        return rows
+
+    async def _anchor(self, sequence: int) -> tuple[VolumeAnchor, Anchor, Manifest] | None:
+        """Return an anchor of the best chain and the manifest it names, None past the last one."""
+        known = self._manifests.get(sequence)
+        if known is not None:
+            return known
+        volume = self._volume
+        keys = volume.setup.keys
+        stream = await connect_unix(volume.setup.paths.socket("ledger"), error=LedgerUnavailable)
+        async with open_rpc(stream, lost=LedgerUnavailable) as ledger:
+            found = await ledger.call(
+                "anchors", AnchorQuery(keys.volume_id, sequence, 1), AnchorList, timeout=LEDGER_TIMEOUT
+            )
+        if not found.anchors:
+            return None
+        anchor = decode_tx(found.anchors[0].tx)
+        if not isinstance(anchor, Anchor) or anchor.sequence != sequence:
+            raise MalformedError(f"the ledger daemon did not answer with anchor {sequence}")
+        manifest = await fetch_manifest(keys, anchor, volume.agent, volume.read_fetched)
+        if len(self._manifests) > _MANIFESTS_KEPT:
+            self._manifests.clear()
+        self._manifests[sequence] = (found.anchors[0], anchor, manifest)
+        return self._manifests[sequence]
+
+
+def _manifest_id(volume: Volume, anchor: Anchor) -> bytes:
+    return bytes(open_anchor(volume.setup.keys, anchor).manifest.id)

@@ -1,0 +1,150 @@
+"""Inodes in memory: what the mount works on, loaded from and written back to the tree's map.
+
+Called only from the event loop; nothing here awaits. Not here: rules of names (`namespace`), file data (`files`).
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import OrderedDict
+from typing import Final
+
+from fsdecloud import codec
+from fsdecloud.driver.dirty import DirtyChunk
+from fsdecloud.errors import NotFound
+from fsdecloud.fs.inode import InodeValue, decode_inode
+from fsdecloud.fs.keys import inode_key
+from fsdecloud.fs.overlay import Overlay
+from fsdecloud.types import Inode
+
+INODES_KEPT: Final = 50_000
+"""Clean inodes kept in memory, about 1 KiB each: `find` over a million files must not keep them all."""
+
+
+class LiveInode:
+    """One inode in memory. `dirty` means the tree's map does not have these values yet."""
+
+    __slots__ = (
+        "allocated", "atime", "attributes", "btime", "chunks", "ctime", "dirty", "gid", "ino", "mode", "mtime", "name", "nlink",
+        "opens", "parent", "rdev", "size", "target", "uid", "values", "xattrs",
+    )  # fmt: skip
+
+    def __init__(self, ino: Inode, value: InodeValue) -> None:
+        self.ino = ino
+        self.mode = value.mode
+        self.uid = value.uid
+        self.gid = value.gid
+        self.nlink = value.nlink
+        self.size = value.size
+        self.atime = value.atime
+        self.mtime = value.mtime
+        self.ctime = value.ctime
+        self.btime = value.btime
+        self.rdev = value.rdev
+        self.allocated = value.allocated
+        self.xattrs = value.xattrs
+        self.target = value.target
+        self.dirty = False
+        self.opens = 0
+        """Open handles; the inode stays in memory while there are any."""
+        self.chunks: dict[int, DirtyChunk] = {}
+        """Chunks with bytes that are not in an entry yet."""
+        self.values: dict[int, bytes] = {}
+        """Encoded chunk values looked up before (b"" for a hole), so that a read decodes no tree node."""
+        self.attributes: object = None
+        """The adapter's converted attributes; None when they must be made again."""
+        self.parent = Inode(0)
+        self.name = b""
+        """Where it was last seen: for the paths of operation records."""
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    def to_value(self) -> InodeValue:
+        """Return the value the tree holds."""
+        return InodeValue(
+            self.mode, self.uid, self.gid, self.nlink, self.size, self.atime, self.mtime, self.ctime, self.btime, self.rdev,
+            self.allocated, self.xattrs, self.target,
+        )  # fmt: skip
+
+
+class InodeTable:
+    """All inodes in memory, and the kernel's lookup counts.
+
+    **Invariant:** an inode is in memory while it is dirty, open, or has dirty chunks.
+    """
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._live: OrderedDict[int, LiveInode] = OrderedDict()
+        self.dirty: dict[int, LiveInode] = {}
+        self.lookups: dict[int, int] = {}
+        """How often the kernel was told of an inode and has not forgotten it."""
+
+    def get(self, ino: int) -> LiveInode:
+        """Return the inode. Raises NotFound, or tree.NodeMissing while its tree node is not in memory."""
+        live = self._live.get(ino)
+        if live is not None:
+            return live
+        data = self._overlay.get(inode_key(ino))
+        if data is None:
+            raise NotFound(f"no inode {ino}")
+        live = LiveInode(Inode(ino), decode_inode(data))
+        self._live[ino] = live
+        if len(self._live) > INODES_KEPT:
+            self._evict()
+        return live
+
+    def peek(self, ino: int) -> LiveInode | None:
+        """Return the inode if it is in memory."""
+        return self._live.get(ino)
+
+    def add(self, live: LiveInode) -> None:
+        """Take in a new inode."""
+        self._live[live.ino] = live
+        self.touch(live)
+
+    def touch(self, live: LiveInode) -> None:
+        """Note that the inode changed."""
+        live.attributes = None
+        if not live.dirty:
+            live.dirty = True
+            self.dirty[live.ino] = live
+
+    def drop(self, live: LiveInode) -> None:
+        """Forget an inode that no longer exists."""
+        live.dirty = False
+        self.dirty.pop(live.ino, None)
+        self._live.pop(live.ino, None)
+
+    def write_back(self) -> None:
+        """Put all dirty inodes into the overlay."""
+        dirty, self.dirty = self.dirty, {}
+        for live in dirty.values():
+            live.dirty = False
+            self._overlay.put(inode_key(live.ino), codec.encode(live.to_value()))
+
+    def count_lookup(self, ino: int) -> None:
+        """Count one name of this inode given to the kernel."""
+        self.lookups[ino] = self.lookups.get(ino, 0) + 1
+
+    def forget(self, ino: int, count: int) -> bool:
+        """Take back `count` lookups; return whether none is left."""
+        left = self.lookups.get(ino, 0) - count
+        if left > 0:
+            self.lookups[ino] = left
+            return False
+        self.lookups.pop(ino, None)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def _evict(self) -> None:
+        """Drop the oldest clean tenth; inodes in use go to the young end."""
+        for _ in range(INODES_KEPT // 10):
+            ino, live = self._live.popitem(last=False)
+            if live.dirty or live.opens or live.chunks:
+                self._live[ino] = live

@@ -1,0 +1,231 @@
+"""Group commit: what changed since the last one becomes durable in one LMDB transaction, by one writer at a time.
+
+`collect` gathers rows in the event loop, a worker thread syncs the staged segments and commits, and everyone who waited
+for a change that was collected is told. `fsync` asks for the next commit at once; anything else is journaled within
+GROUP_COMMIT_DELAY. The rows are an exact account: replaying them over the committed tree gives the state at the last
+commit, dirty pages included.
+
+    Pairs     keys of the tree's map, last value each
+    Cut       a file was cut: earlier page rows past this size are void
+    Page      dirty bytes of a chunk that is in no entry yet; a later value of the chunk's key voids earlier ones
+    Records   operation records, numbered
+
+Within one transaction: cuts, then pairs, then pages, then records.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+import trio
+
+from fsdecloud import codec, limits
+from fsdecloud.driver.core import Core
+from fsdecloud.driver.entries import Entries
+from fsdecloud.driver.files import Files
+from fsdecloud.errors import MalformedError, NoSpace, StoreError, StoreFull
+from fsdecloud.store.segments import Location
+from fsdecloud.store.state import StateStore
+from fsdecloud.types import EntryId
+
+log = logging.getLogger(__name__)
+
+META: Final = "volume"
+
+_PAIRS_PER_ROW: Final = 512
+_RETRY: Final = 1.0
+
+
+class Pairs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
+    """Keys and their values; None deletes."""
+
+    pairs: tuple[tuple[bytes, bytes | None], ...]
+
+
+class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    """A file was cut to `size` at some time since the transaction before."""
+
+    inode: int
+    size: int
+
+
+class Page(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    """Dirty bytes at an offset within a chunk."""
+
+    inode: int
+    index: int
+    offset: int
+    data: bytes
+
+
+class Records(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+    """Encoded operation records; the first has number `first` in the volume's life."""
+
+    first: int
+    records: tuple[bytes, ...]
+
+
+Row = Pairs | Cut | Page | Records
+
+
+def decode_row(data: bytes) -> Row:
+    """Return a journal row. Raises MalformedError."""
+    row: Row = codec.decode_loose(data, Row)  # type: ignore[arg-type]
+    return row
+
+
+class Journal:
+    """The volume's group commit."""
+
+    def __init__(self, core: Core, files: Files, entries: Entries, store: StateStore) -> None:
+        self._core = core
+        self._files = files
+        self._entries = entries
+        self._store = store
+        self._wake = trio.Event()
+        self._urgent = trio.Event()
+        self._done = trio.Event()
+        self._lock = trio.Lock()
+        self._requested = 0
+        self._finished = 0
+        self.durable_sequence = 0
+        self.records_journaled = 0
+        """Number of the next record to journal."""
+        self.error: StoreError | None = None
+        self.commits = 0
+        self.on_durable: Callable[[list[tuple[EntryId, Location]]], None] = lambda _staged: None
+        core.on_change = self._wake.set
+
+    # ---- asking ----------------------------------------------------------------------------------------------------
+    async def flush(self) -> None:
+        """Make all that changed before this call durable. Raises NoSpace or StoreError if that fails."""
+        self._requested += 1
+        ticket = self._requested
+        self._urgent.set()
+        self._wake.set()
+        while self._finished < ticket:
+            if self.error is not None:
+                raise NoSpace(str(self.error)) if isinstance(self.error, StoreFull) else self.error
+            await self._done.wait()
+
+    async def wait_commit(self) -> None:
+        """Wait until a group commit was made or failed."""
+        await self._done.wait()
+
+    async def freeze(self, freeze: Callable[[], None]) -> int:
+        """Call `freeze` between two transactions; return the sequence number of the next one.
+
+        Everything in earlier transactions belongs to the frozen state.
+        """
+        async with self._lock:
+            freeze()
+            return self._store.last_sequence + 1
+
+    # ---- committing --------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Commit groups until cancelled."""
+        while True:
+            await self._wake.wait()
+            with trio.move_on_after(limits.GROUP_COMMIT_DELAY):
+                await self._urgent.wait()
+            self._wake = trio.Event()
+            self._core.on_change = self._wake.set
+            self._urgent = trio.Event()
+            try:
+                await self.commit()
+            except StoreError as exc:
+                if self.error is None:
+                    log.error("the journal cannot be written: %s", exc)
+                self.error = exc
+                self._tell()
+                await trio.sleep(_RETRY)
+                self._wake.set()
+
+    async def commit(self, meta: bytes | None = None, truncate_before: int | None = None) -> None:
+        """Commit one group now; `meta` and the journal's truncation go into the same transaction. Raises StoreError."""
+        async with self._lock:
+            ticket = self._requested
+            sequence = self._core.change_sequence
+            self._core.write_back()
+            pairs = self._core.overlay.take_unjournaled()
+            cuts, self._core.cuts = self._core.cuts, {}
+            records = self._core.recorder.take_unjournaled()
+            rows = [codec.encode(Cut(ino, size)) for ino, size in cuts.items()]
+            groups = [pairs[start : start + _PAIRS_PER_ROW] for start in range(0, len(pairs), _PAIRS_PER_ROW)]
+            rows += [codec.encode(Pairs(tuple(group))) for group in groups]
+            for chunk in self._files.take_fresh_chunks():
+                rows += [
+                    codec.encode(Page(chunk.ino, chunk.index, offset, data)) for offset, data in chunk.take_fresh()
+                ]
+            if records:
+                rows.append(codec.encode(Records(self.records_journaled, tuple(records))))
+            staged, gone = self._entries.take_new(), self._entries.take_gone()
+            if rows or staged or gone or meta is not None or truncate_before is not None:
+                try:
+                    await trio.to_thread.run_sync(self._write, rows, staged, gone, meta, truncate_before)
+                except BaseException:
+                    # Everything collected is still in memory: give it back, so that the next commit has it.
+                    self._core.overlay.restore_unjournaled([key for key, _value in pairs])
+                    for ino, size in cuts.items():
+                        self._core.truncated(ino, size)
+                    self._core.recorder.unjournaled[:0] = records
+                    self._entries.put_back(staged, gone)
+                    self._files.renew_all()
+                    raise
+                self.records_journaled += len(records)
+                self.commits += 1
+            self._finished = max(self._finished, ticket)
+            self.durable_sequence = max(self.durable_sequence, sequence)
+            self.error = None
+        self._tell()
+        if staged:
+            self.on_durable(staged)
+
+    def _write(
+        self,
+        rows: list[bytes],
+        staged: list[tuple[EntryId, Location]],
+        gone: list[EntryId],
+        meta: bytes | None,
+        truncate_before: int | None,
+    ) -> None:
+        """Sync the segments, then commit. Worker thread. Data before metadata."""
+        if staged:
+            self._entries.segments.sync()
+        metas = {META: meta} if meta is not None else {}
+        self._store.commit(rows, staged=staged, unstaged=gone, meta=metas, truncate_before=truncate_before)
+
+    def _tell(self) -> None:
+        event, self._done = self._done, trio.Event()
+        event.set()
+
+
+def replay(core: Core, files: Files, rows: Iterable[tuple[int, list[bytes]]], batched: int) -> int:
+    """Apply the journal's rows to a freshly opened volume; records numbered below `batched` are in a batch already.
+
+    Returns the number of the next record. Raises MalformedError on a row that makes no sense.
+    """
+    following = batched
+    for _sequence, group in rows:
+        for data in group:
+            row = decode_row(data)
+            if isinstance(row, Pairs):
+                for key, value in row.pairs:
+                    core.overlay.put(key, value)
+                    if key[:1] == b"C":
+                        files.void_pages(key)
+            elif isinstance(row, Cut):
+                files.cut_pages(row.inode, row.size)
+            elif isinstance(row, Page):
+                files.replay_page(row.inode, row.index, row.offset, row.data)
+            else:
+                if row.first > following:
+                    raise MalformedError(f"the journal lacks records {following} to {row.first}")
+                fresh = list(row.records[following - row.first :])
+                core.recorder.replay(fresh)
+                following += len(fresh)
+    core.overlay.take_unjournaled()
+    return following

@@ -1,0 +1,68 @@
+"""The metadata tree's nodes: decoded ones in memory, the rest wherever entries are.
+
+`get` is called from the event loop and from the committer's thread; it only reads a dictionary and thread-safe stores.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+
+import trio
+
+from fsdecloud import limits
+from fsdecloud.crypto.seal import Kind, open_entry, seal
+from fsdecloud.driver.entries import Entries
+from fsdecloud.tree.lookup import missing
+from fsdecloud.tree.node import Node, NodeMissing, decode_node
+from fsdecloud.types import Ref
+
+
+class TreeNodes:
+    """All nodes of one volume's metadata tree, by 64-byte reference."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._entries: Entries | None = None
+        self._nodes: OrderedDict[bytes, Node] = OrderedDict()
+        self._lock = Lock()
+
+    def attach(self, entries: Entries) -> None:
+        """Give it the place where entries come from."""
+        self._entries = entries
+
+    def get(self, ref: bytes) -> Node:
+        """Return a node from memory or this machine. Raises NodeMissing when it must come from peers."""
+        node = self._nodes.get(ref)
+        if node is not None:
+            return node
+        assert self._entries is not None
+        where = Ref.from_bytes(ref)
+        sealed = self._entries.small_nowait(where.id)
+        if sealed is None:
+            raise NodeMissing(ref)
+        return self._keep(ref, open_entry(where.key, Kind.NODE, sealed, limit=limits.NODE_DECODE_MAX))
+
+    async def fetch(self, ref: bytes) -> None:
+        """Bring a node into memory. Raises RemoteError when no peer can give it in time."""
+        assert self._entries is not None
+        self._keep(ref, await self._entries.get(Ref.from_bytes(ref), Kind.NODE))
+
+    async def fetch_paths(self, root: bytes, keys: list[bytes]) -> None:
+        """Bring all nodes on the paths to `keys` (ascending) into memory, a level at a time."""
+        while wanted := missing(self.get, root, keys):
+            async with trio.open_nursery() as nursery:
+                for ref in wanted:
+                    nursery.start_soon(self.fetch, ref)
+
+    def seal(self, data: bytes) -> tuple[Ref, bytes]:
+        """Seal an encoded node."""
+        return seal(self._secret, Kind.NODE, data)
+
+    def _keep(self, ref: bytes, data: bytes) -> Node:
+        node = decode_node(data)
+        with self._lock:
+            self._nodes[ref] = node
+            if len(self._nodes) > limits.NODE_CACHE_ITEMS:
+                self._nodes.popitem(last=False)
+        return node

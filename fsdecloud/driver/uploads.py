@@ -1,0 +1,167 @@
+"""Staged entries on their way to the peers: hand them to the agent, believe its receipts, let go of what is safe.
+
+The driver trusts the agent with nothing it can check: a blob counts as stored when receipts signed by n distinct peers,
+under the deals of this volume, cover its shards. Only then does a staged segment become part of the cache.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from fsdecloud.crypto import sign
+from fsdecloud.crypto.keys import deal_seed
+from fsdecloud.driver.agentlink import AgentLink
+from fsdecloud.driver.entries import Entries
+from fsdecloud.errors import FsdecloudError, MalformedError, SealError, StoreError
+from fsdecloud.store.segments import Location
+from fsdecloud.swarm.policy import anchorable
+from fsdecloud.types import EntryId, PeerId, ShardId
+from fsdecloud.wire.agentapi import Empty, StagedEntry, Stored, StoreEntries
+from fsdecloud.wire.receipts import Receipt, verify_receipt
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 512
+"""Entries of one `store` call: about 50 KiB."""
+
+_RECEIPTS_KEPT: Final = 1024
+"""Verified receipts remembered: one covers shards of many blobs."""
+
+_RELEASE_DELAY: Final = 0.2
+_RETRY: Final = 1.0
+
+
+class Uploads:
+    """The queue to the agent and the judge of receipts."""
+
+    def __init__(self, entries: Entries, deal_secret: bytes, changed: Callable[[], None]) -> None:
+        self._entries = entries
+        self._deal_secret = deal_secret
+        self._changed = changed
+        self._queue: list[tuple[EntryId, Location]] = []
+        self._wake = trio.Event()
+        self._release = trio.Event()
+        self._receipts: OrderedDict[bytes, Receipt] = OrderedDict()
+        self._deals: dict[PeerId, bytes] = {}
+        self.k = 0
+        self.n = 0
+        """Redundancy of the last blob reported."""
+        self.last_error = ""
+
+    def add(self, staged: list[tuple[EntryId, Location]]) -> None:
+        """Queue entries that became durable."""
+        self._queue += staged
+        self._wake.set()
+
+    def start_over(self) -> None:
+        """A new agent: it gets everything that is not stored yet."""
+        self._queue = list(self._entries.staged.items())
+        self._wake.set()
+
+    async def run(self, agent: AgentLink) -> None:
+        """Feed the agent until cancelled."""
+        while True:
+            while not self._queue:
+                self._wake = trio.Event()
+                await self._wake.wait()
+            batch = self._queue[:BATCH]
+            message = StoreEntries(tuple(StagedEntry(entry, *_place(location)) for entry, location in batch))
+            queue = self._queue
+            try:
+                await agent.call("store", message, Empty)
+            except FsdecloudError as exc:
+                self.last_error = str(exc)
+                await trio.sleep(_RETRY)
+                continue
+            if self._queue is queue:  # else a new agent gets everything again
+                del queue[: len(batch)]
+
+    # ---- receipts ------------------------------------------------------------------------------------------------
+    def take_stored(self, notice: Stored) -> None:
+        """Judge a notice of the agent. Called in its reader: never blocks, never raises."""
+        try:
+            level = self._level(notice)
+        except (MalformedError, SealError) as exc:
+            self.last_error = f"a receipt does not verify: {exc}"
+            log.error("%s", self.last_error)
+            return
+        self.k, self.n = notice.k, notice.n
+        if level >= notice.n:
+            self._entries.mark_complete(notice.entries)
+            self._release.set()
+        elif level >= anchorable(notice.k, notice.n):
+            self._entries.mark_anchorable(notice.entries)
+        self._changed()
+
+    def _level(self, notice: Stored) -> int:
+        """Return how many distinct peers hold distinct shards of the blob, by valid receipts."""
+        if not 1 <= notice.k <= notice.n <= 255 or len(notice.shards) != notice.n:
+            raise MalformedError(f"a blob of {len(notice.shards)} shards, {notice.k} of {notice.n}")
+        wanted = set(notice.shards)
+        holders: dict[PeerId, set[ShardId]] = {}
+        for data in notice.receipts:
+            receipt = self._verified(data)
+            held = wanted.intersection(item.id for item in receipt.shards)
+            if held:
+                holders.setdefault(receipt.peer, set()).update(held)
+        if notice.k == 1:
+            return len(holders)
+        covered = set().union(*holders.values()) if holders else set()
+        return min(len(holders), len(covered))
+
+    def _verified(self, data: bytes) -> Receipt:
+        receipt = self._receipts.get(data)
+        if receipt is not None:
+            return receipt
+        receipt = verify_receipt(data)
+        deal = self._deals.get(receipt.peer)
+        if deal is None:
+            deal = self._deals[receipt.peer] = sign.public_key(deal_seed(self._deal_secret, receipt.peer))
+        if receipt.deal != deal:
+            raise SealError("a receipt for another deal")
+        self._receipts[data] = receipt
+        if len(self._receipts) > _RECEIPTS_KEPT:
+            self._receipts.popitem(last=False)
+        return receipt
+
+    # ---- letting go ------------------------------------------------------------------------------------------------
+    def roll(self) -> None:
+        """End the current staged segment if all in it is stored, so that it can leave the staging area."""
+        if not self._entries.incomplete and self._entries.staged:
+            self._entries.segments.roll()
+            self._release.set()
+
+    async def run_release(self) -> None:
+        """Hand finished segments to the cache until cancelled."""
+        while True:
+            await self._release.wait()
+            await trio.sleep(_RELEASE_DELAY)
+            self._release = trio.Event()
+            for number in self._entries.finished_segments():
+                await trio.to_thread.run_sync(self._adopt, number)
+                self._entries.release(number)
+                self._entries.wake_cache_writer()
+                self._changed()
+
+    def _adopt(self, number: int) -> None:
+        """Rename a staged segment into the cache and index it there. Worker thread.
+
+        Where the cache is another disk, or the file is gone, the entries just leave the staging area: peers have them.
+        """
+        entries = self._entries
+        path = entries.segments.path(number)
+        try:
+            entries.segments.forget(number)
+            entries.cache.adopt(path, entries.segment_entries(number))
+        except (OSError, StoreError) as exc:
+            log.info("segment %s is dropped, not cached: %s", path.name, exc)
+            path.unlink(missing_ok=True)
+
+
+def _place(location: Location) -> tuple[int, int, int]:
+    return location.segment, location.offset, location.length

@@ -1,0 +1,390 @@
+"""A mounted volume: its parts, how they start, and how they stop.
+
+`open_volume` makes the parts, replays the journal, starts the tasks and yields a Volume; the FUSE adapter and the control
+socket call it. Everything runs in one event loop. Leaving stops the tasks after a last group commit: what was written is
+at D1, what is not stored yet goes on at the next mount.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+import trio.lowlevel
+
+from fsdecloud import codec, limits
+from fsdecloud.config import Paths, make_private_dir, read_private_file, write_private_file
+from fsdecloud.crypto.keys import CONTEXT_PREFIX, VolumeKeys, derive
+from fsdecloud.crypto.slots import VolumeDocument
+from fsdecloud.driver.agentlink import AgentEvents, AgentLink
+from fsdecloud.driver.anchors import Anchors, fetch_manifest
+from fsdecloud.driver.committer import Committer
+from fsdecloud.driver.core import Core
+from fsdecloud.driver.entries import Entries
+from fsdecloud.driver.files import Files
+from fsdecloud.driver.journal import META, Journal, replay
+from fsdecloud.driver.meta import VolumeMeta
+from fsdecloud.driver.namespace import Namespace
+from fsdecloud.driver.recorder import Caller
+from fsdecloud.driver.sealer import Sealer
+from fsdecloud.driver.treenodes import TreeNodes
+from fsdecloud.driver.uploads import Uploads
+from fsdecloud.errors import FsdecloudError, MalformedError, RemoteError, UsageError
+from fsdecloud.fs.keys import ROOT
+from fsdecloud.fs.overlay import Overlay
+from fsdecloud.fs.records import Operation
+from fsdecloud.ledger.transactions import Anchor, decode_tx
+from fsdecloud.mountoptions import MountOptions
+from fsdecloud.store.cache import CacheStore
+from fsdecloud.store.segments import Location, SegmentStore
+from fsdecloud.store.state import StateStore
+from fsdecloud.types import Inode
+from fsdecloud.wire.agentapi import (
+    AgentHello,
+    AgentStatus,
+    Anchored,
+    Empty,
+    FetchedEntry,
+    LedgerTip,
+    LedgerVolume,
+)
+from fsdecloud.wire.controlapi import Count, DriverStatus
+
+log = logging.getLogger(__name__)
+
+LEDGER_TIMEOUT: Final = 60.0
+"""Seconds a first mount on this machine waits for the ledger daemon to say where the volume stands."""
+
+_ORPHAN_PREFIX: Final = b"O"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSetup:
+    """What it takes to open a volume."""
+
+    paths: Paths
+    document: VolumeDocument
+    keys: VolumeKeys
+    options: MountOptions
+    mountpoint: str
+
+
+class Volume:
+    """One open volume. The FUSE adapter calls its parts; everything here is for starting, stopping and showing."""
+
+    def __init__(self, setup: VolumeSetup, store: StateStore, staged: SegmentStore, cache: CacheStore) -> None:
+        self.setup = setup
+        keys, options = setup.keys, setup.options
+        self.store = store
+        self.cache = cache
+        data = store.meta(META)
+        self.is_new = data is None
+        self.meta = codec.decode(data, VolumeMeta) if data is not None else VolumeMeta()
+        self.nodes = TreeNodes(keys.seal_secret)
+        self.agent = AgentLink(self._hello, AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip))
+        self.entries = Entries(keys.seal_secret, staged, cache, self.agent, options.timeout)
+        self.nodes.attach(self.entries)
+        self.core = Core(keys, Overlay(self.nodes.get, self.meta.root), self.nodes.fetch)
+        if options.read_only:
+            self.core.read_only = "mounted with -o ro"
+        self.namespace = Namespace(self.core)
+        self.sealer = Sealer(self.core, self.entries, self._load_plain)
+        self.files = Files(
+            self.core, self.entries, self.sealer, kernel_times=options.writeback, stage_size=options.stage_size
+        )
+        self.journal = Journal(self.core, self.files, self.entries, store)
+        self.committer = Committer(
+            self.core, self.files, self.entries, self.sealer, self.journal, self.nodes, self.meta
+        )
+        self.anchors = Anchors(
+            self.core,
+            self.entries,
+            self.committer,
+            self.agent,
+            network=bytes.fromhex(setup.document.network),
+            device_seed=device_seed(setup.paths),
+        )
+        self.uploads = Uploads(self.entries, keys.deal_secret, self.core.changed_quietly)
+        self.journal.on_durable = self.uploads.add
+        self.committer.on_commit = self._committed
+        self.handler_errors = 0
+        self.last_error = ""
+        self.ledger_height = -1
+        self._agent_status: AgentStatus | None = None
+        self._stored_sequence = 0
+        self._commit_marks: list[tuple[int, int]] = []
+        self._reap_queue: list[Inode] = []
+        self._reap_wake = trio.Event()
+        self.stop_requested = trio.Event()
+
+    async def _load_plain(self, raw: bytes) -> bytes:
+        return await self.files.load_plain(raw)
+
+    # ---- the agent ---------------------------------------------------------------------------------------------------
+    def _hello(self) -> AgentHello:
+        setup, meta = self.setup, self.committer.meta
+        state = setup.paths.volume_state(setup.document.name)
+        return AgentHello(
+            volume=setup.keys.volume_id,
+            deal_secret=setup.keys.deal_secret,
+            repair_secret=setup.keys.repair_secret,
+            state_dir=str(state / "agent"),
+            staged_dir=str(state / "staged"),
+            cache_dir=str(self.cache.segment_directory),
+            ledger_socket=str(setup.paths.socket("ledger")),
+            network=bytes.fromhex(setup.document.network),
+            redundancy=setup.document.redundancy,
+            map_root=meta.map_root,
+            host_map=meta.host_map,
+            map_sequence=meta.sequence,
+        )
+
+    def _agent_ready(self) -> None:
+        self.uploads.start_over()
+        self.anchors.resubmit()
+
+    def _stored(self, notice: object) -> None:
+        self.uploads.take_stored(notice)  # type: ignore[arg-type]
+        self._advance()
+
+    def _anchored(self, notice: Anchored) -> None:
+        self.anchors.take_anchored(notice)
+
+    def _tip(self, notice: LedgerTip) -> None:
+        self.ledger_height = notice.height
+
+    # ---- commits and their levels ------------------------------------------------------------------------------------
+    def _committed(self) -> None:
+        commit = self.committer.latest
+        self._commit_marks.append((commit.mark, commit.change_sequence))
+        self._advance()
+        self.anchors.poke()
+
+    def _advance(self) -> None:
+        """Note which commits are stored completely by now."""
+        while self._commit_marks and self.entries.is_complete(self._commit_marks[0][0]):
+            self._stored_sequence = self._commit_marks.pop(0)[1]
+
+    async def sync(self, wait: str) -> None:
+        """Make everything written so far D1; for "stored" and "anchored" also start committing it."""
+        await self.journal.flush()
+        if wait != "durable":
+            self.anchors.poke(urgent=True)
+            self.committer.poke()
+            await self.committer.request()
+            self.uploads.roll()
+            self.anchors.poke(urgent=wait == "anchored")
+
+    # ---- removed files ---------------------------------------------------------------------------------------------------
+    def maybe_reap(self, ino: int) -> None:
+        """Delete a file's contents if it has no name, no handle and no look-up left."""
+        live = self.core.inodes.peek(ino)
+        if live is None or live.nlink or live.opens or self.core.inodes.lookups.get(ino):
+            return
+        self._reap_queue.append(live.ino)
+        self._reap_wake.set()
+
+    async def _run_reaper(self) -> None:
+        while True:
+            await self._reap_wake.wait()
+            self._reap_wake = trio.Event()
+            while self._reap_queue:
+                await self._reap(self._reap_queue.pop())
+
+    async def _reap(self, ino: int) -> None:
+        try:
+            live = await self.core.run(self.core.inodes.get, ino)
+            if live.nlink == 0 and not live.opens and not self.core.inodes.lookups.get(ino):
+                await self.core.run(self.files.reap, live)
+        except FsdecloudError as exc:
+            log.info("inode %d is reaped later: %s", ino, exc)  # it stays listed as an orphan
+
+    async def reap_orphans(self) -> None:
+        """Delete what was removed while it was open, before the last unmount or crash."""
+        keys = await self.core.run(lambda: [key for key, _ in self.core.overlay.scan_prefix(_ORPHAN_PREFIX)])
+        for key in keys:
+            await self._reap(int.from_bytes(key[1:], "big"))
+
+    # ---- starting ------------------------------------------------------------------------------------------------------
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Bring the volume to the state of its last group commit, and start its tasks.
+
+        Raises UsageError when a first mount cannot learn from the ledger where the volume stands.
+        """
+        for entry, location in self.store.staged():
+            self.entries.add_staged(entry, location, new=False)
+        nursery.start_soon(self.agent.run)
+        nursery.start_soon(self.entries.run_cache_writer, self.setup.options.cache_size)
+        if self.is_new:
+            await self._adopt_ledger()
+        self.journal.records_journaled = replay(self.core, self.files, self.store.replay(), self.committer.meta.batched)
+        await self.files.install_replayed()
+        await self.core.run(self.core.load_superblock)
+        if not self.core.overlay.root and self.core.overlay.get(b"I" + ROOT.to_bytes(8, "big")) is None:
+            self.core.create_root(os.getuid(), os.getgid())
+        else:
+            await self.core.run(self.core.inodes.get, ROOT)
+        if self.core.overlay.has_changes or self.core.recorder.pending:
+            self.core.changed()
+        self.files.start(nursery)
+        for task in (
+            self.sealer.run,
+            self.journal.run,
+            self.committer.run,
+            self.anchors.run,
+            self.uploads.run_release,
+            self._run_reaper,
+            self._run_head_check,
+        ):
+            nursery.start_soon(task)
+        nursery.start_soon(self.uploads.run, self.agent)
+        if not self.core.read_only:
+            await self.reap_orphans()
+        self.core.recorder.record(Operation.MOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
+        self.core.changed()
+        await self.journal.flush()
+        self.committer.poke()
+
+    async def _adopt_ledger(self) -> None:
+        """Take the volume's latest anchored state from the ledger, on a machine that has none of its own."""
+        try:
+            found = await self.agent.call("ledger_volume", Empty(), LedgerVolume, timeout=LEDGER_TIMEOUT)
+        except RemoteError as exc:
+            raise UsageError(
+                f"cannot learn from the ledger where volume {self.setup.document.name} stands: {exc};"
+                " check `decloud ledger status`",
+                32,
+            ) from exc
+        if not found.tx:
+            await self.committer.save_meta(self.committer.meta)
+            return
+        anchor = decode_tx(found.tx)
+        if not isinstance(anchor, Anchor):
+            raise MalformedError("the ledger daemon answered with something that is no anchor")
+        manifest = await fetch_manifest(self.setup.keys, anchor, self.agent, self.read_fetched)
+        meta = VolumeMeta(
+            root=manifest.root.to_bytes(),
+            sequence=anchor.sequence,
+            commitment=anchor.commitment,
+            anchored_root=manifest.root.to_bytes(),
+            anchor_time=manifest.time // 10**9,
+            map_root=manifest.map_root,
+            host_map=manifest.host_map,
+            takeover=True,
+        )
+        await self.committer.save_meta(meta)
+        self.committer.adopt(meta)
+        self.core.overlay.root = meta.root
+        self.anchors.height = found.height
+        self.agent.restart()  # so that it starts from this manifest's location map
+
+    def read_fetched(self, answer: FetchedEntry) -> bytes:
+        """Return the sealed bytes of an entry that the agent put into its cache segments."""
+        return self.cache.fetched.read(Location(answer.segment, answer.offset, answer.length))
+
+    async def _run_head_check(self) -> None:
+        """Compare with the ledger once after the start; anchoring compares by itself."""
+        try:
+            await self.anchors.check_head()
+        except FsdecloudError as exc:
+            log.info("the ledger's head is not known yet: %s", exc)
+        self.anchors.poke()
+
+    async def stop(self) -> None:
+        """Record the unmount and make everything D1."""
+        self.core.recorder.record(Operation.UNMOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
+        self.core.changed()
+        await self.journal.flush()
+        await trio.lowlevel.checkpoint()
+
+    # ---- showing -------------------------------------------------------------------------------------------------------
+    async def status(self) -> DriverStatus:
+        """Return the mount's state. Never waits for the network."""
+        if self.agent.connection is not None:
+            with trio.move_on_after(1.0):
+                try:
+                    self._agent_status = await self.agent.call("status", Empty(), AgentStatus)
+                except FsdecloudError as exc:
+                    log.debug("agent status: %s", exc)
+        known = self._agent_status
+        dirty_bytes = self.sealer.dirty_bytes
+        warnings = [known.warning] if known is not None and known.warning else []
+        errors = [self.anchors.last_error, self.committer.last_error, self.uploads.last_error, self.last_error]
+        if known is not None:
+            errors.append(known.last_error)
+        if self.journal.error is not None:
+            errors.insert(0, str(self.journal.error))
+        if self.sealer.error is not None:
+            errors.insert(0, str(self.sealer.error))
+        self._advance()
+        return DriverStatus(
+            volume=self.setup.document.name,
+            mountpoint=self.setup.mountpoint,
+            read_only=self.core.read_only,
+            driver_pid=os.getpid(),
+            agent_pid=self.agent.pid,
+            ledger_pid=known.ledger_pid if known is not None else 0,
+            dirty=Count(self.sealer.dirty_chunks, dirty_bytes),
+            staged=Count(len(self.entries.incomplete), self.entries.incomplete_bytes),
+            stored=Count(self.entries.stored_count, self.entries.stored_bytes),
+            anchored=Count(self.anchors.anchored_count, self.anchors.anchored_bytes),
+            written_sequence=self.core.change_sequence,
+            durable_sequence=self.journal.durable_sequence,
+            stored_sequence=self._stored_sequence,
+            anchored_sequence=self.anchors.anchored_sequence,
+            anchor_height=self.anchors.height,
+            ledger_height=known.ledger_height if known is not None else self.ledger_height,
+            peers=known.peers if known is not None else (),
+            k=known.k if known is not None else 0,
+            n=known.n if known is not None else 0,
+            warnings=tuple(warnings),
+            files=self.core.files,
+            logical_bytes=self.core.bytes,
+            cache_bytes=self.cache.used_bytes,
+            uploaded_bytes=known.uploaded_bytes if known is not None else 0,
+            downloaded_bytes=known.downloaded_bytes if known is not None else 0,
+            handler_errors=self.handler_errors,
+            last_error=next((error for error in errors if error), ""),
+        )
+
+
+@asynccontextmanager
+async def open_volume(setup: VolumeSetup) -> AsyncIterator[Volume]:
+    """Open a volume and run its tasks for the length of the body.
+
+    The caller holds the volume's lock. Raises StoreCorrupt, StoreLocked, UsageError, MalformedError.
+    """
+    name = setup.document.name
+    state = make_private_dir(setup.paths.volume_state(name))
+    cache_dir = make_private_dir(setup.paths.volume_cache(name))
+    with (
+        StateStore(state / "state.lmdb", setup.keys.at_rest_key, setup.keys.volume_id) as store,
+        SegmentStore(make_private_dir(state / "staged"), "staged") as staged,
+        CacheStore(cache_dir, limit=setup.options.cache_size) as cache,
+    ):
+        volume = Volume(setup, store, staged, cache)
+        async with trio.open_nursery() as nursery:
+            try:
+                await volume.start(nursery)
+                yield volume
+                with trio.CancelScope(shield=True), trio.move_on_after(limits.HANDLER_DEADLINE):
+                    await volume.stop()
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+def device_seed(paths: Paths) -> bytes:
+    """Return this machine's Ed25519 seed for anchors, derived from its device key, which is made on first use."""
+    if not paths.device_key.exists():
+        write_private_file(paths.device_key, os.urandom(32))
+    return derive(read_private_file(paths.device_key)[:32], CONTEXT_PREFIX + "device")
+
+
+def own_caller() -> Caller:
+    """Return this process as the caller of an operation."""
+    return Caller(os.getuid(), os.getgid(), os.getpid(), 0o022)

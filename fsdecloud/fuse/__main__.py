@@ -1,0 +1,224 @@
+"""The driver process: opens a volume, mounts it, serves it, unmounts it.
+
+    python -m fsdecloud.fuse --name NAME --mountpoint DIR [--options O] --secret-fd N [--ready-fd N]
+
+Started by `mount.decloud`. The root secret comes as 32 bytes through an inherited pipe, never in argv or the environment.
+One JSON line on the ready fd says {"pid", "mountpoint"} once the mount answers, or {"error", "exit"}.
+
+The mount is ended by unmounting while the event loop still serves, never the other way round: the kernel's dirty pages
+have to come through it (fuse.md, 5 and 11).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import gc
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+from typing import Final
+
+import pyfuse3
+import trio
+
+from fsdecloud.config import check_name, find_paths, read_private_file
+from fsdecloud.crypto.keys import VolumeKeys
+from fsdecloud.crypto.slots import decode_document
+from fsdecloud.driver.control import serve_control
+from fsdecloud.driver.volume import Volume, VolumeSetup, open_volume
+from fsdecloud.errors import FsdecloudError, StoreLocked, UsageError
+from fsdecloud.fuse.operations import Operations
+from fsdecloud.mountoptions import parse_options
+from fsdecloud.readiness import notify, report_failure, report_ready
+from fsdecloud.store.lockfile import acquire_lock
+
+log = logging.getLogger("fsdecloud.driver")
+
+MOUNT_FAILED: Final = 32
+SWITCH_INTERVAL: Final = 0.0005
+"""Seconds a worker thread in pure Python may hold the interpreter against the event loop (default 5 ms)."""
+
+READ_AHEAD_KIB: Final = 4096
+"""bdi read-ahead: the kernel then asks in 1 MiB requests, four at a time, instead of 128 KiB."""
+
+MAX_TASKS: Final = 99
+PR_SET_DUMPABLE: Final = 4
+UNMOUNT_TIMEOUT: Final = 8.0
+
+
+def main() -> None:
+    """Run the driver; ends the process."""
+    parser = argparse.ArgumentParser(prog="decloud-driver")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--mountpoint", required=True)
+    parser.add_argument("--options", default="")
+    parser.add_argument("--secret-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int)
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=os.environ.get("FSDECLOUD_LOG", "info").upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    try:
+        _run(arguments)
+    except (FsdecloudError, OSError) as exc:
+        _fail(arguments.ready_fd, exc)
+    except BaseExceptionGroup as group:
+        failures = group.subgroup((FsdecloudError, OSError))
+        if failures is None:
+            log.exception("the driver failed")
+        _fail(arguments.ready_fd, _leaf(failures or group))
+    sys.exit(0)
+
+
+def _fail(ready_fd: int | None, exc: BaseException) -> None:
+    code = exc.exit_code if isinstance(exc, UsageError) else MOUNT_FAILED
+    log.error("%s", exc)
+    report_failure(ready_fd, str(exc), code)
+    sys.exit(code)
+
+
+def _leaf(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    secret = _read_secret(arguments.secret_fd)
+    _harden()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    paths = find_paths()
+    name = check_name(arguments.name)
+    options, _unknown = parse_options(arguments.options)
+    keys = VolumeKeys.from_root(secret)
+    document = decode_document(read_private_file(paths.volume_config(name)))
+    if bytes.fromhex(document.volume_id) != keys.volume_id:
+        raise UsageError(f"the key given is not volume {name}'s", MOUNT_FAILED)
+    os.chdir("/")
+    try:
+        lock = acquire_lock(paths.lock_file(f"driver-{name}"))
+    except StoreLocked as exc:
+        raise UsageError(f"volume {name} is mounted already: {exc}", MOUNT_FAILED) from exc
+    with lock:
+        setup = VolumeSetup(paths, document, keys, options, arguments.mountpoint)
+        trio.run(_serve, setup, arguments.ready_fd, strict_exception_groups=True)
+
+
+def _read_secret(fd: int) -> bytes:
+    with os.fdopen(fd, "rb") as pipe:
+        secret = pipe.read(33)
+    if len(secret) != 32:
+        raise UsageError("the root secret must come as 32 bytes through --secret-fd", MOUNT_FAILED)
+    return secret
+
+
+def _harden() -> None:
+    """Keep keys out of core dumps and debuggers (fault 128)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+async def _serve(setup: VolumeSetup, ready_fd: int | None) -> None:
+    async with open_volume(setup) as volume:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_control, volume, setup.paths)
+            pyfuse3.init(Operations(volume), setup.mountpoint, _fuse_options(setup))
+            unmount = False
+            try:
+                nursery.start_soon(_announce, setup, ready_fd)
+                nursery.start_soon(_watch_signals, volume)
+                nursery.start_soon(_watch_stop, setup, volume)
+                gc.freeze()
+                await pyfuse3.main(max_tasks=MAX_TASKS)
+            except BaseException:
+                unmount = True
+                raise
+            finally:
+                pyfuse3.close(unmount=unmount)
+                nursery.cancel_scope.cancel()
+        notify("STOPPING=1")
+
+
+def _fuse_options(setup: VolumeSetup) -> set[str]:
+    options = setup.options
+    chosen = {"default_permissions", "subtype=decloud", f"fsname={options.fsname or 'decloud:' + setup.document.name}"}
+    chosen.update(options.kernel)
+    if options.allow_other:
+        chosen.add("allow_other")
+    if options.read_only:
+        chosen.add("ro")
+    return chosen
+
+
+async def _announce(setup: VolumeSetup, ready_fd: int | None) -> None:
+    """Say that the mount serves once it answers another process: a stat from in here could not be answered."""
+    probe = ["stat", "--file-system", "--format=%T", setup.mountpoint]
+    result = await trio.run_process(probe, capture_stdout=True, capture_stderr=True, check=False)
+    if result.returncode:
+        log.error("the mount does not answer: %s", result.stderr.decode(errors="replace").strip())
+    await trio.to_thread.run_sync(_raise_read_ahead, setup.mountpoint)
+    log.info("serving %s at %s", setup.document.name, setup.mountpoint)
+    report_ready(ready_fd, {"mountpoint": setup.mountpoint})
+
+
+def _raise_read_ahead(mountpoint: str) -> None:
+    """Let the kernel read 4 MiB ahead, where that is permitted. Worker thread; asks /proc, never the mount."""
+    wanted = mountpoint.encode()
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            found = [fields for fields in map(bytes.split, file) if _unescape(fields[4]) == wanted]
+        if found:
+            with open(f"/sys/class/bdi/{found[-1][2].decode()}/read_ahead_kb", "w") as setting:
+                setting.write(str(READ_AHEAD_KIB))
+    except OSError as exc:
+        log.info("read-ahead stays at the kernel's default: %s", exc)
+
+
+def _unescape(path: bytes) -> bytes:
+    """Undo the octal escapes of mountinfo (proc(5))."""
+    for code, char in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        path = path.replace(code, char)
+    return path
+
+
+async def _watch_signals(volume: Volume) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                log.info("signal %d: unmounting", number)
+                volume.stop_requested.set()
+
+
+async def _watch_stop(setup: VolumeSetup, volume: Volume) -> None:
+    """Unmount when asked to: properly first, then lazily, so that open files do not keep the process from ending."""
+    await volume.stop_requested.wait()
+    notify("STOPPING=1")
+    if await _unmount(setup, lazy=False):
+        return
+    log.warning("the mount is busy; detaching it, open files go on until they are closed")
+    await _unmount(setup, lazy=True)
+    await trio.sleep(UNMOUNT_TIMEOUT)
+    log.warning("files are still open; ending anyway")
+    pyfuse3.terminate()
+
+
+async def _unmount(setup: VolumeSetup, *, lazy: bool) -> bool:
+    command = ["umount", "-i", *(["-l"] if lazy else []), setup.mountpoint]
+    if os.geteuid() != 0:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), setup.mountpoint]
+    with trio.move_on_after(UNMOUNT_TIMEOUT) as scope:
+        result = await trio.run_process(command, check=False, capture_stderr=True, stdin=subprocess.DEVNULL)
+        if result.returncode:
+            log.warning("%s", result.stderr.decode(errors="replace").strip())
+        return result.returncode == 0
+    return not scope.cancelled_caught
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""The FUSE handlers: convert, call the driver, convert back. No rule of the file system lives here.
+
+Called by pyfuse3 in the trio thread, many requests at once; code between two awaits is atomic. Look-ups are counted
+here and nowhere else: one for each answered lookup, create, mknod, mkdir, symlink, link and each listed entry that the
+kernel took (fuse.md, 8).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from typing import Concatenate, Final, ParamSpec
+
+import pyfuse3
+
+from fsdecloud import limits
+from fsdecloud.driver.inodes import LiveInode
+from fsdecloud.driver.recorder import Caller
+from fsdecloud.driver.volume import Volume
+from fsdecloud.errors import Exists, FsError, InvalidArgument, NotFound
+from fsdecloud.fs.keys import ROOT
+from fsdecloud.fs.records import Operation
+from fsdecloud.fuse.attributes import attributes_of, negative_entry
+from fsdecloud.fuse.errnos import guarded
+
+P = ParamSpec("P")
+
+_LIST_BATCH: Final = 64
+"""Entries prepared for the kernel at a time: about what one 4 KiB to 32 KiB reply holds."""
+
+_BLOCK: Final = 4096
+_CAPACITY: Final = 1 << 50
+"""What `df` shows: peers have no fixed capacity; others say 1 PiB too."""
+
+
+class Operations(pyfuse3.Operations):
+    """All handlers of one mount."""
+
+    supports_dot_lookup = True
+    enable_acl = False
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__()
+        self._volume = volume
+        self._core = volume.core
+        self._namespace = volume.namespace
+        self._files = volume.files
+        self._inodes = volume.core.inodes
+        options = volume.setup.options
+        self.enable_writeback_cache = options.writeback and not options.read_only
+        self._entry_timeout = options.entry_timeout
+        self._attr_timeout = options.attr_timeout
+        self._directories: dict[int, int] = {}
+        self._next_directory = 1
+
+    def count_error(self, where: str, error: BaseException, *, unexpected: bool) -> None:
+        """Note a failed request for `status`."""
+        if unexpected:
+            self._volume.handler_errors += 1
+        self._volume.last_error = f"{where}: {error}"
+
+    # ---- names -------------------------------------------------------------------------------------------------------
+    @guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if name == b".":
+            live = await self._core.run(self._inodes.get, parent_inode)
+        elif name == b"..":
+            live = await self._core.run(self._namespace.lookup_parent, parent_inode)
+        else:
+            try:
+                live = await self._core.run(self._namespace.lookup, parent_inode, name)
+            except NotFound:
+                return negative_entry(self._entry_timeout)
+        return self._counted(live)
+
+    @guarded
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            if self._inodes.forget(ino, count):
+                self._volume.maybe_reap(ino)
+
+    @guarded
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        caller = _caller(ctx)
+        return self._counted(
+            await self._change(
+                Operation.MKNOD, caller, parent_inode, name, self._namespace.create, mode, caller, rdev=rdev
+            )
+        )
+
+    @guarded
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        caller = _caller(ctx)
+        return self._counted(
+            await self._change(Operation.MKDIR, caller, parent_inode, name, self._namespace.mkdir, mode, caller)
+        )
+
+    @guarded
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        caller = _caller(ctx)
+        return self._counted(
+            await self._change(Operation.SYMLINK, caller, parent_inode, name, self._namespace.symlink, target, caller)
+        )
+
+    @guarded
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        caller = _caller(ctx)
+        try:
+            live = await self._core.run(self._namespace.link, inode, new_parent_inode, new_name, caller)
+        except FsError as exc:
+            self._core.record_failure(Operation.LINK, caller, new_parent_inode, new_name, exc)
+            raise
+        return self._counted(live)
+
+    @guarded
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        caller = _caller(ctx)
+        live = await self._change(Operation.REMOVE, caller, parent_inode, name, self._namespace.unlink, caller)
+        self._volume.maybe_reap(live.ino)
+
+    @guarded
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        caller = _caller(ctx)
+        live = await self._change(Operation.RMDIR, caller, parent_inode, name, self._namespace.rmdir, caller)
+        self._volume.maybe_reap(live.ino)
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        caller = _caller(ctx)
+        try:
+            gone = await self._core.run(
+                self._namespace.rename, parent_inode_old, name_old, parent_inode_new, name_new, flags, caller
+            )
+        except FsError as exc:
+            self._core.record_failure(Operation.RENAME, caller, parent_inode_old, name_old, exc)
+            raise
+        if gone is not None:
+            self._volume.maybe_reap(gone.ino)
+
+    @guarded
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        live = await self._core.run(self._inodes.get, inode)
+        if not stat.S_ISLNK(live.mode):
+            raise InvalidArgument
+        return live.target
+
+    # ---- attributes --------------------------------------------------------------------------------------------------
+    @guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._attributes(await self._core.run(self._inodes.get, inode))
+
+    @guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        self._core.check_writable()
+        live = await self._core.run(self._inodes.get, inode)
+        caller = _caller(ctx)
+        if fields.update_size:
+            await self._files.truncate(live, attr.st_size)
+            self._core.record(Operation.TRUNCATE, caller, live, self._core.path_of(live), amount=attr.st_size)
+        if fields.update_mode:
+            live.mode = stat.S_IFMT(live.mode) | stat.S_IMODE(attr.st_mode)
+        if fields.update_uid:
+            live.uid = attr.st_uid
+        if fields.update_gid:
+            live.gid = attr.st_gid
+        if fields.update_atime:
+            live.atime = attr.st_atime_ns
+        if fields.update_mtime:
+            live.mtime = attr.st_mtime_ns
+        live.ctime = attr.st_ctime_ns if fields.update_ctime else time.time_ns()
+        # The kernel's own write-back of times comes with a handle and without atime: that is no operation of anybody's.
+        by_program = fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime
+        if by_program or (fields.update_mtime and fh is None):
+            self._core.record(Operation.ATTRIBUTES, caller, live, self._core.path_of(live))
+        self._inodes.touch(live)
+        self._core.changed()
+        return self._attributes(live)
+
+    @guarded
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # the kernel checks (default_permissions)
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = _BLOCK
+        data.f_blocks = _CAPACITY // _BLOCK
+        data.f_bfree = data.f_bavail = max(0, _CAPACITY - self._core.bytes) // _BLOCK
+        data.f_files = 1 << 40
+        data.f_ffree = data.f_favail = (1 << 40) - self._core.files
+        data.f_namemax = limits.NAME_MAX
+        return data
+
+    # ---- extended attributes -------------------------------------------------------------------------------------------
+    @guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._core.run(self._namespace.get_xattr, inode, name)
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return await self._core.run(self._namespace.list_xattrs, inode)
+
+    @guarded
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        # pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE by asking getxattr.
+        await self._core.run(self._namespace.set_xattr, inode, name, value, 0, _caller(ctx))
+
+    @guarded
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._core.run(self._namespace.remove_xattr, inode, name, _caller(ctx))
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        live = await self._core.run(self._inodes.get, inode)
+        return await self._open(live, flags, _caller(ctx))
+
+    @guarded
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        caller = _caller(ctx)
+        try:
+            live = await self._change(
+                Operation.CREATE, caller, parent_inode, name, self._namespace.create, stat.S_IFREG | mode, caller
+            )
+            flags &= ~os.O_TRUNC
+        except Exists:
+            if flags & os.O_EXCL:
+                raise
+            live = await self._core.run(self._namespace.lookup, parent_inode, name)
+        info = await self._open(live, flags, caller)
+        return info, self._counted(live)
+
+    async def _open(self, live: LiveInode, flags: int, caller: Caller) -> pyfuse3.FileInfo:
+        handle = self._files.open(live, flags, caller)
+        if flags & os.O_TRUNC and live.size:
+            await self._files.truncate(live, 0)
+            self._core.record(Operation.TRUNCATE, caller, live, self._core.path_of(live))
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    @guarded
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._files.read(self._files.handle(fh), off, size)
+
+    @guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._files.handle(fh)
+        if not self._files.has_room:
+            await self._files.wait_room()
+        self._files.write_nowait(handle.inode, off, buf)
+        handle.bytes_written += len(buf)
+        return len(buf)
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        self._files.check_error(self._files.handle(fh).inode)
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._files.prepare_fsync(self._files.handle(fh).inode)
+        await self._volume.journal.flush()
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        live = self._files.release(fh)
+        if live is not None and not live.nlink:
+            self._volume.maybe_reap(live.ino)
+
+    # ---- directories ---------------------------------------------------------------------------------------------------
+    @guarded
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        await self._core.run(self._inodes.get, inode)
+        number = self._next_directory
+        self._next_directory += 1
+        self._directories[number] = inode
+        return number
+
+    @guarded
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        ino = self._directories[fh]
+        for cookie, name in ((1, b"."), (2, b"..")):
+            if start_id < cookie:
+                find = self._inodes.get if cookie == 1 else self._namespace.lookup_parent
+                live = await self._core.run(find, ino)
+                if not pyfuse3.readdir_reply(token, name, self._attributes(live), cookie):
+                    return
+        after = max(start_id, 2)
+        while batch := await self._core.run(self._namespace.listing, ino, after, _LIST_BATCH):
+            for cookie, name, live in batch:
+                if not pyfuse3.readdir_reply(token, name, self._attributes(live), cookie):
+                    return
+                self._inodes.count_lookup(live.ino)
+                after = cookie
+
+    @guarded
+    async def releasedir(self, fh: int) -> None:
+        self._directories.pop(fh, None)
+
+    @guarded
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._volume.journal.flush()
+
+    # ---- pieces ------------------------------------------------------------------------------------------------------
+    async def _change(
+        self,
+        operation: Operation,
+        caller: Caller,
+        parent: int,
+        name: bytes,
+        function: Callable[Concatenate[int, bytes, P], LiveInode],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> LiveInode:
+        """Call a change of the namespace; one that is refused is recorded too."""
+        try:
+            return await self._core.run(function, parent, name, *args, **kwargs)
+        except FsError as exc:
+            self._core.record_failure(operation, caller, parent, name, exc)
+            raise
+
+    def _attributes(self, live: LiveInode) -> pyfuse3.EntryAttributes:
+        return attributes_of(live, self._entry_timeout, self._attr_timeout)
+
+    def _counted(self, live: LiveInode) -> pyfuse3.EntryAttributes:
+        self._inodes.count_lookup(live.ino)
+        return attributes_of(live, self._entry_timeout, self._attr_timeout)
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
+
+
+assert ROOT == pyfuse3.ROOT_INODE
