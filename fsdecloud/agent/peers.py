@@ -44,6 +44,18 @@ PROBE_URGENT: Final = 2.0
 """While something does."""
 
 
+class PeerInfo(Protocol):
+    """What a peer says of itself (`wire.peer.InfoResult`)."""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it takes this volume's shards."""
+
+    @property
+    def reason(self) -> str:
+        """Why not."""
+
+
 class Transport(Protocol):
     """What the book needs of `net.pool.PeerPool`."""
 
@@ -53,8 +65,8 @@ class Transport(Protocol):
     async def get(self, address: Address, shard: ShardId) -> bytes:
         """Return a shard, verified against its id."""
 
-    async def info(self, address: Address) -> object:
-        """Ask for anything at all; raises PeerRefused when the peer does not admit us."""
+    async def info(self, address: Address) -> PeerInfo:
+        """Ask how the peer is."""
 
 
 class Peer:
@@ -195,11 +207,17 @@ class PeerBook:
         peer = self.peer(peer_id)
         try:
             with trio.fail_after(PROBE_TIMEOUT):
-                await self._request(peer, 0, lambda address: self._transport.info(address))
+                info = await self._request(peer, 0, lambda address: self._transport.info(address))
         except trio.TooSlowError:
             self._failed(peer, PeerUnavailable(f"no answer within {PROBE_TIMEOUT:g} s"), PROBE_TIMEOUT)
+            return False
         except FsdecloudError:
-            pass  # noted by _request
+            return False  # noted by _request
+        if not info.admitted:
+            self._refuses(peer, info.reason or "it does not admit this volume")
+        elif peer.is_refusing:
+            peer.is_refusing = False
+            self._became_usable(peer)
         return peer.is_usable
 
     async def _request(
@@ -236,9 +254,6 @@ class PeerBook:
             if is_timed:
                 score.succeeded(queued, self._clock() - start)
             self._answered(peer)
-            if peer.is_refusing and size == 0:
-                peer.is_refusing = False
-                self._became_usable(peer)
             return result
         finally:
             score.pending -= size

@@ -1,0 +1,165 @@
+"""The agent as the driver sees it: answers `wire.agentapi` over the socket pair.
+
+Called only from the trio thread. The agent lives as long as its connection to the driver. Everything is built when the
+driver says hello; before that, and after a hello that failed, every other call is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+import trio
+
+from fsdecloud.agent.peers import Transport
+from fsdecloud.agent.stack import Stack, open_stack
+from fsdecloud.errors import FsdecloudError, LocalProtocolError, RemoteError
+from fsdecloud.net.nursery import open_background
+from fsdecloud.net.unix import Handler, RpcConnection, open_rpc
+from fsdecloud.wire.agentapi import (
+    AgentHello,
+    AgentReady,
+    AgentStatus,
+    Anchored,
+    Empty,
+    FetchedEntry,
+    FetchEntry,
+    Holders,
+    LedgerTip,
+    LedgerVolume,
+    MapCommit,
+    Registry,
+    Stored,
+    StoreEntries,
+    StoreManifest,
+    SubmitAnchor,
+)
+
+log = logging.getLogger(__name__)
+
+OpenTransport = Callable[[AgentHello], AbstractAsyncContextManager[Transport]]
+"""How the connections to peers are made: `net.pool`, or a test's stand-in."""
+
+NOTICE_RETRY: Final = 0.05
+"""Seconds until the next try while the driver does not read its notices."""
+
+
+class Service:
+    """One driver's agent."""
+
+    def __init__(self, open_transport: OpenTransport) -> None:
+        self._open_transport = open_transport
+        self._hello: AgentHello | None = None
+        self._said_hello = trio.Event()
+        self._answered = trio.Event()
+        self._failure: FsdecloudError | None = None
+        self._stack: Stack | None = None
+        self._notices: deque[tuple[str, Stored | Anchored | LedgerTip]] = deque()
+        self._wake_notices = trio.Event()
+
+    async def run(self, stream: trio.abc.Stream) -> None:
+        """Serve the driver at the other end of `stream` until it closes it."""
+        async with open_rpc(stream, self._handlers()) as connection, open_background() as nursery:
+            nursery.start_soon(self._work)
+            nursery.start_soon(self._send_notices, connection)
+            await connection.wait_closed()
+
+    async def _work(self) -> None:
+        """Build the agent when the driver has said hello, and keep it running."""
+        await self._said_hello.wait()
+        assert self._hello is not None
+        try:
+            async with open_stack(self._hello, self._open_transport, self._notify) as stack:
+                self._stack = stack
+                self._answered.set()
+                stack.outbox.announce()
+                await trio.sleep_forever()
+        except FsdecloudError as exc:
+            if self._stack is not None:
+                raise  # it failed while it worked: end, so that the driver starts a new agent
+            self._failure = exc
+            self._answered.set()
+
+    # ---- notices ---------------------------------------------------------------------------------------------------
+    def _notify(self, method: str, params: Stored | Anchored | LedgerTip) -> None:
+        self._notices.append((method, params))
+        self._wake_notices.set()
+
+    async def _send_notices(self, connection: RpcConnection) -> None:
+        """Pass notices on; while the driver does not read, they wait here."""
+        while not connection.is_closed:
+            if not self._notices:
+                self._wake_notices = trio.Event()
+                await self._wake_notices.wait()
+            try:
+                while self._notices:
+                    connection.notify_nowait(*self._notices[0])
+                    self._notices.popleft()
+            except RemoteError:
+                await trio.sleep(NOTICE_RETRY)
+
+    # ---- calls -----------------------------------------------------------------------------------------------------
+    def _handlers(self) -> dict[str, Handler]:
+        return {
+            "hello": (AgentHello, self._take_hello),
+            "store": (StoreEntries, self._store),
+            "flush": (Empty, self._flush),
+            "fetch": (FetchEntry, self._fetch),
+            "commit_map": (Empty, self._commit_map),
+            "store_manifest": (StoreManifest, self._store_manifest),
+            "submit": (SubmitAnchor, self._submit),
+            "ledger_volume": (Empty, self._ledger_volume),
+            "registry": (Empty, self._registry),
+            "status": (Empty, self._status),
+        }
+
+    @property
+    def _agent(self) -> Stack:
+        if self._stack is None:
+            raise LocalProtocolError("the first call is hello" if self._failure is None else str(self._failure))
+        return self._stack
+
+    async def _take_hello(self, hello: AgentHello) -> AgentReady:
+        if self._hello is not None:
+            raise LocalProtocolError("hello was said already")
+        self._hello = hello
+        self._said_hello.set()
+        await self._answered.wait()
+        if self._failure is not None:
+            raise self._failure
+        return AgentReady(os.getpid())
+
+    async def _store(self, request: StoreEntries) -> Empty:
+        self._agent.uploader.add(request.entries)
+        return Empty()
+
+    async def _flush(self, _request: Empty) -> Empty:
+        self._agent.uploader.flush()
+        return Empty()
+
+    async def _fetch(self, request: FetchEntry) -> FetchedEntry:
+        return await self._agent.fetcher.fetch(request.id, ahead=request.ahead, holders=request.holders)
+
+    async def _commit_map(self, _request: Empty) -> MapCommit:
+        root = await self._agent.commit_map()
+        return MapCommit(root, self._agent.hosts.encoded)
+
+    async def _store_manifest(self, request: StoreManifest) -> Holders:
+        return await self._agent.store_manifest(request.data)
+
+    async def _submit(self, request: SubmitAnchor) -> Empty:
+        await self._agent.submit(request.tx, request.sequence)
+        return Empty()
+
+    async def _ledger_volume(self, _request: Empty) -> LedgerVolume:
+        return await self._agent.ledger_volume()
+
+    async def _registry(self, _request: Empty) -> Registry:
+        return Registry(self._agent.book.registry)
+
+    async def _status(self, _request: Empty) -> AgentStatus:
+        return self._agent.status()

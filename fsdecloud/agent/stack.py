@@ -1,0 +1,220 @@
+"""The parts of a running agent, put together for one volume.
+
+Called only from the trio thread. Not here: who may call what (`service`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from fsdecloud import codec
+from fsdecloud.agent.fetch import Fetcher
+from fsdecloud.agent.hosts import Hosts
+from fsdecloud.agent.journal import META, NODES, JournalWriter, open_journal, open_writer
+from fsdecloud.agent.ledgerlink import LedgerLink
+from fsdecloud.agent.locations import COMMIT_PATIENCE, LocationMap
+from fsdecloud.agent.outbox import Outbox
+from fsdecloud.agent.peers import PeerBook, Transport
+from fsdecloud.agent.upload import Uploader
+from fsdecloud.config import make_private_dir
+from fsdecloud.crypto.keys import RepairKeys
+from fsdecloud.crypto.seal import entry_id
+from fsdecloud.errors import MalformedError, NotEnoughPeers, StoreLocked
+from fsdecloud.limits import BLOB_MAX
+from fsdecloud.net.nursery import open_background
+from fsdecloud.store.lockfile import LockFile, acquire_lock
+from fsdecloud.store.segments import SegmentStore
+from fsdecloud.swarm.policy import parse_redundancy
+from fsdecloud.types import BlobId
+from fsdecloud.wire.agentapi import (
+    AgentHello,
+    AgentStatus,
+    Anchored,
+    Holders,
+    LedgerTip,
+    LedgerVolume,
+    Registry,
+    RegistryPeer,
+    Stored,
+)
+from fsdecloud.wire.ledgerapi import KeyQuery, VolumeAnchor
+
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE: Final = 10.0
+"""How long to wait for an agent that the last driver left and that has not noticed yet."""
+
+Notify = Callable[[str, Stored | Anchored | LedgerTip], None]
+"""Send a notice, by method name."""
+
+
+class Stack:
+    """All parts of the agent of one volume. Made by `open_stack`."""
+
+    def __init__(self, hello: AgentHello, writer: JournalWriter, transport: Transport, notify: Notify) -> None:
+        self._hello = hello
+        self._writer = writer
+        self._notify = notify
+        journal = writer.journal
+        keys = RepairKeys.from_secret(hello.repair_secret)
+        self.book = PeerBook(transport, network=hello.network, clock=trio.current_time, jitter=random.random)
+        self.hosts = Hosts(
+            writer,
+            self.book,
+            keys.placement_secret,
+            parse_redundancy(hello.redundancy),
+            journal.get(META, b"host_map") or hello.host_map,
+        )
+        self.uploader = Uploader(
+            writer=writer,
+            staged=SegmentStore(Path(hello.staged_dir), "staged", create=False),
+            book=self.book,
+            hosts=self.hosts,
+            notify=partial(notify, "stored"),
+        )
+        self.locations = LocationMap(writer, keys, self.hosts)
+        self.fetcher = Fetcher(
+            book=self.book,
+            hosts=self.hosts,
+            cache=SegmentStore(make_private_dir(Path(hello.cache_dir)), "fetched"),
+            locate=self.locations.locate,
+        )
+        self.locations.connect(self.uploader, self.fetcher.fetch_copy)
+        self.link = LedgerLink(
+            Path(hello.ledger_socket), hello.network, on_tip=self._take_tip, on_registry=self._take_registry
+        )
+        self.outbox = Outbox(writer, self.link, partial(notify, "anchored"))
+        self.book.is_urgent = lambda: self.uploader.has_parked
+        self._map_root = b""
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Compare the journal with the driver's last anchor, and start everything."""
+        journal = self._writer.journal
+        sequence = int(journal.get(META, b"map_sequence") or b"0")
+        submitted = journal.get(META, b"map_submitted")
+        hello = self._hello
+        is_newer = hello.map_sequence > sequence
+        is_other = hello.map_sequence == sequence and submitted is not None and submitted != hello.map_root
+        if hello.map_sequence and (is_newer or is_other):
+            await self.locations.adopt(hello.map_root, hello.host_map)
+            await self._note_anchor(hello.map_sequence, hello.map_root)
+        await trio.to_thread.run_sync(self.locations.sweep)
+        registry = journal.get(META, b"registry")
+        if registry is not None:
+            self._use_registry(codec.decode(registry, Registry).peers)
+        for run in (self.book.run, self.hosts.run, self.uploader.run, self.link.run, self.outbox.run):
+            nursery.start_soon(run, name=run.__qualname__)
+
+    # ---- what the driver asks --------------------------------------------------------------------------------------
+    async def commit_map(self) -> bytes:
+        """Write the location map; returns its root, complete on the peers."""
+        self._map_root = await self.locations.commit()
+        return self._map_root
+
+    async def store_manifest(self, data: bytes) -> Holders:
+        """Store whole copies and return who holds them, fastest first. Raises NotEnoughPeers after COMMIT_PATIENCE."""
+        if not 0 < len(data) <= BLOB_MAX:
+            raise MalformedError(f"a manifest has 1 to {BLOB_MAX} bytes, not {len(data)}")
+        name = BlobId(entry_id(data))
+        with trio.move_on_after(COMMIT_PATIENCE):
+            await self.hosts.wait_known()
+            await self._writer.write([(NODES, name, data), *self.uploader.add_local([(name, len(data))])])
+            self.uploader.start_local([name])
+            (blob,) = await self.uploader.wait_anchorable([name])
+            peers = sorted(blob.holders.values(), key=lambda peer: self.book.peer(peer).score.expected(len(data)))
+            return Holders(tuple(peers), tuple(blob.receipts))
+        raise NotEnoughPeers(f"the manifest is not stored on enough peers yet: {self.uploader.last_error}")
+
+    async def submit(self, tx: bytes, sequence: int) -> None:
+        """Put an anchor into the outbox; the map it names is the one written last."""
+        await self.outbox.submit(tx, sequence)
+        await self._note_anchor(sequence, self._map_root or self.locations.root)
+
+    async def _note_anchor(self, sequence: int, map_root: bytes) -> None:
+        await self._writer.write([(META, b"map_sequence", str(sequence).encode()), (META, b"map_submitted", map_root)])
+
+    async def ledger_volume(self) -> LedgerVolume:
+        """Ask the ledger for the volume's latest anchor. Raises LedgerUnavailable."""
+        found = await self.link.call("volume", KeyQuery(self._hello.volume), VolumeAnchor)
+        return LedgerVolume(found.tx, found.height)
+
+    def status(self) -> AgentStatus:
+        """Return what `decloud status` shows."""
+        redundancy, warning = self.hosts.redundancy()
+        entries, size = self.uploader.queued()
+        in_use = self.hosts.map.current
+        others = tuple(peer.id for peer in self.book.registry if peer.id not in in_use)
+        return AgentStatus(
+            pid=os.getpid(),
+            peers=self.book.states((*in_use, *others)),
+            k=redundancy.k,
+            n=redundancy.n,
+            warning=warning,
+            queued_entries=entries,
+            queued_bytes=size,
+            partial_blobs=self.uploader.partial(),
+            uploaded_bytes=self.book.uploaded_bytes,
+            downloaded_bytes=self.book.downloaded_bytes,
+            fetched_entries=self.fetcher.fetched_entries,
+            outbox=len(self.outbox),
+            ledger_height=self.link.height,
+            ledger_pid=self.link.pid,
+            last_error=self._writer.last_error or self.uploader.last_error or self.book.last_error,
+        )
+
+    # ---- what the ledger says --------------------------------------------------------------------------------------
+    def _take_tip(self, tip: LedgerTip) -> None:
+        self._notify("ledger_tip", tip)
+        if tip.height >= 0:
+            self.outbox.poke()
+
+    def _take_registry(self, peers: Sequence[RegistryPeer]) -> None:
+        if tuple(peers) != self.book.registry:
+            self._writer.write_nowait([(META, b"registry", codec.encode(Registry(tuple(peers))))])
+            self._use_registry(peers)
+
+    def _use_registry(self, peers: Sequence[RegistryPeer]) -> None:
+        self.book.update(peers)
+        self.hosts.poke()
+
+
+@asynccontextmanager
+async def open_stack(
+    hello: AgentHello,
+    open_transport: Callable[[AgentHello], AbstractAsyncContextManager[Transport]],
+    notify: Notify,
+) -> AsyncIterator[Stack]:
+    """Run the agent of one volume for the length of the body.
+
+    Raises StoreLocked when another agent does not give the volume up, StoreError, UsageError.
+    """
+    state = make_private_dir(Path(hello.state_dir))
+    async with AsyncExitStack() as exits:
+        exits.enter_context(await _lock(state / "agent.lock"))
+        journal = await trio.to_thread.run_sync(open_journal, state / "journal", hello.volume)
+        exits.callback(journal.close)
+        writer = await exits.enter_async_context(open_writer(journal))
+        transport = await exits.enter_async_context(open_transport(hello))
+        nursery = await exits.enter_async_context(open_background())
+        stack = Stack(hello, writer, transport, notify)
+        await stack.start(nursery)
+        yield stack
+
+
+async def _lock(path: Path) -> LockFile:
+    with trio.move_on_after(LOCK_PATIENCE):
+        while True:
+            try:
+                return acquire_lock(path)
+            except StoreLocked:
+                await trio.sleep(0.1)
+    return acquire_lock(path)
