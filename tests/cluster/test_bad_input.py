@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -464,15 +465,18 @@ def test_f13_full_disk(small_disk: Network) -> None:
 # ---- peers that are none --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["garbage", "silent", "captive"])
+@pytest.mark.parametrize("mode", ["garbage", "silent", "captive", "traitor"])
 def test_f56_something_else_answers_for_a_peer(network: Network, mode: str) -> None:
     victim = network.status().local_peers()[0]
+    store = network.peer_store(victim)
     network.umount()
     network.kill(victim["pid"])
     port = re.match(r"wss://127\.0\.0\.1:(\d+)", victim["address"])
     assert port is not None, victim["address"]
     log = network.work / f"rogue-{mode}.log"
-    rogue = network.start("python3", "-m", "tests.cluster.rogue", port[1], mode, log=log)
+    keys = [path for path in store.rglob("*") if path.is_file() and path.stat().st_size == 32]
+    assert len(keys) == 1, f"the peer's seed is none or several of {keys}"
+    rogue = network.start(sys.executable, "-m", "tests.cluster.rogue", port[1], mode, keys[0], log=log)
     network.wait_until(lambda: log.exists() and "listening" in log.read_text(), 20, "the rogue listens")
     try:
         status = network.drop_cache_of_unmounted()
