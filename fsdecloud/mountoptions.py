@@ -166,6 +166,8 @@ def parse_options(
             for flag_name, opposite in _KERNEL.items():
                 if opposite == item:
                     kernel.pop(flag_name, None)
+        elif item == "remount":
+            raise UsageError("a mounted volume cannot change its options: unmount it and mount it again")
         elif key in SECRET_WORDS:
             raise UsageError(
                 f"mount option {name!r} would show a secret to every process: "

@@ -73,6 +73,11 @@ def test_125_a_secret_is_refused_and_not_repeated(name: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_remount_is_refused() -> None:
+    with pytest.raises(UsageError, match="unmount it and mount it again"):
+        parse_options("remount,ro", sloppy=True)
+
+
 def test_the_last_word_counts() -> None:
     assert parse("ro,rw") == MountOptions()
     assert parse("noexec,nosuid,exec").kernel == ("nosuid",)

@@ -1,0 +1,95 @@
+"""The ledger network of this home, and what its own peers may store."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import tomllib
+from pathlib import Path
+
+from fsdecloud.cli import client, parts, peers
+from fsdecloud.config import Paths, write_private_file
+from fsdecloud.errors import LedgerUnavailable, UsageError
+from fsdecloud.wire.agentapi import Empty
+from fsdecloud.wire.ledgerapi import LedgerStatus
+
+
+def has_network(paths: Paths) -> bool:
+    """Whether this home belongs to a ledger network."""
+    from fsdecloud.ledgerd.setup import load_network
+
+    return load_network(paths) is not None
+
+
+def require_network(paths: Paths) -> bytes:
+    """Return the id of this home's network. Raises UsageError when it has none."""
+    from fsdecloud.ledger.network import network_id
+    from fsdecloud.ledgerd.setup import load_network
+
+    document = load_network(paths)
+    if document is None:
+        raise UsageError(
+            "this machine belongs to no ledger network yet: decloud up makes one of its own, "
+            "decloud ledger run --bootstrap URL joins one"
+        )
+    return network_id(document)
+
+
+def ensure_network(paths: Paths) -> bytes:
+    """Return the id of this home's network; the first time, make an embedded one."""
+    if not has_network(paths):
+        from fsdecloud.ledger.network import embedded_network
+        from fsdecloud.ledgerd.setup import init_ledger
+
+        return init_ledger(paths, embedded_network("embedded", secrets.token_bytes(32), int(time.time())))
+    return require_network(paths)
+
+
+def ensure_ledger(paths: Paths) -> None:
+    """Start this home's ledger daemon if it belongs to a network and the daemon does not run."""
+    if has_network(paths):
+        process = parts.ensure_part(paths, parts.ledger_part())
+        if process is not None:
+            process.returncode = 0  # it lives on; nobody waits for it here
+
+
+def require_ledger(paths: Paths) -> None:
+    """Raise LedgerUnavailable, with what to do, unless this home's ledger daemon runs."""
+    if parts.running_pid(paths, "ledger") is None:
+        raise LedgerUnavailable("the ledger daemon of this home is not running: decloud up, or decloud ledger run")
+
+
+def ledger_status(paths: Paths) -> LedgerStatus:
+    """Ask the ledger daemon. Raises LedgerUnavailable when it does not run or answer."""
+    require_ledger(paths)
+    return client.call(paths.socket("ledger"), "status", Empty(), LedgerStatus, error=LedgerUnavailable)
+
+
+def admit_volume(paths: Paths, root: bytes) -> None:
+    """Let every peer of this home store for the volume with this root secret."""
+    from fsdecloud.crypto import sign
+    from fsdecloud.crypto.keys import VolumeKeys, deal_seed
+
+    deal_secret = VolumeKeys.from_root(root).deal_secret
+    for name in parts.local_peers(paths):
+        key = sign.public_key(deal_seed(deal_secret, peers.peer_id(paths, name)))
+        add_to_policy(paths.peer_state(name) / "policy.toml", key.hex())
+
+
+def add_to_policy(path: Path, key: str) -> None:
+    """Add a deal's public key to a peer's list of writers. Raises UsageError when the file cannot be understood."""
+    admitted: list[str] = []
+    if path.exists():
+        try:
+            found = tomllib.loads(path.read_text("utf-8")).get("admit", [])
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise UsageError(f"{path}: {exc}") from exc
+        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+            raise UsageError(f'{path}: admit must be a list of deal keys, or ["*"]')
+        admitted = found
+    if key in admitted or "*" in admitted:
+        return
+    lines = "".join(f'    "{item}",\n' for item in [*admitted, key])
+    write_private_file(
+        path, f'# Deal keys that may store here; ["*"] admits everybody.\nadmit = [\n{lines}]\n'.encode()
+    )

@@ -1,0 +1,66 @@
+"""The storage peers of this home: which there are, who they are, whether they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fsdecloud.cli import client, parts
+from fsdecloud.config import Paths
+from fsdecloud.errors import FsdecloudError, PeerUnavailable
+from fsdecloud.types import PeerId
+from fsdecloud.wire.agentapi import Empty
+from fsdecloud.wire.peerapi import PeerdStatus
+
+UP_QUOTA: Final = 64 << 30
+"""Quota of the peers that `decloud up` makes; the disk's free space bounds them as well."""
+
+UP_LISTEN: Final = "127.0.0.1:0"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPeer:
+    """One peer of this home."""
+
+    name: str
+    id: str
+    """In hexadecimal, as everywhere outside the programs."""
+    url: str
+    pid: int | None
+
+
+def peer_status(paths: Paths, name: str) -> PeerdStatus:
+    """Ask a running peer. Raises PeerUnavailable when it does not run or answer."""
+    if parts.running_pid(paths, f"peer-{name}") is None:
+        raise PeerUnavailable(f"peer {name} is not running: decloud peer run {name}, or decloud up")
+    return client.call(paths.socket(f"peer-{name}"), "status", Empty(), PeerdStatus, timeout=5.0, error=PeerUnavailable)
+
+
+def local_peers(paths: Paths) -> list[LocalPeer]:
+    """Return the peers of this home, running or not."""
+    found = []
+    for name in parts.local_peers(paths):
+        try:
+            status = peer_status(paths, name)
+        except FsdecloudError:
+            pid = parts.running_pid(paths, f"peer-{name}")
+            found.append(LocalPeer(name, peer_id(paths, name).hex(), "", pid or None))
+        else:
+            found.append(LocalPeer(name, status.id.hex(), status.url, status.pid))
+    return found
+
+
+def peer_id(paths: Paths, name: str) -> PeerId:
+    """Return a peer's id from its key. Raises UsageError when the key is missing or damaged."""
+    from fsdecloud.crypto import sign
+    from fsdecloud.peerd.setup import load_seed
+
+    return PeerId(sign.public_key(load_seed(paths, name)))
+
+
+def ensure_peer(paths: Paths, name: str, network_id: bytes) -> None:
+    """Set up a peer of an embedded network unless it is there."""
+    if name not in parts.local_peers(paths):
+        from fsdecloud.peerd.setup import init_peer
+
+        init_peer(paths, name, UP_QUOTA, UP_LISTEN, network_id)

@@ -1,0 +1,211 @@
+"""What `status` and `up` show of a home: one JSON object, or lines for people.
+
+Gathered from the driver, the ledger daemon and the local peers through their sockets; whoever does not answer is shown as
+such and delays nothing for long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fsdecloud.cli import drivers, network, parts, peers
+from fsdecloud.cli.output import clean, table
+from fsdecloud.cli.run import DEGRADED, OK, PENDING
+from fsdecloud.config import Paths
+from fsdecloud.errors import FsdecloudError
+from fsdecloud.units import format_size
+from fsdecloud.wire.controlapi import Count, DriverStatus
+from fsdecloud.wire.ledgerapi import LedgerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One moment of a home."""
+
+    volume: str | None
+    driver: DriverStatus | None
+    driver_pid: int | None
+    ledger: LedgerStatus | None
+    ledger_pid: int | None
+    peers: list[dict[str, Any]]
+    """Hosts of the volume and peers of this home: id, address, pid, name, state, and counters."""
+    problems: list[str]
+    """Why the exit code says degraded."""
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit code of `status`: 0 all stored, 3 pending, 4 degraded."""
+        if self.problems:
+            return DEGRADED
+        if self.driver is not None and self.driver.stored_sequence < self.driver.written_sequence:
+            return PENDING
+        return OK
+
+
+def take_view(paths: Paths, volume: str | None) -> View:
+    """Ask everybody once. `volume` is None when none is mounted."""
+    problems: list[str] = []
+    driver = None
+    if volume is not None:
+        try:
+            driver = drivers.driver_status(paths, volume)
+        except FsdecloudError as exc:
+            problems.append(f"the driver of {volume} does not answer: {exc}")
+    ledger = None
+    ledger_pid = parts.running_pid(paths, "ledger")
+    if ledger_pid is not None:
+        try:
+            ledger = network.ledger_status(paths)
+        except FsdecloudError as exc:
+            problems.append(f"the ledger daemon does not answer: {exc}")
+    elif volume is not None and network.has_network(paths):
+        problems.append("the ledger daemon is not running")
+    rows = _peer_rows(paths, driver)
+    if driver is not None:
+        problems += [
+            f"peer {row['name'] or str(row['id'])[:8]} is {row['state']}" for row in rows if row["state"] != "up"
+        ]
+        problems += list(driver.warnings)
+        if driver.agent_pid <= 0:
+            problems.append("the agent is not running")
+    return View(
+        volume=volume,
+        driver=driver,
+        driver_pid=parts.running_pid(paths, drivers.PREFIX + volume) if volume is not None else None,
+        ledger=ledger,
+        ledger_pid=ledger_pid,
+        peers=rows,
+        problems=problems,
+    )
+
+
+def _peer_rows(paths: Paths, driver: DriverStatus | None) -> list[dict[str, Any]]:
+    local = {peer.id: peer for peer in peers.local_peers(paths)}
+    rows: list[dict[str, Any]] = []
+    for host in driver.peers if driver is not None else ():
+        own = local.pop(host.id.hex(), None)
+        rows.append({
+            "id": host.id.hex(),
+            "name": own.name if own else None,
+            "address": host.url,
+            "pid": own.pid if own else None,
+            "state": "down" if own is not None and own.pid is None else host.state,
+            "failures": host.failures,
+            "corrupt": host.corrupt,
+            "stored_bytes": host.stored_bytes,
+            "fetched_bytes": host.fetched_bytes,
+        })  # fmt: skip
+    rows.extend(
+        {
+            "id": own.id,
+            "name": own.name,
+            "address": own.url,
+            "pid": own.pid,
+            "state": "up" if own.pid else "down",
+            "failures": 0,
+            "corrupt": 0,
+            "stored_bytes": 0,
+            "fetched_bytes": 0,
+        }
+        for own in local.values()
+    )
+    return rows
+
+
+def _count(count: Count | None) -> dict[str, int]:
+    return {"entries": count.entries if count else 0, "bytes": count.bytes if count else 0}
+
+
+def as_json(view: View) -> dict[str, object]:
+    """Return the object of `status --json`. Keys are stable; numbers are raw; what is unknown is null."""
+    driver = view.driver
+    result: dict[str, object] = {
+        "volume": view.volume,
+        "mountpoint": driver.mountpoint if driver else None,
+        "read_only": (driver.read_only or None) if driver else None,
+        "driver_pid": driver.driver_pid if driver else view.driver_pid,
+        "agent_pid": (driver.agent_pid or None) if driver else None,
+        "ledger_pid": view.ledger_pid,
+        "peers": view.peers,
+        "dirty": _count(driver.dirty if driver else None),
+        "staged": _count(driver.staged if driver else None),
+        "stored": _count(driver.stored if driver else None),
+        "anchored": _count(driver.anchored if driver else None),
+        "written_sequence": driver.written_sequence if driver else None,
+        "durable_sequence": driver.durable_sequence if driver else None,
+        "stored_sequence": driver.stored_sequence if driver else None,
+        "anchored_sequence": driver.anchored_sequence if driver else None,
+        "anchor_height": driver.anchor_height if driver and driver.anchor_height >= 0 else None,
+        "ledger_height": view.ledger.height if view.ledger else None,
+        "network": view.ledger.network.hex() if view.ledger else None,
+        "ledger_url": view.ledger.url if view.ledger else None,
+        "mempool": view.ledger.mempool if view.ledger else None,
+        "k": driver.k if driver else None,
+        "n": driver.n if driver else None,
+    }
+    for name in ("files", "logical_bytes", "cache_bytes", "uploaded_bytes", "downloaded_bytes", "handler_errors"):
+        result[name] = getattr(driver, name) if driver else None
+    result["last_error"] = (driver.last_error or None) if driver else None
+    result["problems"] = view.problems
+    return result
+
+
+def as_lines(view: View) -> list[str]:
+    """Return what people read."""
+    lines: list[str] = []
+    driver = view.driver
+    if driver is not None:
+        mode = f" (read-only: {clean(driver.read_only)})" if driver.read_only else ""
+        lines.append(f"{clean(driver.volume)} at {clean(driver.mountpoint)}{mode}")
+        lines.append(f"  {driver.files} files, {format_size(driver.logical_bytes)}; {_promise(driver)}")
+        counts = (
+            ("dirty", driver.dirty),
+            ("staged", driver.staged),
+            ("stored", driver.stored),
+            ("anchored", driver.anchored),
+        )
+        lines.append("  " + ", ".join(f"{name} {c.entries} ({format_size(c.bytes)})" for name, c in counts))
+        lines.append(
+            f"  redundancy {driver.k}/{driver.n}, sent {format_size(driver.uploaded_bytes)}, "
+            f"fetched {format_size(driver.downloaded_bytes)}, cache {format_size(driver.cache_bytes)}"
+        )
+        lines.append(f"  driver pid {driver.driver_pid}, agent pid {driver.agent_pid or '-'}")
+        if driver.last_error:
+            lines.append(f"  last error: {clean(driver.last_error)}")
+    elif view.volume is not None:
+        lines.append(f"{view.volume}: driver pid {view.driver_pid or '-'} does not answer")
+    lines.append(ledger_line(view))
+    rows = [
+        [
+            str(row["name"] or "-"),
+            str(row["state"]),
+            str(row["pid"] or "-"),
+            format_size(row["stored_bytes"]),
+            str(row["address"]),
+        ]
+        for row in view.peers
+    ]
+    lines += table(rows, header=("peer", "id", "state", "pid", "sent", "address"), right=(3, 4), indent="  ")
+    lines += [f"warning: {clean(problem)}" for problem in view.problems]
+    return lines
+
+
+def _promise(driver: DriverStatus) -> str:
+    if driver.durable_sequence < driver.written_sequence:
+        return "writing"
+    if driver.stored_sequence < driver.written_sequence:
+        return "everything durable here (D1), going to the peers"
+    if driver.anchored_sequence < driver.written_sequence:
+        return "everything on all peers (D2), going to the ledger"
+    where = f" in block {driver.anchor_height}" if driver.anchor_height >= 0 else ""
+    return f"everything anchored{where} (D3)" if driver.written_sequence else "nothing written yet"
+
+
+def ledger_line(view: View) -> str:
+    """Return one line on the ledger daemon."""
+    if view.ledger is None:
+        return f"ledger pid {view.ledger_pid} does not answer" if view.ledger_pid else "ledger not running"
+    ledger = view.ledger
+    mining = "mining" if ledger.mining else "idle"
+    return f"ledger height {ledger.height}, {ledger.mempool} waiting, {mining}, {len(ledger.peers)} nodes, pid {ledger.pid}"
