@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import ssl
+import struct
 from contextlib import suppress
 from functools import cache
 from typing import Final
@@ -41,6 +43,9 @@ WRITE_SIZE: Final = 256 * KIB
 
 UNDELIVERED_MAX: Final = 8 * MESSAGE_MAX
 """Bytes that may arrive without completing a message (`TlsStream.delivered`): stops endless empty fragments and pings."""
+
+_LAST_ACK_RECEIVED: Final = 56
+"""Offset of tcpi_last_ack_recv in struct tcp_info (linux/tcp.h): milliseconds since the last acknowledgement."""
 
 
 def make_certificate(seed: bytes) -> bytes:
@@ -131,6 +136,17 @@ class TlsStream(trio.abc.Stream):
         if der is None:
             raise RemoteProtocolError("the server sent no certificate")
         return der
+
+    def last_progress(self) -> float:
+        """Return when the other side last sent something, or its kernel last took something of ours, on trio's clock."""
+        if not isinstance(self._transport, trio.SocketStream):
+            return self.last_received
+        try:
+            info = self._transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
+        except OSError:  # closed
+            return self.last_received
+        (milliseconds,) = struct.unpack_from("=I", info, _LAST_ACK_RECEIVED)
+        return max(self.last_received, trio.current_time() - float(milliseconds) / 1000)
 
     async def do_handshake(self) -> None:
         """Finish the handshake. Raises PeerUnavailable when the other side ends it or speaks something else."""

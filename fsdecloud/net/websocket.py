@@ -5,7 +5,8 @@ server's id in hexadecimal, so that a server answers only those who mean it; a r
 browser and is refused, as is any other subprotocol. No extension is negotiated: permessage-deflate would be a bomb.
 
 Silence: a client pings after KEEPALIVE seconds without a byte and gives up PONG_TIMEOUT later; a server drops a client that
-was silent for SILENCE_MAX. Any byte counts as life, so a large message on a slow line is not silence.
+was silent for SILENCE_MAX. Any byte counts as life, and TCP's word that the other side took ours, so that a large message
+on a slow line is not silence.
 
 **Invariant:** half a frame never stays on a wire that is used further: a cancelled `send` breaks its channel. Send from a
 task that is not cancelled with its request (`net.pool`, `peerd.server`).
@@ -135,6 +136,10 @@ class Channel:
         """True once either side has begun to close."""
         return self._websocket.closed is not None
 
+    def last_progress(self) -> float:
+        """Return when this connection last carried anything in either direction, on trio's clock."""
+        return self._stream.last_progress()
+
     async def _keep_alive(self) -> None:
         """Ping a silent server; break the channel when it stays silent."""
         while True:
@@ -144,7 +149,7 @@ class Channel:
                 continue
             with trio.move_on_after(PONG_TIMEOUT) as scope, suppress(trio_websocket.ConnectionClosed):
                 await self._websocket.ping()
-            if scope.cancelled_caught and trio.current_time() - self._stream.last_received >= KEEPALIVE:
+            if scope.cancelled_caught and trio.current_time() - self.last_progress() >= PONG_TIMEOUT:
                 log.info("%s does not answer; dropped", self.remote)
                 await trio.aclose_forcefully(self._stream)
             if self.is_closed:
@@ -152,7 +157,7 @@ class Channel:
 
     async def _watch_silence(self) -> None:
         """Break the channel of a client that has gone without a word."""
-        while (end := self._stream.last_received + SILENCE_MAX) > trio.current_time():  # noqa: ASYNC110 - the clock is what is waited for
+        while (end := self.last_progress() + SILENCE_MAX) > trio.current_time():  # noqa: ASYNC110 - the clock is what is waited for
             await trio.sleep_until(end)
         log.info("%s is silent; dropped", self.remote)
         await trio.aclose_forcefully(self._stream)

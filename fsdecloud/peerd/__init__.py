@@ -1,1 +1,1 @@
-"""The daemon that stores shards for others."""
+"""The storage peer: keeps shards for others within a quota, and signs for each one it holds."""

@@ -1,0 +1,459 @@
+"""Connections to storage peers, and requests over them.
+
+Each peer has two lanes, a connection each: one for Puts, one for all that reads, so that a read never waits behind MiBs of
+upload. A lane connects when it is first needed, carries many requests at once, and closes after IDLE_TIMEOUT without one.
+After a failure it stays closed for a moment that grows (BACKOFF); requests in that time fail at once.
+
+Deadlines watch progress, not size: a request fails when its connection has carried nothing for REQUEST_TIMEOUT, neither
+bytes from the peer nor TCP's word that it took ours. On a slow line a MiB may take minutes and still arrive.
+
+A cancelled request is abandoned: what of it is on its way goes out whole, and its answer is dropped (fault 94).
+
+Everything here runs in the trio thread; a `PeerPool` changes state between awaits only. Not here: which peer to ask
+(`agent`), what is said (`wire.peer`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final, TypeVar
+
+import blake3
+import trio
+
+from fsdecloud.crypto import sign
+from fsdecloud.errors import (
+    BlobCorrupt,
+    BlobMissing,
+    FsdecloudError,
+    MalformedError,
+    PeerRefused,
+    PeerUnavailable,
+    ProtocolError,
+    RemoteError,
+    RemoteTimeout,
+    SealError,
+)
+from fsdecloud.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT
+from fsdecloud.net import websocket
+from fsdecloud.net.address import Address, format_endpoint
+from fsdecloud.net.nursery import open_background
+from fsdecloud.net.websocket import Channel, printable
+from fsdecloud.types import PeerId, ShardId
+from fsdecloud.wire import peer as wire
+from fsdecloud.wire.receipts import Receipt, verify_receipt
+
+A = TypeVar("A", bound=wire.Answer)
+
+IDLE_TIMEOUT: Final = 120.0
+"""A lane without requests is closed after this: an idle machine sends nothing."""
+
+BACKOFF: Final = (0.2, 5.0)
+"""First and longest wait between two attempts to connect, before jitter."""
+
+REQUEST_MAX: Final = 600.0
+"""No request takes longer, however well its line does."""
+
+PUT, READ = "put", "read"
+
+
+class PeerPool:
+    """All connections of this process to peers. Use `open_pool`."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        network: bytes,
+        deal_seed: Callable[[PeerId], bytes] | None,
+        nonce: Callable[[], bytes],
+    ) -> None:
+        self._nursery = nursery
+        self._network = network
+        self._deal_seed = deal_seed
+        self._nonce = nonce
+        self._lanes: dict[tuple[Address, str], _Lane] = {}
+
+    async def put(self, address: Address, shards: Sequence[tuple[ShardId, bytes | memoryview]]) -> Receipt:
+        """Store shards, at most `wire.PUT_BYTES_MAX` bytes together, and return the peer's verified receipt.
+
+        The receipt may cover only some of them, when the peer refused the others (its quota). Raises PeerRefused, with the
+        peer's reason, when it took none; PeerUnavailable; RemoteTimeout; ValueError for too much at once.
+        """
+        items = tuple(wire.Shard(shard, memoryview(data)) for shard, data in shards)
+        size = sum(item.data.nbytes for item in items)
+        if not items or size > wire.PUT_BYTES_MAX or len(items) > wire.SHARDS_MAX:
+            raise ValueError(f"{len(items)} shards of {size} bytes do not make one request")
+        lane = self._lane(address, PUT)
+        answer = await lane.call(lambda number: wire.Put(number, items), wire.PutDone, size)
+        if not answer.receipt:
+            reason = answer.refused[0].reason if answer.refused else "no reason given"
+            raise PeerRefused(f"{_name(address)} refused to store: {printable(reason)}")
+        return _check_receipt(answer.receipt, address, lane.deal, {item.id: item.data.nbytes for item in items})
+
+    async def get(self, address: Address, shard: ShardId) -> bytes:
+        """Return a shard. Raises BlobMissing when the peer has it not, BlobCorrupt when it sends other bytes,
+        PeerUnavailable, RemoteTimeout, PeerRefused."""
+        answer = await self._lane(address, READ).call(lambda number: wire.Get(number, shard, 0, 0), wire.Data)
+        if blake3.blake3(answer.data).digest() != shard:
+            raise BlobCorrupt(f"{_name(address)} sent {len(answer.data)} bytes that are not shard {shard.hex()}")
+        return answer.data
+
+    async def get_range(self, address: Address, shard: ShardId, offset: int, length: int) -> bytes:
+        """Return a part of a shard, which nothing here can verify. Raises as `get` does."""
+        answer = await self._lane(address, READ).call(lambda number: wire.Get(number, shard, offset, length), wire.Data)
+        if length and len(answer.data) != length:
+            raise BlobCorrupt(f"{_name(address)} sent {len(answer.data)} bytes instead of {length}")
+        return answer.data
+
+    async def has(self, address: Address, ids: Sequence[ShardId]) -> tuple[bool, ...]:
+        """Return for each shard whether the peer says it has it; at most `wire.IDS_MAX`. Raises as `get` does."""
+        answer = await self._lane(address, READ).call(lambda number: wire.Has(number, tuple(ids)), wire.HasResult)
+        if len(answer.present) != len(ids):
+            raise PeerUnavailable(f"{_name(address)} answered {len(answer.present)} of {len(ids)} questions")
+        return answer.present
+
+    async def info(self, address: Address) -> wire.InfoResult:
+        """Return how the peer is, over the lane for Puts, so that its connection and admission are tried.
+
+        Raises PeerRefused when it does not admit our deal; otherwise as `get` does.
+        """
+        lane = self._lane(address, PUT if self._deal_seed is not None else READ)
+        answer = await lane.call(wire.Info, wire.InfoResult)
+        if self._deal_seed is not None and not answer.admitted:
+            raise PeerRefused(f"{_name(address)} does not admit us: {printable(answer.reason)}")
+        return answer
+
+    def statistics(self) -> dict[str, int]:
+        """Return open connections and unanswered requests."""
+        return {
+            "connections": sum(lane.is_open for lane in self._lanes.values()),
+            "requests": sum(lane.unanswered for lane in self._lanes.values()),
+        }
+
+    def _lane(self, address: Address, kind: str) -> _Lane:
+        if address.id is None:
+            raise ValueError(f"{address} names no peer")
+        lane = self._lanes.get((address, kind))
+        if lane is None:
+            seed = self._deal_seed(address.id) if self._deal_seed is not None and kind == PUT else None
+            lane = self._lanes[address, kind] = _Lane(address, self._network, seed, self._nonce, self._nursery)
+        return lane
+
+
+@asynccontextmanager
+async def open_pool(
+    *,
+    network: bytes,
+    deal_seed: Callable[[PeerId], bytes] | None = None,
+    nonce: Callable[[], bytes] = lambda: os.urandom(32),
+) -> AsyncIterator[PeerPool]:
+    """Run a pool for the length of the body.
+
+    `network` is the genesis id that peers must share. `deal_seed` gives the Ed25519 seed of the deal with a peer
+    (`crypto.keys.deal_seed`); without it the pool can only read. `nonce` returns 32 fresh random bytes.
+    """
+    async with open_background() as nursery:
+        yield PeerPool(nursery, network=network, deal_seed=deal_seed, nonce=nonce)
+
+
+class _Lane:
+    """One connection to one peer, opened again as needed."""
+
+    def __init__(
+        self,
+        address: Address,
+        network: bytes,
+        deal_seed: bytes | None,
+        nonce: Callable[[], bytes],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._address = address
+        self._network = network
+        self._deal_seed = deal_seed
+        self._nonce = nonce
+        self._nursery = nursery
+        self._link: _Link | None = None
+        self._opening: trio.Event | None = None
+        self._retry_at = -1.0
+        self._failures = 0
+        self._error: FsdecloudError | None = None
+        self.deal = sign.public_key(deal_seed) if deal_seed is not None else b""
+
+    @property
+    def is_open(self) -> bool:
+        return self._link is not None
+
+    @property
+    def unanswered(self) -> int:
+        return len(self._link.waiting) if self._link is not None else 0
+
+    async def call(self, build: Callable[[int], wire.Request], kind: type[A], size: int = 0) -> A:
+        """Send a request and return its answer."""
+        link = await self._connected()
+        answer = await link.call(build, size)
+        if isinstance(answer, wire.Error):
+            raise _error(answer, self._address)
+        assert isinstance(answer, kind)  # ClientSession has checked it
+        return answer
+
+    async def _connected(self) -> _Link:
+        while self._link is None:
+            if self._opening is None:
+                if trio.current_time() < self._retry_at:
+                    assert self._error is not None
+                    raise PeerUnavailable(f"{self._error} (tried a moment ago)")
+                self._opening = trio.Event()
+                self._nursery.start_soon(self._run)
+            opening = self._opening
+            await opening.wait()
+            if not self.is_open and self._error is not None:
+                raise type(self._error)(str(self._error))
+        return self._link
+
+    async def _run(self) -> None:
+        """Connect and carry requests until the connection ends; the only task that opens and closes this lane."""
+        name = _name(self._address)
+        error: FsdecloudError | None = PeerUnavailable(f"{name}: the pool is closed")
+        link: _Link | None = None
+        try:
+            async with websocket.connect(self._address, subprotocol=wire.SUBPROTOCOL) as channel:
+                with trio.fail_after(CONNECT_TIMEOUT):
+                    session = await self._greet(channel)
+                link = _Link(channel, session, name, self._detach)
+                self._opened(link)
+                await link.run()
+                error = None  # idle
+        except RemoteError as exc:
+            error = exc
+        except ProtocolError as exc:
+            error = PeerUnavailable(f"{name}: {exc}")
+        except trio.TooSlowError:
+            error = PeerUnavailable(f"{name} did not say hello within {CONNECT_TIMEOUT:g} s")
+        finally:
+            self._ended(link, error)
+
+    async def _greet(self, channel: Channel) -> wire.ClientSession:
+        session = wire.ClientSession(
+            peer=channel.server_key,
+            network=self._network,
+            nonce=self._nonce(),
+            certificate_hash=channel.certificate_hash,
+        )
+        await channel.send(session.receive_challenge(await channel.receive(), self._deal_seed))
+        session.receive_welcome(await channel.receive())
+        return session
+
+    def _opened(self, link: _Link) -> None:
+        self._link = link
+        self._failures, self._error = 0, None
+        assert self._opening is not None
+        self._opening.set()
+        self._opening = None
+
+    def _detach(self) -> None:
+        """Let go of the link, which is about to be closed for idleness; the next request opens another."""
+        self._link = None
+
+    def _ended(self, link: _Link | None, error: FsdecloudError | None) -> None:
+        """Note that a connection ended, or was not made, and why; None when nobody used it."""
+        if error is not None:
+            first, longest = BACKOFF
+            delay = min(longest, first * 2**self._failures)
+            self._failures = min(self._failures + 1, 30)
+            self._retry_at = trio.current_time() + delay * random.uniform(0.5, 1.0)  # peers that fell together
+            self._error = error
+        if link is None:
+            assert self._opening is not None
+            self._opening.set()
+            self._opening = None
+        else:
+            if self._link is link:
+                self._link = None
+            link.fail(error or PeerUnavailable(f"{_name(self._address)}: the connection was idle"))
+
+
+class _Link:
+    """A connection that is open: its session, its window, and who waits for which answer."""
+
+    def __init__(self, channel: Channel, session: wire.ClientSession, name: str, on_idle: Callable[[], None]) -> None:
+        self._channel = channel
+        self._session = session
+        self._name = name
+        self._on_idle = on_idle
+        assert session.welcome is not None
+        self._window = _Window(session.welcome.window, wire.REQUESTS_MAX)
+        self._outgoing: deque[bytes] = deque()
+        self._wake_writer = trio.Event()
+        self._wake_watch = trio.Event()
+        self._used = trio.current_time()
+        self._error: FsdecloudError | None = None
+        self.waiting: dict[int, _Waiting] = {}
+
+    async def call(self, build: Callable[[int], wire.Request], size: int) -> wire.Answer:
+        """Send a request when the window allows, and return its answer. Raises what ended the connection."""
+        self._window.is_wanted += 1
+        if not self.waiting:
+            self._wake_watch.set()
+        try:
+            await self._window.acquire(size)
+        finally:
+            self._window.is_wanted -= 1
+        self._check()
+        number = self._session.next_number()
+        waiting = self.waiting[number] = _Waiting(size, trio.current_time())
+        self._outgoing.append(self._session.request(build(number)))
+        self._wake_writer.set()
+        await waiting.done.wait()
+        if waiting.answer is None:
+            self._check()
+        assert waiting.answer is not None
+        return waiting.answer
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise type(self._error)(str(self._error))  # an instance of its own for each caller's traceback
+
+    def fail(self, error: FsdecloudError) -> None:
+        """Let everybody who waits fail with `error`."""
+        self._error = error
+        self._window.open()
+        for waiting in self.waiting.values():
+            waiting.done.set()
+        self.waiting.clear()
+
+    async def run(self) -> None:
+        """Carry requests; return when the connection was idle for long. Raises what else ends it."""
+        async with open_background() as nursery:
+            nursery.start_soon(self._write)
+            nursery.start_soon(self._read)
+            await self._watch()
+
+    async def _read(self) -> None:
+        while True:
+            answer = self._session.receive(await self._channel.receive())
+            waiting = self.waiting.pop(answer.request)
+            self._window.release(waiting.size)
+            self._used = trio.current_time()
+            waiting.answer = answer
+            waiting.done.set()
+
+    async def _write(self) -> None:
+        with suppress(PeerUnavailable):  # the reader meets it as well, and says why
+            while True:
+                while self._outgoing:
+                    await self._channel.send(self._outgoing.popleft())
+                self._wake_writer = trio.Event()
+                await self._wake_writer.wait()
+
+    async def _watch(self) -> None:
+        """Return when nobody has used the connection for long. Raises RemoteTimeout when those who do wait in vain."""
+        while True:
+            now = trio.current_time()
+            if self.waiting:
+                first = next(iter(self.waiting.values())).since
+                end = min(max(first, self._channel.last_progress()) + REQUEST_TIMEOUT, first + REQUEST_MAX)
+                if now >= end:
+                    raise RemoteTimeout(f"{self._name} does not answer: no progress for {REQUEST_TIMEOUT:g} s")
+            else:
+                end = self._used + IDLE_TIMEOUT
+                if now >= end and not self._window.is_wanted:
+                    self._on_idle()
+                    return
+            self._wake_watch = trio.Event()
+            with trio.move_on_at(end if end > now else now + REQUEST_TIMEOUT):
+                await self._wake_watch.wait()
+
+
+class _Waiting:
+    """A request without an answer."""
+
+    __slots__ = ("answer", "done", "since", "size")
+
+    def __init__(self, size: int, since: float) -> None:
+        self.size = size
+        self.since = since
+        self.done = trio.Event()
+        self.answer: wire.Answer | None = None
+
+
+class _Window:
+    """How many bytes and requests may be unanswered; first come, first served."""
+
+    def __init__(self, size: int, count: int) -> None:
+        self._size = size
+        self._count = count
+        self._queue: OrderedDict[trio.Event, int] = OrderedDict()
+        self._is_open = False
+        self.is_wanted = 0
+        """Callers within `acquire`."""
+
+    async def acquire(self, size: int) -> None:
+        """Wait for room and take it."""
+        if not self._queue and self._fits(size):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._take(size)
+            return
+        turn = trio.Event()
+        self._queue[turn] = size
+        try:
+            await turn.wait()
+        except trio.Cancelled:
+            if self._queue.pop(turn, None) is None:
+                self.release(size)
+            raise
+
+    def release(self, size: int) -> None:
+        """Give room back, and to whoever waits for it."""
+        self._size += size
+        self._count += 1
+        while self._queue:
+            turn, wanted = next(iter(self._queue.items()))
+            if not self._fits(wanted):
+                return
+            del self._queue[turn]
+            self._take(wanted)
+            turn.set()
+
+    def open(self) -> None:
+        """Let everybody through: the connection has ended."""
+        self._is_open = True
+        self.release(0)
+
+    def _fits(self, size: int) -> bool:
+        return self._is_open or (size <= self._size and self._count > 0)
+
+    def _take(self, size: int) -> None:
+        self._size -= size
+        self._count -= 1
+
+
+def _name(address: Address) -> str:
+    assert address.id is not None
+    return f"peer {address.id.hex()[:8]} at {format_endpoint(address.host, address.port)}"
+
+
+def _error(answer: wire.Error, address: Address) -> FsdecloudError:
+    text = f"{_name(address)}: {printable(answer.text)}"
+    if answer.code == "missing":
+        return BlobMissing(text)
+    if answer.code == "failed":
+        return RemoteError(text)
+    return PeerRefused(text)
+
+
+def _check_receipt(data: bytes, address: Address, deal: bytes, sent: dict[bytes, int]) -> Receipt:
+    """Return the receipt if it is this peer's, for this deal and for shards that were sent (faults 77 and 78)."""
+    try:
+        receipt = verify_receipt(data)
+    except (MalformedError, SealError) as exc:
+        raise PeerUnavailable(f"{_name(address)} sent a receipt that does not hold: {exc}") from exc
+    if receipt.peer != address.id or receipt.deal != deal:
+        raise PeerUnavailable(f"{_name(address)} sent a receipt of somebody else")
+    if not receipt.shards or any(sent.get(item.id) != item.length for item in receipt.shards):
+        raise PeerUnavailable(f"{_name(address)} sent a receipt for what it was not sent")
+    return receipt

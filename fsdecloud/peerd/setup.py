@@ -1,0 +1,192 @@
+"""What a storage peer needs before it runs: its key, its settings, and whom it admits. Blocking.
+
+state/peers/NAME/peer.key     32-byte Ed25519 seed: the peer's identity
+state/peers/NAME/peer.toml    settings (`PeerConfig`); the port that was picked at the first start is written back
+state/peers/NAME/policy.toml  `admit`: deal keys that may store here, in hexadecimal, or ["*"]; read again when it changes
+state/peers/NAME/shards index `store.shards`
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from fsdecloud.config import Paths, make_private_dir, read_private_file, write_private_file
+from fsdecloud.crypto import sign
+from fsdecloud.errors import UsageError
+from fsdecloud.limits import MIN_FREE
+from fsdecloud.net.address import Address, format_endpoint, parse_endpoint
+from fsdecloud.types import PeerId
+
+LISTEN_DEFAULT: Final = "127.0.0.1:0"
+EVERYBODY: Final = "*"
+_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """peer.toml. Sizes in bytes."""
+
+    quota: int
+    """Most bytes of shards."""
+    listen: str
+    """HOST:PORT."""
+    network: bytes
+    """Genesis id of the ledger network, in hexadecimal in the file."""
+    reserve: int = MIN_FREE
+    """Disk space left free for everybody else."""
+    announce: str = ""
+    """HOST or HOST:PORT that others reach this peer by; empty: the one it listens on."""
+
+
+def init_peer(paths: Paths, name: str, quota: int, listen: str, network: bytes) -> PeerId:
+    """Set up the peer `name` and return its id. A second call changes nothing but quota and address.
+
+    It admits nobody until `policy.toml` says so. Raises UsageError when the name is taken for another network, or a value
+    makes no sense.
+    """
+    directory = paths.peer_state(name)
+    parse_endpoint(listen)
+    if quota <= 0 or len(network) != 32:
+        raise UsageError(f"a peer needs a quota and a network, not {quota} and {network.hex()!r}")
+    make_private_dir(directory)
+    if not (directory / "peer.key").exists():
+        write_private_file(directory / "peer.key", os.urandom(32))
+    if (directory / "peer.toml").exists():
+        present = load_config(paths, name)
+        if present.network != network:
+            raise UsageError(
+                f"{directory} belongs to the network {present.network.hex()}; move it away to join another"
+            )
+        config = replace(present, quota=quota, listen=_same_listen(present.listen, listen))
+    else:
+        config = PeerConfig(quota, listen, network)
+    save_config(paths, name, config)
+    if not (directory / "policy.toml").exists():
+        write_private_file(
+            directory / "policy.toml", b'# Deal keys that may store here; ["*"] admits everybody.\nadmit = []\n'
+        )
+    return PeerId(sign.public_key(load_seed(paths, name)))
+
+
+def _same_listen(present: str, wanted: str) -> str:
+    """Keep the port that was picked once when any will do."""
+    host, port = parse_endpoint(wanted)
+    old_host, old_port = parse_endpoint(present)
+    return format_endpoint(host, old_port if not port and host == old_host else port)
+
+
+def load_config(paths: Paths, name: str) -> PeerConfig:
+    """Return the peer's settings. Raises UsageError, naming what is wrong, when there are none or they make no sense."""
+    path = paths.peer_state(name) / "peer.toml"
+    values = _read_toml(path, f"there is no peer {name!r} here: decloud peer init makes one")
+    known = {field.name: (str if field.name == "network" else field.type) for field in fields(PeerConfig)}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(f"{path}: unknown setting {key!r}; there are {', '.join(known)}")
+        if isinstance(value, bool) or type(value).__name__ != getattr(known[key], "__name__", known[key]):
+            raise UsageError(f"{path}: {key} = {value!r} has the wrong type")
+    try:
+        network = bytes.fromhex(values.pop("network"))
+        config = PeerConfig(network=network, **values)
+    except (KeyError, ValueError, TypeError) as exc:
+        raise UsageError(f"{path}: quota, listen and network are needed ({exc})") from exc
+    if len(network) != 32 or config.quota <= 0 or config.reserve < 0:
+        raise UsageError(f"{path}: a quota above 0, a reserve and a network of 64 hexadecimal digits are needed")
+    parse_endpoint(config.listen)
+    return config
+
+
+def save_config(paths: Paths, name: str, config: PeerConfig) -> None:
+    """Write the peer's settings."""
+    lines = [f"quota = {config.quota}", f"listen = {_quote(config.listen)}", f'network = "{config.network.hex()}"']
+    lines += [f"reserve = {config.reserve}", f"announce = {_quote(config.announce)}"]
+    write_private_file(paths.peer_state(name) / "peer.toml", ("\n".join(lines) + "\n").encode())
+
+
+def load_seed(paths: Paths, name: str) -> bytes:
+    """Return the peer's Ed25519 seed. Raises UsageError when the file is missing, open to others, or damaged."""
+    path = paths.peer_state(name) / "peer.key"
+    seed = read_private_file(path)
+    if len(seed) != 32:
+        raise UsageError(f"{path} has {len(seed)} bytes instead of 32: restore it, or move {path.parent} away")
+    return seed
+
+
+def announced_address(config: PeerConfig, peer: PeerId, port: int) -> Address | None:
+    """Return the address to register, None when it listens everywhere and is not told what it is reached by."""
+    host, _ = parse_endpoint(config.listen)
+    if config.announce:
+        has_port = ":" in config.announce.rpartition("]")[2]
+        host, announced = parse_endpoint(config.announce if has_port else f"{config.announce}:0")
+        return Address(host, announced or port, peer, config.network)
+    return None if host in _WILDCARDS else Address(host, port, peer, config.network)
+
+
+class Policy:
+    """Whom a peer admits: policy.toml, read again whenever the file has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, ...] = ()
+        self._admitted: frozenset[str] = frozenset()
+        self._error = ""
+
+    def refusal(self, deal: bytes) -> str:
+        """Return why the deal may not store here, "" if it may. An unreadable policy admits nobody and says so."""
+        if not deal:
+            return "no deal key was shown"
+        self._refresh()
+        if self._error:
+            return "this peer's policy cannot be read"
+        if EVERYBODY in self._admitted or deal.hex() in self._admitted:
+            return ""
+        return "this peer does not know your deal key"
+
+    @property
+    def error(self) -> str:
+        """Why the policy cannot be read; for the log and status."""
+        return self._error
+
+    def _refresh(self) -> None:
+        try:
+            status = self._path.stat()
+            stamp: tuple[int, ...] = (status.st_mtime_ns, status.st_ino, status.st_size)
+        except OSError:
+            stamp = ()
+        if stamp == self._stamp and not self._error:
+            return
+        self._stamp = stamp
+        try:
+            self._admitted, self._error = _read_policy(self._path), ""
+        except UsageError as exc:
+            self._admitted, self._error = frozenset(), str(exc)
+
+
+def _read_policy(path: Path) -> frozenset[str]:
+    values = _read_toml(path, f"{path} is missing")
+    admit = values.pop("admit", [])
+    if values:
+        raise UsageError(f"{path}: unknown setting {next(iter(values))!r}; there is admit")
+    if not isinstance(admit, list) or not all(isinstance(key, str) for key in admit):
+        raise UsageError(f'{path}: admit must be a list of deal keys, or ["*"]')
+    for key in admit:
+        if key != EVERYBODY and (len(key) != 64 or not set(key.lower()) <= set("0123456789abcdef")):
+            raise UsageError(f"{path}: {key!r} is not a deal key of 64 hexadecimal digits")
+    return frozenset(key.lower() for key in admit)
+
+
+def _read_toml(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as exc:
+        raise UsageError(missing) from exc
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise UsageError(f"{path}: {exc}") from exc
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
