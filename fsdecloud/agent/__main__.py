@@ -39,7 +39,7 @@ async def open_transport(hello: AgentHello) -> AsyncIterator[Transport]:
     async with open_pool(
         network=hello.network,
         deal_seed=lambda peer: deal_seed(hello.deal_secret, peer),
-        nonce_source=lambda: os.urandom(32),
+        nonce=lambda: os.urandom(32),
     ) as pool:
         yield pool
 

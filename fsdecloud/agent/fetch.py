@@ -59,8 +59,10 @@ PACKS_KEPT: Final = 32 * MIB
 COPY_SOURCES_MAX: Final = 64
 """Peers asked in turn for a whole copy whose place is not known."""
 
-_DECODE_COST: Final = 0.002
-"""Seconds by which a parity shard must be faster to be asked before one of the blob's own slices."""
+_DECODE_COST: Final = 0.005
+_DECODE_FACTOR: Final = 1.25
+"""A parity shard is asked for before one of the blob's own slices only when it should be this much faster: seconds, and
+by ratio. Slices need no decoding."""
 
 _CORRUPT_COST: Final = 1.0
 """The same for a shard from a peer that has sent wrong bytes."""
@@ -268,7 +270,9 @@ class Fetcher:
             own = exceptions.get(index) or (table[index] if index < len(table) else None)
             if own is not None and self._may_ask(own, now):
                 peer = self._book.peer(own)
-                cost = peer.score.expected(size) + (_DECODE_COST if index >= row.k else 0.0)
+                cost = peer.score.expected(size)
+                if index >= row.k:
+                    cost = cost * _DECODE_FACTOR + _DECODE_COST
                 cost += (_CORRUPT_COST * peer.corrupt) + (FETCH_DEADLINE if not peer.is_readable else 0.0)
                 first.append((cost, Source(index, own, row.shard(blob, index))))
             for epoch in {self._hosts.map.epoch, row.epoch, row.epoch - 1}:

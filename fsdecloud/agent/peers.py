@@ -251,9 +251,9 @@ class PeerBook:
             self._failed(peer, exc, self._clock() - start)
             raise
         else:
+            self._answered(peer)
             if is_timed:
                 score.succeeded(queued, self._clock() - start)
-            self._answered(peer)
             return result
         finally:
             score.pending -= size

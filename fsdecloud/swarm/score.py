@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
-FIRST_LATENCY: Final = 0.05
-"""Assumed of a peer that has not answered yet: a peer in the next town."""
+FIRST_LATENCY: Final = 0.002
+FIRST_RATE: Final = 500e6
+"""Seconds, and bytes per second, assumed of a peer that has not answered yet: the best there is, so that each is tried and
+the work spreads over all of them."""
 
-FIRST_RATE: Final = 20e6
-"""Bytes per second assumed at first."""
+FIRST_DEVIATION: Final = 0.05
+"""But no hurry to ask somebody else as long as nothing is known."""
 
 _WEIGHT: Final = 0.125
 """Of a new sample in the moving averages; with `_HEDGE_DEVIATIONS`, TCP's estimator (RFC 6298)."""
@@ -40,7 +42,7 @@ class PeerScore:
 
     def __init__(self) -> None:
         self.latency = FIRST_LATENCY
-        self.deviation = FIRST_LATENCY / 2
+        self.deviation = FIRST_DEVIATION
         self.rate = FIRST_RATE
         self.pending = 0
         """Bytes asked of it and not yet answered."""

@@ -262,7 +262,7 @@ class Driver:
         if found.data:
             data = found.data
         else:
-            data = self.cache.read_at(found) if hasattr(self.cache, "read_at") else self.read(found)
+            data = self.read(found)
         assert blake3(data).digest() == entry
         return data
 
@@ -273,6 +273,14 @@ class Driver:
 
     async def call(self, method, params, result):
         return await self.connection.call(method, params, result)
+
+    async def wait_hosts(self, count):
+        """Wait until the host map has that many peers."""
+
+        async def known():
+            return sum(state.url != "" for state in (await self.status()).peers) >= count
+
+        await until(known)
 
     async def status(self):
         return await self.call("status", Empty(), agentapi.AgentStatus)
@@ -326,3 +334,9 @@ def run(work, *args, seconds=30):
             await work(*args)
 
     trio.run(bounded)
+
+
+async def until(condition):
+    """Return once `condition` (async) holds; the test's own deadline bounds it."""
+    while not await condition():  # noqa: ASYNC110 - what it asks is in another task's state
+        await trio.sleep(0.005)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -14,10 +15,6 @@ from fsdecloud.errors import BlobMissing, NotEnoughPeers
 from fsdecloud.types import EntryId
 from fsdecloud.wire import agentapi
 from fsdecloud.wire.agentapi import Empty
-
-
-def some(size, salt=b""):
-    return (salt + os.urandom(32)).ljust(size, b"\xa5") if size > 40 else os.urandom(size)
 
 
 def test_store_and_fetch(tmp_path):
@@ -68,12 +65,8 @@ def test_map_survives_on_the_peers(tmp_path):
             assert len(set(holders.peers)) >= 3
         # A new machine: its agent gets the manifest from the holders, then the map from its root.
         other = tmp_path / "other"
-        from blake3 import blake3
-
         async with open_ledger(other, net.registry()), open_driver(other, net) as driver:
-            await driver.wait(lambda: driver.tips)
-            while not (await driver.call("registry", Empty(), agentapi.Registry)).peers:
-                pass
+            await driver.wait_hosts(6)
             name = EntryId(blake3(manifest).digest())
             assert await driver.fetch(name, holders=holders.peers[:1]) == manifest
         changes = {"map_root": commit.map_root, "host_map": commit.host_map, "map_sequence": 1}
