@@ -22,7 +22,7 @@ from fsdecloud.crypto import sign
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledgerd.api import LocalApi
-from fsdecloud.ledgerd.hub import Hub, fetch_network
+from fsdecloud.ledgerd.hub import INBOUND_MAX, Hub, fetch_network
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.mining import Mining
 from fsdecloud.ledgerd.setup import (
@@ -99,7 +99,7 @@ class _Daemon:
                 self._config = NodeConfig(format_endpoint(host, port), self._config.addresses)
                 self._remember()
                 self._hub.learn(self._options.bootstrap, given=True)
-                self._hub.learn(self._config.addresses)
+                self._hub.learn(self._config.addresses, was_reached=True)
                 await nursery.start(serve_unix, self._paths.socket("ledger"), self._api.methods_for)
                 nursery.start_soon(self._hub.run)
                 if self._mining is not None:
@@ -127,7 +127,9 @@ class _Daemon:
             elif self._options.listen is None:
                 candidates = [port, 0]
         for candidate in candidates:
-            server = partial(serve, host, candidate, self._seed, gossip.SUBPROTOCOL, self._hub.serve)
+            server = partial(
+                serve, host, candidate, self._seed, gossip.SUBPROTOCOL, self._hub.serve, connections_max=INBOUND_MAX
+            )
             try:
                 return host, await nursery.start(server)
             except UsageError as exc:

@@ -1,8 +1,9 @@
 """The daemon's connections to others: whom to call, who called, and what all of them are told.
 
 Keeps up to OUTBOUND_MAX calls of its own: always those to the bootstrap addresses it was given, then addresses it learned.
-An address that fails is tried again after a growing, jittered delay, and forgotten after FAILURES_MAX failures unless it was
-given. Everything here runs in the trio thread. Not here: what is said on a connection (`session`).
+An address that fails is tried again after a growing, jittered delay; one that never answered is forgotten after
+FAILURES_MAX failures unless it was given. Everything here runs in the trio thread. Not here: what is said on a connection
+(`session`).
 """
 
 from __future__ import annotations
@@ -49,7 +50,15 @@ class Target:
     given: bool
     failures: int = 0
     due: float = 0.0
+    was_reached: bool = False
+    found: PeerId | None = None
+    """Who answered there, when the address does not say who must."""
     is_active: bool = False
+
+    @property
+    def url(self) -> str:
+        """The address with the key of who answers there, as far as it is known."""
+        return str(Address(self.address.host, self.address.port, self.address.id or self.found, self.address.network))
 
 
 class Hub:
@@ -80,6 +89,10 @@ class Hub:
     def add(self, session: Session) -> None:
         """Take note of a session that has been greeted."""
         self._sessions.add(session)
+        for target in self._targets.values():
+            if target.is_active and not session.inbound and target.url == session.url:
+                target.was_reached = True
+        self._changed()
         log.info("%s %s", "called by" if session.inbound else "connected to", session.url or session.remote)
 
     def remove(self, session: Session) -> None:
@@ -92,10 +105,10 @@ class Hub:
     def is_myself(self, session: Session) -> None:
         """Forget the address that led back to this daemon (fault 108)."""
         for key, target in list(self._targets.items()):
-            if session.url and str(target.address) == session.url:
+            if session.url and target.url == session.url:
                 del self._targets[key]
 
-    def learn(self, urls: Iterable[str], *, given: bool = False) -> None:
+    def learn(self, urls: Iterable[str], *, given: bool = False, was_reached: bool = False) -> None:
         """Remember addresses of other daemons. Those that others sent are dropped silently when they make no sense."""
         for url in urls:
             try:
@@ -110,13 +123,13 @@ class Hub:
             if key in self._targets:
                 self._targets[key].given |= given
             elif given or (address.id is not None and len(self._targets) < ADDRESSES_MAX):
-                self._targets[key] = Target(address, given)
+                self._targets[key] = Target(address, given, was_reached=was_reached)
         self._wake_up()
 
     def known_urls(self) -> tuple[str, ...]:
         """Return the addresses of daemons that this one is or was connected to, those connected first."""
         live = [s.url for s in self._sessions if s.url]
-        other = [str(t.address) for t in self._targets.values() if t.address.id is not None and not t.failures]
+        other = [t.url for t in self._targets.values() if t.was_reached]
         return tuple(dict.fromkeys(live + other))
 
     def peers(self) -> tuple[LedgerPeer, ...]:
@@ -175,7 +188,8 @@ class Hub:
         begun = trio.current_time()
         try:
             async with connect(target.address, subprotocol=gossip.SUBPROTOCOL) as channel:
-                session = Session(self, channel, inbound=False, url=str(_with_id(target.address, channel.server_key)))
+                target.found = channel.server_key
+                session = Session(self, channel, inbound=False, url=target.url)
                 begun = trio.current_time()
                 await session.run()
         except RemoteProtocolError as exc:
@@ -188,9 +202,8 @@ class Hub:
         target.failures = 1 if lasted >= STABLE else target.failures + 1
         delay = min(DELAY_MAX, DELAY_MIN * 2 ** (target.failures - 1))
         target.due = trio.current_time() + delay * random.uniform(0.5, 1.0)
-        if target.failures > FAILURES_MAX and not target.given:
+        if target.failures > FAILURES_MAX and not target.given and not target.was_reached:
             self._targets = {key: t for key, t in self._targets.items() if t is not target}
-        self._changed()
         self._wake_up()
 
 
@@ -217,10 +230,6 @@ async def fetch_network(address: Address) -> NetworkDocument:
             f"{address} is in network {network_id(document).hex()}, the address says {address.network.hex()}"
         )
     return document
-
-
-def _with_id(address: Address, identity: PeerId) -> Address:
-    return Address(address.host, address.port, identity, address.network)
 
 
 def _parse(url: str) -> Address | None:

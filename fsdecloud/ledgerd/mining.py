@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 import trio
 
-from fsdecloud.errors import InvalidBlock
+from fsdecloud.errors import InvalidBlock, StoreError
 from fsdecloud.ledger.blocks import Block, encode_block, header_prefix
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.miner import RESULT, encode_job
@@ -128,6 +128,9 @@ class Mining:
             accepted = await self._keeper.accept(encode_block(found))
         except InvalidBlock as exc:  # a bug here, or a clock that went back; mining goes on with a new block
             log.error("a block mined here is not valid: %s: %s", type(exc).__name__, exc)
+            await trio.sleep(RESTART_DELAY)
+        except StoreError as exc:  # a full disk, most often: it may have room again
+            log.error("a block mined here cannot be stored: %s", exc)
             await trio.sleep(RESTART_DELAY)
         else:
             log.info("mined block %d with %d transactions", accepted.point.height, len(found.transactions) - 1)
