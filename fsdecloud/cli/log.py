@@ -13,7 +13,6 @@ from fsdecloud.cli.output import Progress, clean, emit, emit_json
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import UsageError
-from fsdecloud.fs.records import Operation, Record
 from fsdecloud.wire.controlapi import LogLine, LogPage, LogQuery
 
 
@@ -31,6 +30,8 @@ def read_log(paths: Paths, volume: str) -> Iterator[LogLine]:
 
 def record_fields(line: LogLine) -> dict[str, object]:
     """Return one record as stable JSON fields. Bytes that are not UTF-8 appear as surrogates (PEP 383)."""
+    from fsdecloud.fs.records import Record
+
     record = codec.decode(line.record, Record)
     return {
         "time": precise_time(record.time),
@@ -50,6 +51,8 @@ def record_fields(line: LogLine) -> dict[str, object]:
 
 def operation_name(number: int) -> str:
     """Return the operation's name in lower case, or its number if this version does not know it."""
+    from fsdecloud.fs.records import Operation
+
     try:
         return Operation(number).name.lower()
     except ValueError:

@@ -133,7 +133,8 @@ def check_mountpoint(directory: str, *, nonempty: bool = False) -> str:
         raise UsageError(f"the mount point {path} must be writable by you")
     if there is None and not nonempty:  # a look into an autofs directory would trigger the mount that we are
         try:
-            occupied = next(os.scandir(path), None)
+            with os.scandir(path) as entries:
+                occupied = next(entries, None)
         except OSError as exc:
             raise UsageError(f"the mount point {path} cannot be read: {exc.strerror}") from exc
         if occupied is not None:
@@ -163,13 +164,13 @@ def users_of(mount: Mounted) -> list[str]:
     major, _, minor = mount.device.partition(":")
     device = os.makedev(int(major), int(minor))
     found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and _uses(entry.path, device, mount.mountpoint):
+    for name in os.listdir("/proc"):
+        if name.isdigit() and _uses(f"/proc/{name}", device, mount.mountpoint):
             try:
-                program = Path(entry.path, "comm").read_text("utf-8", "backslashreplace").strip()
+                program = Path("/proc", name, "comm").read_text("utf-8", "backslashreplace").strip()
             except OSError:
                 continue
-            found.append(f"{program} ({entry.name})")
+            found.append(f"{program} ({name})")
     return found
 
 
@@ -178,7 +179,7 @@ def _uses(process: str, device: int, mountpoint: str) -> bool:
     prefix = mountpoint.rstrip("/") + "/"
     links = [f"{process}/cwd", f"{process}/root", f"{process}/exe"]
     try:
-        links += [entry.path for entry in os.scandir(f"{process}/fd")]
+        links += [f"{process}/fd/{number}" for number in os.listdir(f"{process}/fd")]
         maps = Path(process, "maps").read_text("utf-8", "surrogateescape")
     except OSError:
         maps = ""

@@ -42,16 +42,17 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str, *, i
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        result = command.main(
-            args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False
-        )
+        # Not click's own main: it turns a closed pipe and Ctrl-C into exit codes of its own.
+        with command.make_context(name, sys.argv[1:] if arguments is None else list(arguments)) as context:
+            result = command.invoke(context)
         sys.stdout.flush()
-    except (KeyboardInterrupt, click.Abort):
+    except click.exceptions.Exit as exc:
+        return _ending(exc.exit_code)
+    except (KeyboardInterrupt, EOFError, click.Abort):
         error_line(name, "interrupted")
         return _ending(interrupted)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Keep the interpreter's last flush quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()  # whoever read it has seen enough
         return OK
     except click.ClickException as exc:
         error_line(name, exc.format_message())
@@ -80,9 +81,20 @@ def _os_error_text(exc: OSError) -> str:
 
 
 def _ending(code: int) -> int:
-    """Drop output that cannot be written (a full disk), so that the interpreter's last flush does not fail again."""
+    """Write what is left of the output; where it cannot be written, drop it, so that the interpreter does not fail on it."""
     try:
         sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as exc:
+        _drop_output()
+        if code == OK:
+            error_line("decloud", exc.strerror or str(exc))
+            return SYSTEM
     return code
+
+
+def _drop_output() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

@@ -179,14 +179,16 @@ def as_lines(view: View) -> list[str]:
     rows = [
         [
             str(row["name"] or "-"),
+            str(row["id"])[:8],
             str(row["state"]),
             str(row["pid"] or "-"),
             format_size(row["stored_bytes"]),
-            str(row["address"]),
+            str(row["address"]).removeprefix("wss://").partition("/")[0] or "-",
         ]
         for row in view.peers
     ]
-    lines += table(rows, header=("peer", "id", "state", "pid", "sent", "address"), right=(3, 4), indent="  ")
+    if rows:
+        lines += table(rows, header=("peer", "id", "state", "pid", "sent", "address"), right=(3, 4), indent="  ")
     lines += [f"warning: {clean(problem)}" for problem in view.problems]
     return lines
 
