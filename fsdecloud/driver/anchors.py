@@ -28,7 +28,7 @@ from fsdecloud.driver.committer import Commit, Committer
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.meta import VolumeMeta
-from fsdecloud.errors import FsdecloudError, MalformedError, RemoteError
+from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError
 from fsdecloud.fs.manifest import AnchorPayload, Manifest, commitment, decode_manifest, decode_payload, encode_manifest
 from fsdecloud.ledger.transactions import NO_LINK, Anchor, decode_tx, link, sign_anchor
 from fsdecloud.limits import BLOB_MAX
@@ -79,6 +79,7 @@ class Anchors:
         self._wake = trio.Event()
         self._settled = trio.Event()
         self._urgent = False
+        self._refused = ""
         self._last = trio.current_time()
         self.height = -1
         self.anchored_sequence = 0
@@ -104,6 +105,7 @@ class Anchors:
                 continue
             try:
                 if self._committer.meta.inflight:
+                    await self.check_head()
                     await self._settle()
                 if self._is_due():
                     await self._anchor(self._committer.latest)
@@ -169,11 +171,16 @@ class Anchors:
         await self._settle()
 
     async def _settle(self) -> None:
-        """Hand the in-flight anchor to the outbox and wait until it is in a block."""
+        """Hand the in-flight anchor to the outbox and wait until it is in a block. Raises LedgerError when refused."""
         meta = self._committer.meta
+        if not meta.inflight or self._core.read_only:
+            return
         self._settled = trio.Event()
+        self._refused = ""
         await self._agent.call("submit", SubmitAnchor(meta.inflight, meta.sequence + 1), Empty)
         await self._settled.wait()
+        if self._refused:
+            raise LedgerError(f"the ledger refuses anchor {meta.sequence + 1}: {self._refused}")
 
     def resubmit(self) -> None:
         """A new agent: its outbox may lack the in-flight anchor."""
@@ -185,8 +192,8 @@ class Anchors:
         """Note where an anchor stands. Called in the agent connection's reader: never blocks."""
         meta = self._committer.meta
         if notice.error:
-            self.last_error = f"the ledger refuses anchor {notice.sequence}: {notice.error}"
-            log.error("%s", self.last_error)
+            self._refused = notice.error
+            self._settled.set()
             return
         if notice.height is None:
             return  # taken out by a reorganisation; the outbox sends it again

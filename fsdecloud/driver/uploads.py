@@ -18,6 +18,7 @@ from fsdecloud.crypto.keys import deal_seed
 from fsdecloud.driver.agentlink import AgentLink
 from fsdecloud.driver.entries import Entries
 from fsdecloud.errors import FsdecloudError, MalformedError, SealError, StoreError
+from fsdecloud.limits import MIB
 from fsdecloud.store.segments import Location
 from fsdecloud.swarm.policy import anchorable
 from fsdecloud.types import EntryId, PeerId, ShardId
@@ -33,6 +34,9 @@ _RECEIPTS_KEPT: Final = 1024
 """Verified receipts remembered: one covers shards of many blobs."""
 
 _RELEASE_DELAY: Final = 0.2
+_SEGMENT_WORTH: Final = 4 * MIB
+"""Staged bytes that make a cache segment of their own: fewer wait for more, so that a trickle does not make many files."""
+
 _RETRY: Final = 1.0
 
 
@@ -46,6 +50,7 @@ class Uploads:
         self._queue: list[tuple[EntryId, Location]] = []
         self._wake = trio.Event()
         self._release = trio.Event()
+        self._roll = False
         self._receipts: OrderedDict[bytes, Receipt] = OrderedDict()
         self._deals: dict[PeerId, bytes] = {}
         self.k = 0
@@ -130,11 +135,10 @@ class Uploads:
         return receipt
 
     # ---- letting go ------------------------------------------------------------------------------------------------
-    def roll(self) -> None:
-        """End the current staged segment if all in it is stored, so that it can leave the staging area."""
-        if not self._entries.incomplete and self._entries.staged:
-            self._entries.segments.roll()
-            self._release.set()
+    def roll_when_stored(self) -> None:
+        """Let the current staged segment leave the staging area too, as soon as all in it is stored."""
+        self._roll = True
+        self._release.set()
 
     async def run_release(self) -> None:
         """Hand finished segments to the cache until cancelled."""
@@ -142,11 +146,19 @@ class Uploads:
             await self._release.wait()
             await trio.sleep(_RELEASE_DELAY)
             self._release = trio.Event()
-            for number in self._entries.finished_segments():
-                await trio.to_thread.run_sync(self._adopt, number)
-                self._entries.release(number)
-                self._entries.wake_cache_writer()
-                self._changed()
+            await self.release()
+
+    async def release(self) -> None:
+        """Hand finished segments to the cache. The current one is ended first if it is wanted out, or worth a file."""
+        entries = self._entries
+        if not entries.incomplete and entries.staged and (self._roll or entries.staged_bytes >= _SEGMENT_WORTH):
+            entries.segments.roll()
+            self._roll = False
+        for number in entries.finished_segments():
+            await trio.to_thread.run_sync(self._adopt, number)
+            entries.release(number)
+            entries.wake_cache_writer()
+            self._changed()
 
     def _adopt(self, number: int) -> None:
         """Rename a staged segment into the cache and index it there. Worker thread.

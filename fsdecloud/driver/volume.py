@@ -34,7 +34,7 @@ from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
-from fsdecloud.errors import FsdecloudError, MalformedError, RemoteError, UsageError
+from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError, UsageError
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.fs.records import Operation
@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 
 LEDGER_TIMEOUT: Final = 60.0
 """Seconds a first mount on this machine waits for the ledger daemon to say where the volume stands."""
+
+LEDGER_RETRY: Final = 0.25
 
 _ORPHAN_PREFIX: Final = b"O"
 
@@ -115,6 +117,7 @@ class Volume:
         self.handler_errors = 0
         self.last_error = ""
         self.ledger_height = -1
+        self._ledger_came = trio.Event()
         self._agent_status: AgentStatus | None = None
         self._stored_sequence = 0
         self._commit_marks: list[tuple[int, int]] = []
@@ -156,6 +159,8 @@ class Volume:
         self.anchors.take_anchored(notice)
 
     def _tip(self, notice: LedgerTip) -> None:
+        if self.ledger_height < 0 <= notice.height:
+            self._ledger_came.set()
         self.ledger_height = notice.height
 
     # ---- commits and their levels ------------------------------------------------------------------------------------
@@ -177,7 +182,7 @@ class Volume:
             self.anchors.poke(urgent=True)
             self.committer.poke()
             await self.committer.request()
-            self.uploads.roll()
+            self.uploads.roll_when_stored()
             self.anchors.poke(urgent=wait == "anchored")
 
     # ---- removed files ---------------------------------------------------------------------------------------------------
@@ -252,14 +257,7 @@ class Volume:
 
     async def _adopt_ledger(self) -> None:
         """Take the volume's latest anchored state from the ledger, on a machine that has none of its own."""
-        try:
-            found = await self.agent.call("ledger_volume", Empty(), LedgerVolume, timeout=LEDGER_TIMEOUT)
-        except RemoteError as exc:
-            raise UsageError(
-                f"cannot learn from the ledger where volume {self.setup.document.name} stands: {exc};"
-                " check `decloud ledger status`",
-                32,
-            ) from exc
+        found = await self._ask_ledger()
         if not found.tx:
             await self.committer.save_meta(self.committer.meta)
             return
@@ -283,17 +281,36 @@ class Volume:
         self.anchors.height = found.height
         self.agent.restart()  # so that it starts from this manifest's location map
 
+    async def _ask_ledger(self) -> LedgerVolume:
+        """Ask for the volume's latest anchor until the ledger daemon answers or LEDGER_TIMEOUT has passed."""
+        last: FsdecloudError | None = None
+        with trio.move_on_after(LEDGER_TIMEOUT):
+            while True:
+                try:
+                    return await self.agent.call("ledger_volume", Empty(), LedgerVolume)
+                except (RemoteError, LedgerError) as exc:
+                    last = exc
+                await trio.sleep(LEDGER_RETRY)
+        raise UsageError(
+            f"cannot learn from the ledger where volume {self.setup.document.name} stands: {last};"
+            " check `decloud ledger status`",
+            32,
+        )
+
     def read_fetched(self, answer: FetchedEntry) -> bytes:
         """Return the sealed bytes of an entry that the agent put into its cache segments."""
         return self.cache.fetched.read(Location(answer.segment, answer.offset, answer.length))
 
     async def _run_head_check(self) -> None:
-        """Compare with the ledger once after the start; anchoring compares by itself."""
-        try:
-            await self.anchors.check_head()
-        except FsdecloudError as exc:
-            log.info("the ledger's head is not known yet: %s", exc)
-        self.anchors.poke()
+        """Compare with the ledger's head whenever its daemon comes (back); anchoring compares by itself."""
+        while True:
+            await self._ledger_came.wait()
+            self._ledger_came = trio.Event()
+            try:
+                await self.anchors.check_head()
+            except FsdecloudError as exc:
+                log.info("the ledger's head is not known yet: %s", exc)
+            self.anchors.poke()
 
     async def stop(self) -> None:
         """Record the unmount and make everything D1."""
