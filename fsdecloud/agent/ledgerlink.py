@@ -50,12 +50,19 @@ class LedgerLink:
         self._on_registry = on_registry
         self._connection: RpcConnection | None = None
         self._changed = trio.Event()
+        self._tried = trio.Event()
         self.height = -1
         self.pid = 0
         self.last_error = ""
 
     async def call(self, method: str, params: object, result: type[R]) -> R:
-        """Call the daemon. Raises LedgerUnavailable when it does not answer, else what it raises."""
+        """Call the daemon. Raises LedgerUnavailable when it does not answer, else what it raises.
+
+        The first call may come before the first connection: a mount that starts at once is no reason to say that there
+        is no ledger.
+        """
+        with trio.move_on_after(CALL_TIMEOUT):
+            await self._tried.wait()
         if self._connection is None:
             raise LedgerUnavailable(self.last_error or f"nothing answers at {self._path}")
         return await self._connection.call(method, params, result, timeout=CALL_TIMEOUT)
@@ -73,6 +80,7 @@ class LedgerLink:
                 self.last_error = str(exc)
             finally:
                 self._connection = None
+                self._tried.set()
             if self.height >= 0:
                 self.height, self.pid = -1, 0
                 self._on_tip(LedgerTip(-1, 0))
@@ -90,6 +98,7 @@ class LedgerLink:
                     f" this volume on {self._network.hex()[:16]}"
                 )
             self._connection = connection
+            self._tried.set()
             self.pid = status.pid
             self.last_error = ""
             self._tip(status.height, status.tip_time)
