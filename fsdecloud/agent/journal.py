@@ -6,7 +6,7 @@ transaction at a time. Losing the journal loses locations that no anchor has yet
 
 Tables:
 
-    meta      name -> value: volume, host_map, registry, map_root, map_sequence, map_anchored
+    meta      name -> value: volume, host_map, registry, map_root, map_sequence, map_own_roots, map_extra, nodes_live
     rows      map key -> map value: locations since the last `fold`
     uploads   blob id -> UploadRecord
     nodes     entry id -> sealed map node or manifest: our own until it is stored, and a cache of the map after that

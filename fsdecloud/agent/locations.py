@@ -50,6 +50,9 @@ NODE_SIZE: Final = 16 * KIB
 COMMIT_PATIENCE: Final = 60.0
 """A commit of the map that has not enough copies after this gives the driver an error to show; storing goes on."""
 
+OWN_ROOTS: Final = 64
+"""Roots of our own that are remembered. An older one is taken for another device's: more work, the same outcome."""
+
 SWEEP_OVER: Final = 4096
 """Local nodes are swept at the start when there are more than this, and twice as many as were reachable last time."""
 
@@ -76,6 +79,7 @@ class LocationMap:
         self._fetch_copy: FetchCopy | None = None
         self.root = self._journal.get(META, b"map_root") or b""
         self.extra_root = self._journal.get(META, b"map_extra") or b""
+        self._own_roots = self._journal.get(META, b"map_own_roots") or b""
 
     def connect(self, uploader: Uploader, fetch_copy: FetchCopy) -> None:
         """Take the collaborators that need this map themselves."""
@@ -182,7 +186,8 @@ class LocationMap:
         writes: list[Write] = [(NODES, ref[:32], sealed) for ref, sealed in self._fresh.items()]
         writes += self._uploader.add_local(blobs)
         writes += self._uploader.folded()
-        writes.append((META, b"map_root", root))
+        self._own_roots = (root + self._own_roots)[: OWN_ROOTS * 64]
+        writes += [(META, b"map_root", root), (META, b"map_own_roots", self._own_roots)]
         await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=dict(rows)))
         self.root = root
         self._fresh = {}
@@ -211,6 +216,11 @@ class LocationMap:
         return name
 
     # ---- another device's map --------------------------------------------------------------------------------------
+    def has_written(self, root: bytes) -> bool:
+        """Say whether this device wrote the map with this root, not long ago: ours then holds all that it does."""
+        roots = self._own_roots
+        return not root or any(roots[at : at + 64] == root for at in range(0, len(roots), 64))
+
     async def adopt(self, root: bytes, host_map: bytes) -> None:
         """Take over a newer map, keeping what only ours knows. `root` is b"" or a 64-byte reference.
 

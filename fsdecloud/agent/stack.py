@@ -94,19 +94,15 @@ class Stack:
         )
         self.outbox = Outbox(writer, self.link, partial(notify, "anchored"))
         self.book.is_urgent = lambda: self.uploader.has_parked
-        self._map_root = b""
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Compare the journal with the driver's last anchor, and start everything."""
         journal = self._writer.journal
         sequence = int(journal.get(META, b"map_sequence") or b"0")
-        submitted = journal.get(META, b"map_submitted")
         hello = self._hello
-        is_newer = hello.map_sequence > sequence
-        is_other = hello.map_sequence == sequence and submitted is not None and submitted != hello.map_root
-        if hello.map_sequence and (is_newer or is_other):
+        if hello.map_sequence >= sequence and not self.locations.has_written(hello.map_root):
             await self.locations.adopt(hello.map_root, hello.host_map)
-            await self._note_anchor(hello.map_sequence, hello.map_root)
+            await self._note_anchor(hello.map_sequence)
         await trio.to_thread.run_sync(self.locations.sweep)
         registry = journal.get(META, b"registry")
         if registry is not None:
@@ -117,8 +113,7 @@ class Stack:
     # ---- what the driver asks --------------------------------------------------------------------------------------
     async def commit_map(self) -> bytes:
         """Write the location map; returns its root, complete on the peers."""
-        self._map_root = await self.locations.commit()
-        return self._map_root
+        return await self.locations.commit()
 
     async def store_manifest(self, data: bytes) -> Holders:
         """Store whole copies and return who holds them, fastest first. Raises NotEnoughPeers after COMMIT_PATIENCE."""
@@ -135,12 +130,13 @@ class Stack:
         raise NotEnoughPeers(f"the manifest is not stored on enough peers yet: {self.uploader.last_error}")
 
     async def submit(self, tx: bytes, sequence: int) -> None:
-        """Put an anchor into the outbox; the map it names is the one written last."""
+        """Put an anchor into the outbox."""
         await self.outbox.submit(tx, sequence)
-        await self._note_anchor(sequence, self._map_root or self.locations.root)
+        await self._note_anchor(sequence)
 
-    async def _note_anchor(self, sequence: int, map_root: bytes) -> None:
-        await self._writer.write([(META, b"map_sequence", str(sequence).encode()), (META, b"map_submitted", map_root)])
+    async def _note_anchor(self, sequence: int) -> None:
+        """Remember up to which anchor our own location map is newer than any that the driver may name."""
+        await self._writer.write([(META, b"map_sequence", str(sequence).encode())])
 
     async def ledger_volume(self) -> LedgerVolume:
         """Ask the ledger for the volume's latest anchor. Raises LedgerUnavailable."""

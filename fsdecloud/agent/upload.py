@@ -37,7 +37,7 @@ from fsdecloud.agent.pack import BlobPlan, Packer
 from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.rows import PackedEntry, UploadRecord, blob_key, entry_rows, make_blob_row
 from fsdecloud.errors import FsdecloudError, MalformedError, StoreError
-from fsdecloud.limits import MIB
+from fsdecloud.limits import KIB, MIB
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 from fsdecloud.wire.agentapi import StagedEntry, Stored
@@ -50,8 +50,15 @@ UPLOAD_MEMORY: Final = 64 * MIB
 PREPARERS: Final = 3
 """Blobs prepared at once: hashing and reading run beside each other, the erasure code does not."""
 
-PACK_DELAY: Final = 2.0
-"""How long an open pack waits for more small entries when nobody flushes."""
+PACK_DELAY: Final = 0.3
+"""An open pack that nobody flushes is closed when nothing came for this long,"""
+
+PACK_DELAY_MAX: Final = 3.0
+"""and after this in any case."""
+
+TINY_BLOB: Final = 4 * KIB
+"""A blob up to this is stored as whole copies, as many as survive the same losses: coding would save nothing, and shards of
+a few bytes could be equal, so that their receipts would not count."""
 
 
 class Uploader:
@@ -249,8 +256,14 @@ class Uploader:
         """Close an open pack that nobody flushes, and give up on packs that cannot be completed from what came back."""
         while True:
             await self._wake_pack.wait()
+            with trio.move_on_after(PACK_DELAY_MAX):
+                is_growing = True
+                while is_growing:
+                    self._wake_pack = trio.Event()
+                    with trio.move_on_after(PACK_DELAY) as quiet:
+                        await self._wake_pack.wait()
+                    is_growing = not quiet.cancelled_caught
             self._wake_pack = trio.Event()
-            await trio.sleep(PACK_DELAY)
             self.flush()
             for blob in list(self._waiting):
                 if blob.sources:
@@ -321,6 +334,8 @@ class Uploader:
         if not blob.n:
             redundancy, _ = self._hosts.redundancy()
             blob.k, blob.n, blob.epoch = redundancy.k, redundancy.n, self._hosts.map.epoch
+            if blob.length <= TINY_BLOB:
+                blob.k, blob.n = 1, redundancy.copies
         estimate = shard_size(blob.k, blob.length) * (blob.n if blob.k > 1 else 1)
         self._memory += estimate
         try:

@@ -255,7 +255,13 @@ class Driver:
             await self.call("flush", Empty(), Empty)
 
     async def wait_stored(self, entries, count):
-        await self.wait(lambda: all(self.stored.get(entry, (0,))[0] >= count for entry in entries))
+        """Wait until each entry's blob has `count` receipts of distinct peers, or all that it will get."""
+
+        def is_stored(entry):
+            got, notice = self.stored.get(entry, (0, None))
+            return notice is not None and got >= min(count, notice.n)
+
+        await self.wait(lambda: all(map(is_stored, entries)))
 
     async def fetch(self, entry, *, ahead=False, holders=()):
         found = await self.call("fetch", agentapi.FetchEntry(entry, ahead, holders), agentapi.FetchedEntry)
