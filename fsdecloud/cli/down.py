@@ -82,6 +82,8 @@ def stop_everything(paths: Paths, say: Callable[[str], None]) -> int:
     volumes = drivers.mounted_volumes(paths)
     for volume in volumes:
         stop_volume(paths, volume, say)
+    if settings.VOLUME not in volumes and settings.settings_file(paths).exists():
+        _clear_stale(settings.VOLUME, settings.load_settings(paths).directory)
     daemons = [d for d in parts.running_daemons(paths) if d != SUPERVISOR]
     for name in parts.stop_parts(paths, daemons):
         say(f"{name} did not end and was killed")

@@ -27,7 +27,7 @@ from fsdecloud.readiness import notify
 FUSE_CONF: Final = "/etc/fuse.conf"
 
 ANSWER_TIMEOUT: Final = 15.0
-"""A mount whose root directory cannot be looked at within this does not work."""
+"""A new mount that does not answer within this does not work."""
 
 
 def mount_volume(
@@ -114,14 +114,9 @@ def _check_apart(paths: Paths, mountpoint: str) -> None:
 
 
 def _check_answers(mountpoint: str, daemon: str, paths: Paths) -> None:
-    """Look at the mount's root from another process, so that a hung driver cannot hang us."""
-    try:
-        done = subprocess.run(["stat", "--", mountpoint], timeout=ANSWER_TIMEOUT, capture_output=True, check=False)
-        failed = done.returncode != 0
-        reason = done.stderr.decode(errors="replace").strip().rpartition(": ")[2]
-    except subprocess.TimeoutExpired:
-        failed, reason = True, f"no answer within {ANSWER_TIMEOUT:g} s"
-    if failed:
+    """Look at the mount from another process, so that a hung driver cannot hang us."""
+    reason = mounts.probe(mountpoint, ANSWER_TIMEOUT)
+    if reason:
         parts.stop_parts(paths, [daemon], timeout=10.0)
         raise UsageError(f"{mountpoint} does not work ({reason}); see {paths.log_file(daemon)}", MOUNT_FAILED)
 

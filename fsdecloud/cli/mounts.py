@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import signal
 import stat
 import subprocess
 from collections.abc import Iterable
@@ -22,6 +23,9 @@ from fsdecloud.errors import UsageError
 MOUNT_FAILED: Final = 32
 FILE_SYSTEM: Final = "fuse.decloud"
 SOURCE_PREFIX: Final = "decloud:"
+
+PROBE_TIMEOUT: Final = 5.0
+HUNG: Final = "it does not answer"
 
 _UMOUNT_FORCE: Final = 1
 _UMOUNT_DETACH: Final = 2
@@ -101,13 +105,36 @@ def find_our_mount(path: str) -> Mounted:
     return found
 
 
+def probe(mountpoint: str, timeout: float) -> str:
+    """Ask the file system at `mountpoint` from another process; return "" if it answers, else the reason.
+
+    statfs(2) always reaches the driver, while a stat may be answered from the kernel's memory. A process that hangs in a
+    request cannot be killed, so it is left behind rather than waited for.
+    """
+    process = subprocess.Popen(
+        ["stat", "--file-system", "--", mountpoint],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+        cwd="/",
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.returncode = -signal.SIGKILL
+            return HUNG
+        if code == 0:
+            return ""
+        return process.stderr.read().decode(errors="replace").strip().rpartition(": ")[2] or "it cannot be examined"
+
+
 def is_stale(mountpoint: str) -> bool:
     """Whether the mount's driver is gone: the kernel then answers at once, without asking anybody."""
-    try:
-        os.stat(mountpoint)
-    except OSError as exc:
-        return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+    return probe(mountpoint, PROBE_TIMEOUT) in (os.strerror(errno.ENOTCONN), os.strerror(errno.ECONNABORTED))
 
 
 def check_mountpoint(directory: str, *, nonempty: bool = False) -> str:
