@@ -81,7 +81,6 @@ class Supervisor:
         os.set_blocking(self._wake_writer, False)
         os.set_blocking(self._wake_reader, False)
         self._last_report = ""
-        self._last_report_at = float("-inf")
 
     def run(self) -> None:
         """Watch until a signal says to end."""
@@ -166,12 +165,13 @@ class Supervisor:
     def _show(self, live: Live) -> None:
         from rich.text import Text
 
-        lines = [
-            *as_lines(self._view()),
-            "",
-            "Ctrl-C unmounts and stops everything; decloud down does so from elsewhere.",
-        ]
-        live.update(Text("\n".join(lines)), refresh=True)
+        text = "\n".join(as_lines(self._view()))
+        if text != self._last_report:
+            self._last_report = text
+            live.update(
+                Text(f"{text}\n\nCtrl-C unmounts and stops everything; decloud down does so from elsewhere."),
+                refresh=True,
+            )
 
     def _report(self) -> None:
         """Say what changed, in one line."""

@@ -201,13 +201,10 @@ def test_163_output_to_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "tr_TR.UTF-8"])
 def test_165_any_locale_and_terminal(tmp_path: Path, locale: str) -> None:
-    for command in [name.removeprefix("decloud ").split() for name, _ in commands()]:
-        done = decloud(
-            *command, "--help", home=tmp_path, LC_ALL=locale, LANG=locale, TERM="dumb", COLUMNS="20", NO_COLOR="1"
-        )
-        assert (done.returncode, done.stderr) == (0, ""), command
+    for arguments in (["--help"], ["mount", "--help"], ["status"]):
+        done = decloud(*arguments, home=tmp_path, LC_ALL=locale, LANG=locale, TERM="dumb", COLUMNS="20", NO_COLOR="1")
+        assert (done.returncode, done.stderr) == (1 if arguments == ["status"] else 0, "")
         assert "\x1b" not in done.stdout
-        break
 
 
 def test_nothing_is_mounted(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""What `status` makes of the daemons' answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from fsdecloud.cli import drivers, network, parts, peers, view
+from fsdecloud.cli.peers import LocalPeer
+from fsdecloud.config import Paths, find_paths
+from fsdecloud.errors import LedgerUnavailable, RemoteError
+from fsdecloud.types import BlockId, PeerId
+from fsdecloud.wire.agentapi import PeerState
+from fsdecloud.wire.controlapi import Count, DriverStatus
+from fsdecloud.wire.ledgerapi import LedgerStatus
+
+PEER = PeerId(bytes([1] * 32))
+STATUS = DriverStatus(
+    volume="photos", mountpoint="/mnt/p", read_only="", driver_pid=10, agent_pid=11, ledger_pid=12,
+    dirty=Count(1, 100), staged=Count(2, 200), stored=Count(3, 300), anchored=Count(4, 400),
+    written_sequence=9, durable_sequence=9, stored_sequence=9, anchored_sequence=8, anchor_height=5, ledger_height=6,
+    peers=(PeerState(PEER, "wss://127.0.0.1:1/" + PEER.hex(), "up", 0, 0, 1000, 2000),), k=2, n=6, warnings=(),
+    files=7, logical_bytes=1 << 20, cache_bytes=5, uploaded_bytes=6, downloaded_bytes=7, handler_errors=0, last_error="",
+)  # fmt: skip
+LEDGER = LedgerStatus(12, bytes(32), "net", "wss://x:1", 6, BlockId(bytes(32)), 1_700_000_000, b"\1", 0, False, 0.0, ())
+
+KEYS = {
+    "volume", "mountpoint", "read_only", "driver_pid", "agent_pid", "ledger_pid", "peers", "dirty", "staged", "stored",
+    "anchored", "written_sequence", "durable_sequence", "stored_sequence", "anchored_sequence", "anchor_height",
+    "ledger_height", "network", "ledger_url", "mempool", "k", "n", "files", "logical_bytes", "cache_bytes",
+    "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems",
+}  # fmt: skip
+"""The contract of `status --json`: a key is never renamed nor removed."""
+
+
+class World:
+    """The daemons' answers, to be changed by a test."""
+
+    def __init__(self) -> None:
+        self.driver: DriverStatus | Exception = STATUS
+        self.ledger: LedgerStatus | Exception = LEDGER
+        self.pids = {"ledger": 12, "driver-photos": 10}
+        self.local = [LocalPeer("peer-1", PEER.hex(), "wss://127.0.0.1:1/x", 20)]
+
+
+def answer(value: Any) -> Any:
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    found = World()
+    monkeypatch.setattr(drivers, "driver_status", lambda _paths, _volume: answer(found.driver))
+    monkeypatch.setattr(network, "ledger_status", lambda _paths: answer(found.ledger))
+    monkeypatch.setattr(network, "has_network", lambda _paths: True)
+    monkeypatch.setattr(parts, "running_pid", lambda _paths, daemon: found.pids.get(daemon))
+    monkeypatch.setattr(peers, "local_peers", lambda _paths: found.local)
+    return found
+
+
+@pytest.fixture
+def paths() -> Paths:
+    return find_paths({"FSDECLOUD_HOME": "/nowhere"})
+
+
+def test_164_the_json_object(world: World, paths: Paths) -> None:
+    shown = view.as_json(view.take_view(paths, "photos"))
+    assert set(shown) == KEYS
+    assert json.loads(json.dumps(shown)) == shown
+    assert shown["peers"] == [
+        {
+            "id": PEER.hex(), "name": "peer-1", "address": "wss://127.0.0.1:1/" + PEER.hex(), "pid": 20, "state": "up",
+            "failures": 0, "corrupt": 0, "stored_bytes": 1000, "fetched_bytes": 2000,
+        }
+    ]  # fmt: skip
+    assert shown["staged"] == {"entries": 2, "bytes": 200}
+    assert (shown["read_only"], shown["last_error"], shown["problems"]) == (None, None, [])
+
+
+def test_164_the_same_keys_when_nothing_is_mounted(world: World, paths: Paths) -> None:
+    shown = view.as_json(view.take_view(paths, None))
+    assert set(shown) == KEYS
+    assert shown["volume"] is None
+    assert shown["ledger_height"] == 6
+    assert shown["dirty"] == {"entries": 0, "bytes": 0}
+
+
+def state(**change: Any) -> DriverStatus:
+    return msgspec.structs.replace(STATUS, **change)
+
+
+@pytest.mark.parametrize(
+    ("driver", "code", "says"),
+    [
+        (STATUS, 0, "everything on all peers (D2), going to the ledger"),
+        (state(anchored_sequence=9), 0, "everything anchored in block 5 (D3)"),
+        (state(stored_sequence=8), 3, "everything durable here (D1), going to the peers"),
+        (state(stored_sequence=8, durable_sequence=8), 3, "writing"),
+        (
+            state(peers=(msgspec.structs.replace(STATUS.peers[0], state="corrupt"),)),
+            4,
+            "warning: peer peer-1 is corrupt",
+        ),
+        (state(warnings=("fewer than 3 peers",)), 4, "warning: fewer than 3 peers"),
+        (state(agent_pid=0), 4, "warning: the agent is not running"),
+        (state(read_only="another machine\x1b writes"), 0, "(read-only: another machine\\x1b writes)"),
+        (RemoteError("gone"), 4, "photos: driver pid 10 does not answer"),
+    ],
+)
+def test_exit_codes_and_text(world: World, paths: Paths, driver: Any, code: int, says: str) -> None:
+    world.driver = driver
+    seen = view.take_view(paths, "photos")
+    text = "\n".join(view.as_lines(seen))
+    assert says in text
+    assert "\x1b" not in text
+    assert seen.exit_code == code
+
+
+def test_a_ledger_daemon_that_is_gone_or_silent(world: World, paths: Paths) -> None:
+    world.ledger = LedgerUnavailable("no answer")
+    seen = view.take_view(paths, "photos")
+    assert seen.exit_code == 4
+    assert view.as_json(seen)["ledger_pid"] == 12
+    assert "ledger pid 12 does not answer" in view.as_lines(seen)
+    del world.pids["ledger"]
+    seen = view.take_view(paths, "photos")
+    assert "the ledger daemon is not running" in seen.problems
+
+
+def test_a_local_peer_that_died_is_down_whatever_the_agent_still_thinks(world: World, paths: Paths) -> None:
+    world.local = [LocalPeer("peer-1", PEER.hex(), "", None), LocalPeer("peer-2", "02" * 32, "", None)]
+    seen = view.take_view(paths, "photos")
+    assert [(row["name"], row["state"], row["pid"]) for row in seen.peers] == [
+        ("peer-1", "down", None),
+        ("peer-2", "down", None),
+    ]
+    assert seen.exit_code == 4
