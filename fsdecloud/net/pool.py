@@ -365,7 +365,7 @@ class _Link:
                     self._on_idle()
                     return
             self._wake_watch = trio.Event()
-            with trio.move_on_at(end if end > now else now + REQUEST_TIMEOUT):
+            with trio.move_on_at(min(end, now + IDLE_TIMEOUT) if end > now else now + REQUEST_TIMEOUT):
                 await self._wake_watch.wait()
 
 

@@ -85,6 +85,7 @@ class Channel:
         self,
         websocket: trio_websocket.WebSocketConnection,
         stream: TlsStream,
+        reader: _Reader,
         *,
         server_key: PeerId,
         server_certificate: bytes,
@@ -92,6 +93,7 @@ class Channel:
     ) -> None:
         self._websocket = websocket
         self._stream = stream
+        self._reader = reader
         self.server_key = server_key
         """The server's id, proved by TLS; on the server's side its own."""
         self.certificate_hash = certificate_hash(server_certificate)
@@ -127,9 +129,12 @@ class Channel:
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, telling the other side why; at once when it does not answer."""
-        with trio.move_on_after(CLOSE_TIMEOUT):
-            await self._websocket.aclose(code, reason or None)
-        await trio.aclose_forcefully(self._stream)
+        try:
+            with trio.move_on_after(CLOSE_TIMEOUT):
+                await self._websocket.aclose(code, reason or None)
+            await trio.aclose_forcefully(self._stream)
+        finally:
+            self._reader.scope.cancel()
 
     @property
     def is_closed(self) -> bool:
@@ -172,13 +177,16 @@ class _Reader:
 
     def __init__(self, websocket: trio_websocket.WebSocketConnection) -> None:
         self._websocket = websocket
+        self.scope = trio.CancelScope(shield=True)
         self._ended = trio.Event()
         self._error: Exception | None = None
 
     async def run(self) -> None:
-        """Read until the connection ends."""
+        """Read until the connection ends or `scope` is cancelled, and not before: closing needs the reader."""
         try:
-            await self._websocket._reader_task()  # noqa: SLF001 - what wrap_client_stream and wrap_server_stream start
+            with self.scope:
+                # what wrap_client_stream and wrap_server_stream start
+                await self._websocket._reader_task()  # noqa: SLF001
         except Exception as exc:  # noqa: BLE001 - see the class: whatever it is, it is the other side's doing
             self._error = exc
         finally:
@@ -270,6 +278,7 @@ async def _open(address: Address, subprotocol: str, nursery: trio.Nursery) -> Ch
     except (OSError, ValueError) as exc:
         raise PeerUnavailable(f"cannot connect to {where}: {exc}") from exc
     stream = TlsStream(transport, client_context(), server_side=False)
+    reader: _Reader | None = None
     try:
         await stream.do_handshake()
         der = stream.server_certificate()
@@ -282,13 +291,14 @@ async def _open(address: Address, subprotocol: str, nursery: trio.Nursery) -> Ch
         await reader.finish(websocket._open_handshake.wait, where)  # noqa: SLF001 - as wrap_client_stream does
         if websocket.subprotocol != subprotocol:
             raise PeerUnavailable(f"{where} does not speak {subprotocol}")
-    except ProtocolError as exc:
+        return Channel(websocket, stream, reader, server_key=key, server_certificate=der, remote=where)
+    except BaseException as exc:
+        if reader is not None:
+            reader.scope.cancel()
         await trio.aclose_forcefully(stream)
-        raise PeerUnavailable(f"{where}: {exc}") from exc
-    except BaseException:
-        await trio.aclose_forcefully(stream)
+        if isinstance(exc, ProtocolError):
+            raise PeerUnavailable(f"{where}: {exc}") from exc
         raise
-    return Channel(websocket, stream, server_key=key, server_certificate=der, remote=where)
 
 
 # ---- server ----------------------------------------------------------------------------------------------------------
@@ -380,19 +390,31 @@ class _Server:
         websocket = _websocket(stream, ConnectionType.SERVER)
         reader = _Reader(websocket)
         nursery.start_soon(reader.run)
-        request = await reader.finish(websocket._get_request, remote)  # noqa: SLF001 - as wrap_server_stream does
-        if any(name.lower() == b"origin" for name, _ in request.headers):
-            await request.reject(403, body=b"not for browsers")
-        elif request.path != f"/{self._key.hex()}":
-            await request.reject(404, body=b"another node is meant")
-        elif self._subprotocol not in request.proposed_subprotocols:
-            await request.reject(400, body=f"only {self._subprotocol} is spoken here".encode("ascii"))
-        elif self._open >= self._connections_max:
-            await request.reject(503, body=b"too many connections")
-        else:
-            await request.accept(subprotocol=self._subprotocol)
-            return Channel(websocket, stream, server_key=self._key, server_certificate=self._certificate, remote=remote)
-        return None
+        channel = None
+        try:
+            request = await reader.finish(websocket._get_request, remote)  # noqa: SLF001 - as wrap_server_stream does
+            if any(name.lower() == b"origin" for name, _ in request.headers):
+                await request.reject(403, body=b"not for browsers")
+            elif request.path != f"/{self._key.hex()}":
+                await request.reject(404, body=b"another node is meant")
+            elif self._subprotocol not in request.proposed_subprotocols:
+                await request.reject(400, body=f"only {self._subprotocol} is spoken here".encode("ascii"))
+            elif self._open >= self._connections_max:
+                await request.reject(503, body=b"too many connections")
+            else:
+                await request.accept(subprotocol=self._subprotocol)
+                channel = Channel(
+                    websocket,
+                    stream,
+                    reader,
+                    server_key=self._key,
+                    server_certificate=self._certificate,
+                    remote=remote,
+                )
+        finally:
+            if channel is None:
+                reader.scope.cancel()
+        return channel
 
     async def _serve(self, channel: Channel, nursery: trio.Nursery) -> None:
         self._open += 1
