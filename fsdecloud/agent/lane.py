@@ -1,7 +1,7 @@
 """The way to one peer: what waits to be stored there, sent in batches.
 
-Called only from the trio thread. Shards that wait together travel as one message under one receipt. As long as the window
-is full, more of them gather: batches grow with the load and cost no latency without it.
+Called only from the trio thread. Shards that wait together travel as one message under one receipt. While
+BATCHES_MAX are under way more of them gather: batches grow with the load and cost no latency without it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ import trio
 from fsdecloud import codec
 from fsdecloud.agent.peers import PeerBook
 from fsdecloud.errors import FsdecloudError, ProtocolError, RemoteError
-from fsdecloud.limits import KIB, MIB
+from fsdecloud.limits import BLOB_MAX, MIB
 from fsdecloud.types import BlobId, PeerId, ShardId
+from fsdecloud.wire.peer import PUT_BYTES_MAX
 
-BATCH_BYTES: Final = MIB
-"""A batch is closed when the next shard would pass this: half of MESSAGE_MAX, large enough that a receipt costs nothing."""
+BATCH_BYTES: Final = 3 * MIB // 2
+"""A batch is closed when the next shard would pass this: three shards of a MiB at 2/6, and well within one message."""
 
 BATCH_SHARDS: Final = 64
 """Shards under one receipt: keeps it under 3 KiB."""
 
-WINDOW: Final = 4 * MIB
-"""Bytes under way to one peer, half of what its connection allows: several batches, so that the peer's disk and the
-network work at the same time."""
+BATCHES_MAX: Final = 3
+"""Batches under way to one peer: one that arrives, one that its disk syncs, one whose answer is on its way."""
 
-WINDOW_ITEM: Final = 4 * KIB
-"""What a shard counts at least."""
+assert BLOB_MAX <= BATCH_BYTES <= PUT_BYTES_MAX, "any shard fits into a batch, any batch into a message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +72,16 @@ class Lane:
         """Send until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                while not self._queue or self._under_way >= WINDOW:
+                while not self._queue or self._under_way >= BATCHES_MAX:
                     self._wake = trio.Event()
                     await self._wake.wait()
-                batch = self._take()
-                weight = sum(max(len(item.data), WINDOW_ITEM) for item in batch)
-                self._under_way += weight
-                nursery.start_soon(self._send, batch, weight)
+                self._under_way += 1
+                nursery.start_soon(self._send, self._take())
                 # Whatever else is ready to be queued may join the next batch.
                 await trio.lowlevel.checkpoint()
 
     def _take(self) -> list[Item]:
-        """Take the next batch off the queue: no shard twice, so that a receipt's lines and the items correspond."""
+        """Take the next batch off the queue."""
         batch = [self._queue.popleft()]
         size = len(batch[0].data)
         while self._queue and len(batch) < BATCH_SHARDS and size + len(self._queue[0].data) <= BATCH_BYTES:
@@ -92,7 +89,7 @@ class Lane:
             batch.append(self._queue.popleft())
         return batch
 
-    async def _send(self, batch: list[Item], weight: int) -> None:
+    async def _send(self, batch: list[Item]) -> None:
         shards = list({item.shard: item.data for item in batch}.items())
         try:
             receipt = await self._book.put(self._peer, shards)
@@ -102,5 +99,5 @@ class Lane:
             covered = frozenset(item.id for item in receipt.shards)
             self._outcome.batch_stored(self._peer, batch, covered, codec.encode(receipt))
         finally:
-            self._under_way -= weight
+            self._under_way -= 1
             self._wake.set()

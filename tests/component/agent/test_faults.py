@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from agentworld import FakeTransport, open_driver, open_ledger, run, until
 
-from fsdecloud.agent import hosts, peers, upload
+from fsdecloud.agent import hosts, ledgerlink, peers, upload
 from fsdecloud.errors import BlobMissing, NotEnoughPeers, StoreCorrupt
 from fsdecloud.types import EntryId
 from fsdecloud.wire import agentapi
@@ -27,6 +27,7 @@ def _no_waiting(monkeypatch):
     monkeypatch.setattr(hosts, "JOIN_WINDOW", 0.05)
     monkeypatch.setattr(hosts, "RECRUIT_FIRST", 0.05)
     monkeypatch.setattr(upload, "PACK_DELAY", 0.05)
+    monkeypatch.setattr(ledgerlink, "REGISTRY_INTERVAL", 0.0)
 
 
 def test_057_a_peer_that_refuses_is_replaced_by_the_next(tmp_path):
@@ -281,12 +282,6 @@ def test_equal_requests_are_one_and_foreground_goes_first(tmp_path):
                 for _ in range(5):
                     nursery.start_soon(driver.fetch, entries[0])
             assert sum(peer.gets for peer in net.all()) == 2
-            order = []
-
-            async def fetch(entry, ahead):
-                await driver.fetch(entry, ahead=ahead)
-                order.append(ahead)
-
             async with trio.open_nursery() as nursery:
                 for entry in entries[1:]:
                     nursery.start_soon(lambda entry=entry: driver.fetch(entry, ahead=True))
