@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
 from fsdecloud.cli import client, mounts, parts
@@ -12,6 +13,10 @@ from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.controlapi import DriverStatus
 
 PREFIX: Final = "driver-"
+
+UNKNOWN_PLACE: Final = "an unknown place"
+
+SETTLE_TIMEOUT: Final = 20.0
 
 STATUS_TIMEOUT: Final = 5.0
 """A driver answers its control socket at once, even while the mount is stuck."""
@@ -47,7 +52,11 @@ def volume_of_path(paths: Paths, path: str | None) -> str:
         return running[0]
     if path in running and not os.path.lexists(path):
         return path
-    volume = mounts.find_our_mount(path).volume
+    found = mounts.find_our_mount(path)
+    volume = found.volume
+    elsewhere = where_mounted(paths, volume) if volume in running else ""
+    if elsewhere not in ("", UNKNOWN_PLACE, found.mountpoint):
+        raise UsageError(f"{path} is in a volume of another home; this one's {volume} is mounted at {elsewhere}")
     if volume not in running:
         raise UsageError(
             f"{path} is in volume {volume}, whose driver is not running here: decloud mount mounts it again"
@@ -55,11 +64,31 @@ def volume_of_path(paths: Paths, path: str | None) -> str:
     return volume
 
 
+def is_mounted(paths: Paths, volume: str) -> bool:
+    """Whether a driver of this home serves the volume; waits for one that is just ending or starting.
+
+    A driver outlives its mount by the time it needs to make the last changes durable, and umount(8) does not wait for it.
+    """
+    deadline = time.monotonic() + SETTLE_TIMEOUT
+    while parts.running_pid(paths, PREFIX + volume) is not None:
+        if _serves(paths, volume) or time.monotonic() >= deadline:
+            return True
+        parts.wait_gone(paths, PREFIX + volume, 0.2)
+    return False
+
+
+def _serves(paths: Paths, volume: str) -> bool:
+    try:
+        mountpoint = driver_status(paths, volume).mountpoint
+    except FsdecloudError:
+        return False
+    there = mounts.mount_at(mountpoint, mounts.read_mounts())
+    return there is not None and there.is_ours and there.volume == volume
+
+
 def where_mounted(paths: Paths, volume: str) -> str:
-    """Return the mount point of a running volume, "an unknown place" if its driver does not say."""
+    """Return the mount point of a running volume, UNKNOWN_PLACE if its driver does not say."""
     try:
         return driver_status(paths, volume).mountpoint
     except FsdecloudError:
-        return next(
-            (m.mountpoint for m in mounts.read_mounts() if m.is_ours and m.volume == volume), "an unknown place"
-        )
+        return UNKNOWN_PLACE

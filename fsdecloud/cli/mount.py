@@ -40,7 +40,7 @@ def mount_volume(
     """
     volumes.load_document(paths, name)
     daemon = drivers.PREFIX + check_name(name)
-    if parts.running_pid(paths, daemon) is not None:
+    if drivers.is_mounted(paths, name):
         raise UsageError(f"volume {name} is already mounted at {drivers.where_mounted(paths, name)}", MOUNT_FAILED)
     _check_kernel(options)
     detach_stale(name, directory, fake=fake)

@@ -51,7 +51,7 @@ class Network:
 
     def start_driver(self) -> None:
         """Mount the volume unless it is mounted."""
-        if parts.running_pid(self._paths, drivers.PREFIX + settings.VOLUME) is None:
+        if not drivers.is_mounted(self._paths, settings.VOLUME):
             self._keep(mount_volume(self._paths, settings.VOLUME, self._chosen.directory, MountOptions()))
 
     def _keep(self, process: subprocess.Popen[bytes] | None) -> None:
@@ -80,7 +80,7 @@ class Network:
             network.admit_volume(paths, volumes.open_root(paths, settings.VOLUME))
         for name in names:
             self.start_peer(name)
-        if parts.running_pid(paths, drivers.PREFIX + settings.VOLUME) is None:
+        if not drivers.is_mounted(paths, settings.VOLUME):
             self._wait_registered(len(names))
             self.start_driver()
 
@@ -121,7 +121,7 @@ def choose_settings(paths: Paths, directory: str | None, count: int | None) -> s
     if wanted < existing:
         note(f"{existing} peers hold data of this network; all of them are started")
     chosen = settings.UpSettings(where, max(wanted, existing))
-    if parts.running_pid(paths, drivers.PREFIX + settings.VOLUME) is not None:
+    if drivers.is_mounted(paths, settings.VOLUME):
         present = drivers.where_mounted(paths, settings.VOLUME)
         if directory is not None and mounts.canonical(where, mounts.read_mounts()) != present:
             raise UsageError(f"volume {settings.VOLUME} is mounted at {present}: decloud down first", MOUNT_FAILED)
