@@ -76,16 +76,33 @@ class AgentLink:
 
     def restart(self) -> None:
         """End the running agent; the next one is told where the volume stands now."""
+        self._disconnect()
         if self._scope is not None:
             self._scope.cancel()
 
     async def call(self, method: str, params: object, result: type[R], *, timeout: float | None = None) -> R:
-        """Call the agent, waiting for one to be there. Raises its error, AgentLost, or RemoteTimeout after `timeout`."""
+        """Call the agent, waiting for one to be there; if it dies over the call, ask the next one.
+
+        Every method may be asked twice (`wire.agentapi`). Raises the agent's error, or RemoteTimeout after `timeout`.
+        """
         with trio.CancelScope() if timeout is None else trio.move_on_after(timeout):
-            while self._connection is None:
-                await self._connected.wait()
-            return await self._connection.call(method, params, result)
+            while True:
+                if self._connection is not None and self._connection.is_closed:
+                    self._disconnect()
+                while self._connection is None:
+                    await self._connected.wait()
+                try:
+                    return await self._connection.call(method, params, result)
+                except AgentLost:
+                    self._disconnect()
         raise RemoteTimeout(f"{method}: the agent did not answer within {timeout:g} s")
+
+    def _disconnect(self) -> None:
+        """Have callers wait for the next agent."""
+        if self._connection is not None:
+            self._connection = None
+            self._connected = trio.Event()
+            self.pid = 0
 
     async def _run_once(self) -> None:
         ours, theirs = socket.socketpair()
@@ -111,9 +128,7 @@ class AgentLink:
                     with trio.CancelScope() as self._scope:
                         await connection.wait_closed()
             finally:
-                self._connection = None
-                self._connected = trio.Event()
-                self.pid = 0
+                self._disconnect()
                 await _stop(process)
 
 
