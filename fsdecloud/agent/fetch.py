@@ -59,10 +59,10 @@ PACKS_KEPT: Final = 32 * MIB
 COPY_SOURCES_MAX: Final = 64
 """Peers asked in turn for a whole copy whose place is not known."""
 
-_DECODE_COST: Final = 0.005
-_DECODE_FACTOR: Final = 1.25
-"""A parity shard is asked for before one of the blob's own slices only when it should be this much faster: seconds, and
-by ratio. Slices need no decoding."""
+_DECODE_COST: Final = 0.03
+_DECODE_FACTOR: Final = 2.0
+"""A parity shard is asked for before one of the blob's own slices only when it should be this much faster: seconds, and by
+ratio. Slices need no decoding, which costs as much as TLS does, and placement spreads them over all peers as it is."""
 
 _CORRUPT_COST: Final = 1.0
 """The same for a shard from a peer that has sent wrong bytes."""
