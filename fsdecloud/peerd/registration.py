@@ -26,7 +26,7 @@ from fsdecloud.wire.ledgerapi import LedgerStatus, SubmitTx, TipNotice, TxResult
 
 log = logging.getLogger(__name__)
 
-RETRY: Final = (1.0, 60.0)
+RETRY: Final = (1.0, 20.0)
 """First and longest wait for a ledger daemon that does not answer, before jitter."""
 
 RECHECK: Final = 600.0
