@@ -9,6 +9,7 @@ import argparse
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -64,6 +65,7 @@ def main() -> None:
     logging.basicConfig(
         level=os.environ.get("FSDECLOUD_LOG", "info").upper(), format="%(asctime)s agent %(levelname)s %(message)s"
     )
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the keys are in memory
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()
     try:

@@ -37,7 +37,7 @@ from fsdecloud.agent.pack import BlobPlan, Packer
 from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.rows import PackedEntry, UploadRecord, blob_key, entry_rows, make_blob_row
 from fsdecloud.errors import FsdecloudError, MalformedError, StoreError
-from fsdecloud.limits import KIB, MIB
+from fsdecloud.limits import ENTRY_MAX, KIB, MIB
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 from fsdecloud.wire.agentapi import StagedEntry, Stored
@@ -55,6 +55,9 @@ PACK_DELAY: Final = 0.3
 
 PACK_DELAY_MAX: Final = 3.0
 """and after this in any case."""
+
+RESEND_PATIENCE: Final = 10.0
+"""After a restart the driver sends all staged entries again; when none came for this long it has done so."""
 
 TINY_BLOB: Final = 4 * KIB
 """A blob up to this is stored as whole copies, as many as survive the same losses: coding would save nothing, and shards of
@@ -95,6 +98,8 @@ class Uploader:
         self._wake_feed = trio.Event()
         self._wake_announce = trio.Event()
         self._wake_pack = trio.Event()
+        self._wake_waiting = trio.Event()
+        self._last_add = 0.0
         self._queued_bytes = 0
         self._queued_entries = 0
         self.last_error = ""
@@ -104,8 +109,14 @@ class Uploader:
 
     # ---- what others ask -------------------------------------------------------------------------------------------
     def add(self, entries: Iterable[StagedEntry]) -> None:
-        """Queue staged entries, oldest first. One that is under way is left alone, one that is stored announced again."""
+        """Queue staged entries, oldest first. One that is under way is left alone, one that is stored announced again.
+
+        Raises MalformedError for one that no entry can be; those before it are queued.
+        """
+        self._last_add = trio.current_time()
         for entry in entries:
+            if len(entry.id) != 32 or not 0 < entry.length <= ENTRY_MAX:
+                raise MalformedError(f"a staged entry of {entry.length} bytes")
             if entry.id not in self._by_entry:
                 self._count(entry.length)
                 self._by_entry[entry.id] = None
@@ -122,8 +133,10 @@ class Uploader:
                 if len(blob.sources) == len(blob.entries):
                     self._waiting.pop(blob, None)
                     self._enqueue(blob)
-        if self._packer or self._waiting:
+        if self._packer:
             self._wake_pack.set()
+        if self._waiting:
+            self._wake_waiting.set()
 
     def flush(self) -> None:
         """Close the open pack now."""
@@ -253,7 +266,7 @@ class Uploader:
                 del self._by_entry[entry.id]
 
     async def _close_packs(self) -> None:
-        """Close an open pack that nobody flushes, and give up on packs that cannot be completed from what came back."""
+        """Close an open pack that nobody flushes."""
         while True:
             await self._wake_pack.wait()
             with trio.move_on_after(PACK_DELAY_MAX):
@@ -265,9 +278,16 @@ class Uploader:
                     is_growing = not quiet.cancelled_caught
             self._wake_pack = trio.Event()
             self.flush()
+
+    async def _give_up_waiting(self) -> None:
+        """Pack anew what came back of packs that are not complete after a restart: the driver let go of the rest."""
+        while True:
+            await self._wake_waiting.wait()
+            while (quiet_at := self._last_add + RESEND_PATIENCE) > trio.current_time():
+                await trio.sleep_until(quiet_at)
+            self._wake_waiting = trio.Event()
             for blob in list(self._waiting):
                 if blob.sources:
-                    # The driver let go of some of its entries, or they lie elsewhere: the others go into a new pack.
                     self._replan(blob, [])
 
     def _replan(self, blob: Blob, without: Sequence[EntryId]) -> None:
@@ -315,6 +335,7 @@ class Uploader:
         """Upload until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_packs)
+            nursery.start_soon(self._give_up_waiting)
             nursery.start_soon(self._announce)
             await self._hosts.wait_known()
             while True:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from agentworld import FakeTransport, open_driver, open_ledger, run, until
 
 from fsdecloud.agent import hosts, ledgerlink, peers, upload
-from fsdecloud.errors import BlobMissing, NotEnoughPeers, StoreCorrupt
+from fsdecloud.errors import BlobMissing, MalformedError, NotEnoughPeers, StoreCorrupt
 from fsdecloud.types import EntryId
 from fsdecloud.wire import agentapi
 from fsdecloud.wire.agentapi import Empty, StagedEntry, StoreEntries
@@ -27,6 +27,7 @@ def _no_waiting(monkeypatch):
     monkeypatch.setattr(hosts, "JOIN_WINDOW", 0.05)
     monkeypatch.setattr(hosts, "RECRUIT_FIRST", 0.05)
     monkeypatch.setattr(upload, "PACK_DELAY", 0.05)
+    monkeypatch.setattr(upload, "RESEND_PATIENCE", 0.1)
     monkeypatch.setattr(ledgerlink, "REGISTRY_INTERVAL", 0.0)
 
 
@@ -263,6 +264,9 @@ def test_068_a_long_queue_does_not_delay_the_hello(tmp_path):
         async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
             for start in range(0, len(many), 4000):
                 await driver.call("store", StoreEntries(many[start : start + 4000]), Empty)
+            for bad in (StagedEntry(EntryId(b"x"), 1, 0, 10), StagedEntry(EntryId(b"x" * 32), 1, 0, 1 << 30)):
+                with pytest.raises(MalformedError):
+                    await driver.call("store", StoreEntries((bad,)), Empty)
             status = await driver.status()
             assert status.queued_entries == 20_000
             assert status.queued_bytes == 20_000_000
