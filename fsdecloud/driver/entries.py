@@ -317,8 +317,7 @@ class Entries:
             self.cache.put_small(small)
         if located:
             self.cache.put_located(located)
-        if self.cache.used_bytes > cache_size:
-            self.cache.evict(cache_size)
+        self.cache.evict(cache_size)
 
 
 class _Flight:

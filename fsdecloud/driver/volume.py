@@ -221,8 +221,7 @@ class Volume:
 
         Raises UsageError when a first mount cannot learn from the ledger where the volume stands.
         """
-        for entry, location in self.store.staged():
-            self.entries.add_staged(entry, location, new=False)
+        self._load_staged()
         nursery.start_soon(self.agent.run)
         nursery.start_soon(self.entries.run_cache_writer, self.setup.options.cache_size)
         if self.is_new:
@@ -280,6 +279,20 @@ class Volume:
         self.core.overlay.root = meta.root
         self.anchors.height = found.height
         self.agent.restart()  # so that it starts from this manifest's location map
+
+    def _load_staged(self) -> None:
+        """Take back the staged entries. A segment that the index names and the disk lacks was handed to the cache just
+        before the last end (it was stored completely); one that the index does not name was never acknowledged."""
+        segments = self.entries.segments
+        present = segments.sizes()
+        for entry, location in self.store.staged():
+            if location.segment in present:
+                self.entries.add_staged(entry, location, new=False)
+            else:
+                self.entries.put_back([], [entry])
+        used = {location.segment for location in self.entries.staged.values()}
+        for number in present.keys() - used:
+            segments.remove(number)
 
     async def _ask_ledger(self) -> LedgerVolume:
         """Ask for the volume's latest anchor until the ledger daemon answers or LEDGER_TIMEOUT has passed."""

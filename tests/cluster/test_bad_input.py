@@ -238,7 +238,7 @@ def test_stale_mount(network: Network) -> None:
     network.kill(network.status()["driver_pid"])
     listed = network.run("ls", network.mountpoint, check=False)
     assert listed.code != 0
-    assert "not connected" in listed.err
+    assert "not connected" in listed.err or "connection abort" in listed.err
     refused(
         network, "mount", "spare", network.mountpoint, says=rf"dead mount.*{network.volume}|stale", code=MOUNT_FAILED
     )
@@ -347,7 +347,7 @@ def test_damaged_volume_document(unmounted: Network) -> None:
         b"{}",
         b"\xff\xfe garbage",
         b"[" * 5000,
-        good.replace(b'"version":1', b'"version":99'),
+        re.sub(rb'"version": ?1', b'"version": 99', good, count=1),
     ]
     if hexadecimal is not None:
         samples.append(good.replace(hexadecimal[1], b"0" * 64))
@@ -364,7 +364,7 @@ def environments(network: Network) -> list[Path]:
     return [path for path in found if not any("agent" in part for part in path.parts)]
 
 
-@pytest.mark.parametrize("kind", ["half", "a page", "empty", "zeros", "garbage"])
+@pytest.mark.parametrize("kind", ["cut", "a page", "empty", "zeros", "garbage"])
 def test_f20_damaged_lmdb(unmounted: Network, kind: str) -> None:
     network = unmounted
     found = environments(network)
@@ -373,7 +373,7 @@ def test_f20_damaged_lmdb(unmounted: Network, kind: str) -> None:
         good = path.read_bytes()
         size = len(good)
         bad = {
-            "half": good[: size // 2 + 100],
+            "cut": good[: 3 * 4096 + 100],  # at half, only free pages may be lost, and all is well
             "a page": good[:4096],
             "empty": b"",
             "zeros": bytes(size),
