@@ -25,20 +25,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import trio
-from blake3 import blake3
 
 from fsdecloud import codec
 from fsdecloud.agent.blob import Blob, Level
-from fsdecloud.agent.erasure import encode_shards, shard_ids, shard_size
+from fsdecloud.agent.erasure import shard_size
 from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import NODES, ROWS, UPLOADS, JournalWriter, Write
+from fsdecloud.agent.journal import ROWS, UPLOADS, JournalWriter, Write
 from fsdecloud.agent.lane import Item, Lane
 from fsdecloud.agent.pack import BlobPlan, Packer
 from fsdecloud.agent.peers import PeerBook
+from fsdecloud.agent.prepare import Damaged, code_blob
 from fsdecloud.agent.rows import PackedEntry, UploadRecord, blob_key, entry_rows, make_blob_row
-from fsdecloud.errors import FsdecloudError, MalformedError, StoreError
+from fsdecloud.errors import FsdecloudError, MalformedError
 from fsdecloud.limits import ENTRY_MAX, KIB, MIB
-from fsdecloud.store.segments import Location, SegmentStore
+from fsdecloud.store.segments import SegmentStore
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 from fsdecloud.wire.agentapi import StagedEntry, Stored
 
@@ -283,7 +283,7 @@ class Uploader:
         """Pack anew what came back of packs that are not complete after a restart: the driver let go of the rest."""
         while True:
             await self._wake_waiting.wait()
-            while (quiet_at := self._last_add + RESEND_PATIENCE) > trio.current_time():
+            while (quiet_at := self._last_add + RESEND_PATIENCE) > trio.current_time():  # noqa: ASYNC110 - it moves
                 await trio.sleep_until(quiet_at)
             self._wake_waiting = trio.Event()
             for blob in list(self._waiting):
@@ -360,8 +360,8 @@ class Uploader:
         estimate = shard_size(blob.k, blob.length) * (blob.n if blob.k > 1 else 1)
         self._memory += estimate
         try:
-            shards = await trio.to_thread.run_sync(self._code, blob)
-        except _Damaged as exc:
+            shards = await trio.to_thread.run_sync(code_blob, blob, self._staged, self._writer.journal)
+        except Damaged as exc:
             self.last_error = str(exc)
             log.error("%s", exc)
             self._replan(blob, exc.entries)
@@ -377,43 +377,6 @@ class Uploader:
         for lane in self._new_lanes:
             nursery.start_soon(lane.run)
         self._new_lanes.clear()
-
-    def _code(self, blob: Blob) -> list[bytes | memoryview]:
-        """Return all shards of a blob, and set its ids on the first time. In a worker thread, which owns `blob` meanwhile.
-
-        Raises _Damaged with the entries that cannot be read or are not what their ids say: they are never uploaded as
-        if they were good (fault 18).
-        """
-        if blob.is_local:
-            data = self._writer.journal.get(NODES, blob.id)
-            if data is None:
-                raise _Damaged(f"the journal lost the bytes of {blob.id.hex()}", [])
-        else:
-            data = self._read(blob)
-        if not blob.id:
-            single = len(blob.entries) == 1
-            blob.id = BlobId(blob.entries[0].id if single else blake3(data).digest())
-        shards = encode_shards(blob.k, blob.n, data)
-        if blob.k > 1 and not blob.shards:
-            blob.shards = shard_ids(shards)
-        return shards
-
-    def _read(self, blob: Blob) -> bytes:
-        parts, bad, why = [], [], ""
-        for entry in blob.entries:
-            source = blob.sources[entry.id]
-            try:
-                part = self._staged.read(Location(source.segment, source.offset, source.length))
-                if blake3(part).digest() != entry.id or len(part) != entry.length:
-                    raise MalformedError("its bytes are not what its id says")
-            except (StoreError, MalformedError) as exc:
-                bad.append(entry.id)
-                why = str(exc)
-            else:
-                parts.append(part)
-        if bad:
-            raise _Damaged(f"staged entry {bad[0].hex()} ({len(bad)} in all) cannot be stored: {why}", bad)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # ---- sending ---------------------------------------------------------------------------------------------------
     def _send(self, blob: Blob, shards: Mapping[int, bytes | memoryview]) -> None:
@@ -536,11 +499,3 @@ class Uploader:
         shards = blob.shards or (ShardId(blob.id),) * blob.n
         entries = tuple(entry.id for entry in blob.entries)
         return Stored(blob.id, blob.k, blob.n, shards, entries, tuple(blob.receipts))
-
-
-class _Damaged(FsdecloudError):
-    """Staged bytes that cannot be uploaded, and whose they are."""
-
-    def __init__(self, message: str, entries: Sequence[EntryId]) -> None:
-        super().__init__(message)
-        self.entries = entries
