@@ -33,6 +33,9 @@ SWITCH_INTERVAL: Final = 0.0005
 """Seconds after which a thread that computes gives the interpreter up. A worker that hashes or reads lets go of it for each
 call and wants it back; with the default of 5 ms a busy event loop would make every blob wait ten times that."""
 
+NICE: Final = 5
+"""Below the driver and the programs it serves: uploading must not slow down the copy that it uploads."""
+
 
 @asynccontextmanager
 async def open_transport(hello: AgentHello) -> AsyncIterator[Transport]:
@@ -66,6 +69,7 @@ def main() -> None:
         level=os.environ.get("FSDECLOUD_LOG", "info").upper(), format="%(asctime)s agent %(levelname)s %(message)s"
     )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the keys are in memory
+    os.nice(NICE)
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()
     try:

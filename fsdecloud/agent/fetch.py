@@ -118,6 +118,7 @@ class Fetcher:
         self._packs_size = 0
         self._gate = trio.CapacityLimiter(FETCHES_MAX)
         self._ahead_gate = trio.CapacityLimiter(AHEAD_MAX)
+        self._is_cache_broken = False
         self.fetched_entries = 0
 
     # ---- entries ---------------------------------------------------------------------------------------------------
@@ -184,8 +185,11 @@ class Fetcher:
             location = self._cache.append(data)
         except StoreError as exc:
             # A full disk must not stop reading (fault 13): the socket takes an entry as well, only more slowly.
-            log.warning("cannot cache a fetched entry: %s", exc)
+            if not self._is_cache_broken:
+                log.warning("cannot cache what is fetched, it goes through the socket: %s", exc)
+            self._is_cache_broken = True
             return FetchedEntry(data, 0, 0, len(data))
+        self._is_cache_broken = False
         return FetchedEntry(b"", location.segment, location.offset, location.length)
 
     # ---- whole copies ----------------------------------------------------------------------------------------------
