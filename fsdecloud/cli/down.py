@@ -9,13 +9,13 @@ from typing import Final
 
 import click
 
-from fsdecloud.cli import client, drivers, mounts, parts, settings
+from fsdecloud.cli import drivers, mounts, parts, settings
 from fsdecloud.cli.output import emit, note
 from fsdecloud.cli.run import MOUNT_FAILED
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.units import format_size
-from fsdecloud.wire.controlapi import DriverStatus, SyncRequest
+from fsdecloud.wire.controlapi import DriverStatus
 
 SUPERVISOR: Final = "up"
 """Lock of a `decloud up` that watches its parts in the foreground."""
@@ -27,20 +27,21 @@ SUPERVISOR_TIMEOUT: Final = 180.0
 def stop_volume(paths: Paths, volume: str, say: Callable[[str], None]) -> None:
     """Unmount a volume and wait for its driver to end; nothing that was written is lost.
 
-    A mount in use is made durable first, then detached: programs that still hold it get errors, not wrong data.
+    The driver detaches a mount in use: programs that still hold it get errors in the end, not wrong data.
     """
     daemon = drivers.PREFIX + volume
     try:
         status = drivers.driver_status(paths, volume)
     except FsdecloudError:
         status = None
-    if status is not None:
-        _unmount(paths, status, say)
-        if status.staged.bytes:
-            say(f"volume {volume}: {format_size(status.staged.bytes)} are safe here and go to the peers next time")
-    if not parts.wait_gone(paths, daemon, UNMOUNT_TIMEOUT if status is not None else 0.0):
-        for name in parts.stop_parts(paths, [daemon]):
-            say(f"{name} did not end and was killed")
+    with parts.family_of(paths, [daemon]) as family:
+        if status is not None:
+            _unmount(paths, status, say)
+            if status.staged.bytes:
+                say(f"volume {volume}: {format_size(status.staged.bytes)} are safe here and go to the peers next time")
+        if status is None or not family.wait(UNMOUNT_TIMEOUT):
+            for name in parts.stop_parts(paths, [daemon]):
+                say(f"{name} did not end and was killed")
     where = status.mountpoint if status is not None else settings.load_settings(paths).directory
     _clear_stale(volume, where)
 
@@ -59,14 +60,7 @@ def _unmount(paths: Paths, status: DriverStatus, say: Callable[[str], None]) -> 
             parts.signal_part(paths, drivers.PREFIX + status.volume)
             return
     users = mounts.users_of(there)
-    say(f"{status.mountpoint} is in use by {', '.join(users) or 'somebody'}; it is taken away from under them")
-    try:
-        client.call(
-            paths.socket(drivers.PREFIX + status.volume), "sync", SyncRequest("durable"), DriverStatus, timeout=30.0
-        )
-    except FsdecloudError as exc:
-        say(f"volume {status.volume}: {exc}")
-    mounts.unmount(status.mountpoint, lazy=True)
+    say(f"{status.mountpoint} is in use by {', '.join(users) or 'somebody'}; it is detached and ends in a few seconds")
     parts.signal_part(paths, drivers.PREFIX + status.volume)
 
 

@@ -6,6 +6,7 @@ started detached (own session, stderr to the part's log file), so that they outl
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -13,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from fsdecloud.cli.output import clean
@@ -232,6 +234,67 @@ def ensure_part(paths: Paths, part: Part, *, timeout: float = START_TIMEOUT) -> 
     return process
 
 
+class Family:
+    """A part's process and its children, held by pidfd so that their ends can be waited for. A context manager.
+
+    A part lets go of its lock a moment before its process ends, and its children (agent, miner) end after it.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._handles: list[int] = []
+        for pid in _with_descendants(pids):
+            try:
+                self._handles.append(os.pidfd_open(pid))
+            except OSError:
+                continue  # it has just ended
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until all have ended, at most `timeout` seconds; return whether they have."""
+        deadline = time.monotonic() + timeout
+        for handle in self._handles:
+            readable, _, _ = select.select([handle], [], [], max(0.0, deadline - time.monotonic()))
+            if not readable:
+                return False
+        return True
+
+    def kill(self) -> None:
+        """Kill all that are left."""
+        for handle in self._handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+    def __enter__(self) -> Family:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            os.close(handle)
+        self._handles = []
+
+
+def family_of(paths: Paths, daemons: Iterable[str]) -> Family:
+    """Return the processes of the parts that run, and their children."""
+    return Family([pid for pid in (running_pid(paths, daemon) for daemon in daemons) if pid])
+
+
+def _with_descendants(pids: Iterable[int]) -> list[int]:
+    """Return the processes, their children, and theirs (/proc/PID/task/TID/children needs a kernel option)."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                stat = Path("/proc", name, "stat").read_bytes()
+            except OSError:
+                continue
+            children.setdefault(int(stat.rpartition(b")")[2].split()[1]), []).append(int(name))
+    found = list(pids)
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
 def wait_gone(paths: Paths, daemon: str, timeout: float) -> bool:
     """Wait until nobody holds the part's lock; return whether that happened in time."""
     deadline = time.monotonic() + timeout
@@ -239,18 +302,17 @@ def wait_gone(paths: Paths, daemon: str, timeout: float) -> bool:
         left = deadline - time.monotonic()
         if left <= 0:
             return False
-        wait_exit(pid, min(left, 1.0))
+        if pid:
+            _wait_exit(pid, min(left, 1.0))
+        else:
+            time.sleep(min(left, 0.05))  # it is just starting: its pid comes in a moment
     return True
 
 
-def wait_exit(pid: int, timeout: float) -> None:
-    """Wait for a process to end, at most `timeout` seconds; a part of ours or anybody's."""
+def _wait_exit(pid: int, timeout: float) -> None:
     try:
-        handle = os.pidfd_open(pid) if pid > 0 else -1
+        handle = os.pidfd_open(pid)
     except OSError:
-        handle = -1
-    if handle < 0:
-        time.sleep(min(timeout, 0.05))  # it is just starting or just ending
         return
     try:
         select.select([handle], [], [], timeout)
@@ -272,15 +334,17 @@ def signal_part(paths: Paths, daemon: str, number: int = signal.SIGTERM) -> bool
 
 def stop_parts(paths: Paths, daemons: Sequence[str], *, timeout: float = STOP_TIMEOUT) -> list[str]:
     """End parts with SIGTERM, all at once; kill those that take longer than `timeout`, and return their names."""
-    asked = [daemon for daemon in daemons if signal_part(paths, daemon)]
     deadline = time.monotonic() + timeout
-    killed = []
-    for daemon in asked:
-        if not wait_gone(paths, daemon, max(0.0, deadline - time.monotonic())):
-            signal_part(paths, daemon, signal.SIGKILL)
-            wait_gone(paths, daemon, 5.0)
-            killed.append(daemon)
-    return killed
+    with contextlib.ExitStack() as stack:
+        families = {daemon: stack.enter_context(family_of(paths, [daemon])) for daemon in daemons}
+        asked = [daemon for daemon in daemons if signal_part(paths, daemon)]
+        killed = []
+        for daemon in asked:
+            if not families[daemon].wait(max(0.0, deadline - time.monotonic())):
+                families[daemon].kill()
+                families[daemon].wait(5.0)
+                killed.append(daemon)
+        return killed
 
 
 def require_stopped(paths: Paths, daemon: str) -> None:

@@ -36,23 +36,30 @@ def unmount_volume(paths: Paths, directory: str, *, lazy: bool = False, force: b
     if there is None or not there.is_ours:
         raise UsageError(f"{path} is not the mount point of a volume")
     serving = _serving_driver(paths, there)
-    try:
-        mounts.unmount(path, lazy=lazy, force=force)
-    except OSError as exc:
-        if exc.errno == errno.EBUSY:
-            users = mounts.users_of(there)
-            who = f"by {', '.join(users)}" if users else "by a process that cannot be seen from here"
-            raise UsageError(f"{path} is in use {who}: close it, or use --lazy", MOUNT_FAILED) from exc
-        raise UsageError(f"cannot unmount {path}: {exc.strerror}", MOUNT_FAILED) from exc
-    if serving is None:
-        return None
-    if not lazy and not parts.wait_gone(paths, drivers.PREFIX + there.volume, END_TIMEOUT):
-        raise UsageError(
-            f"{path} is unmounted, but its driver (pid {serving.driver_pid}) still runs after {END_TIMEOUT:g} s; "
-            f"see {paths.log_file(drivers.PREFIX + there.volume)}",
-            MOUNT_FAILED,
-        )
+    daemon = drivers.PREFIX + there.volume
+    with parts.family_of(paths, [daemon] if serving is not None else []) as family:
+        try:
+            mounts.unmount(path, lazy=lazy, force=force)
+        except OSError as exc:
+            raise UsageError(_refusal(there, path, exc), MOUNT_FAILED) from exc
+        if serving is None:
+            return None
+        if not lazy and not family.wait(END_TIMEOUT):
+            raise UsageError(
+                f"{path} is unmounted, but its driver (pid {serving.driver_pid}) still runs after {END_TIMEOUT:g} s; "
+                f"see {paths.log_file(daemon)}",
+                MOUNT_FAILED,
+            )
     return Count(serving.dirty.entries + serving.staged.entries, serving.dirty.bytes + serving.staged.bytes)
+
+
+def _refusal(mount: mounts.Mounted, path: str, exc: OSError) -> str:
+    """Say why the kernel does not unmount, and who uses the mount if that is why."""
+    if exc.errno != errno.EBUSY:
+        return f"cannot unmount {path}: {exc.strerror}"
+    users = mounts.users_of(mount)
+    who = f"by {', '.join(users)}" if users else "by a process that cannot be seen from here"
+    return f"{path} is in use {who}: close it, or use --lazy"
 
 
 def _serving_driver(paths: Paths, mount: mounts.Mounted) -> DriverStatus | None:

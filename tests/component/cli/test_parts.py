@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -178,6 +179,22 @@ def test_waiting_for_a_part_that_does_not_end(paths: Paths, package: str) -> Non
     finally:
         end(process)
     assert parts.wait_gone(paths, "thing", 5.0)
+
+
+def test_a_family_ends_when_its_last_child_has() -> None:
+    script = "import subprocess, sys; subprocess.Popen(['sleep', '600']); print(flush=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout, process.stdin:
+        process.stdout.readline()
+        with parts.Family([process.pid]) as family:
+            assert not family.wait(0.05)
+            process.kill()
+            process.wait()
+            assert not family.wait(0.05), "the child still runs"
+            family.kill()
+            assert family.wait(5.0)
 
 
 def test_a_command_uses_this_interpreter(paths: Paths) -> None:
