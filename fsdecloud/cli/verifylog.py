@@ -72,9 +72,8 @@ def verify_log(paths: Paths, volume: str, volume_id: bytes, progress: Callable[[
                     )
                 for data in found:
                     block = decode_block(data, document.block_max)
-                    for tx in map(decode_tx, block.transactions):
-                        if isinstance(tx, Anchor) and tx.volume == volume_id:
-                            anchors.append((first, tx))
+                    decoded = map(decode_tx, block.transactions)
+                    anchors.extend((first, tx) for tx in decoded if isinstance(tx, Anchor) and tx.volume == volume_id)
                     yield None, data
                     first += 1
 
