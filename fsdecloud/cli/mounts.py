@@ -41,6 +41,7 @@ class Mounted:
     mountpoint: str
     kind: str
     source: str
+    read_only: bool = False
 
     @property
     def volume(self) -> str:
@@ -62,7 +63,8 @@ def read_mounts(table: str | None = None) -> list[Mounted]:
         left, dash, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if dash and len(fields) >= 6 and len(tail) >= 2:
-            mounts.append(Mounted(fields[2], _unescape(fields[4]), tail[0], _unescape(tail[1])))
+            read_only = "ro" in fields[5].split(",")
+            mounts.append(Mounted(fields[2], _unescape(fields[4]), tail[0], _unescape(tail[1]), read_only))
     return mounts
 
 
@@ -105,14 +107,13 @@ def find_our_mount(path: str) -> Mounted:
     return found
 
 
-def probe(mountpoint: str, timeout: float) -> str:
-    """Ask the file system at `mountpoint` from another process; return "" if it answers, else the reason.
+def run_apart(command: list[str], timeout: float | None) -> tuple[int | None, str]:
+    """Run a program that touches a mount; return its exit code (None: not in time) and the reason it printed.
 
-    statfs(2) always reaches the driver, while a stat may be answered from the kernel's memory. A process that hangs in a
-    request cannot be killed, so it is left behind rather than waited for.
+    A process that hangs in a request cannot be killed, so it is left behind rather than waited for.
     """
     process = subprocess.Popen(
-        ["stat", "--file-system", "--", mountpoint],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -123,13 +124,22 @@ def probe(mountpoint: str, timeout: float) -> str:
     with process.stderr:
         try:
             code = process.wait(timeout)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as exc:
             process.kill()
             process.returncode = -signal.SIGKILL
-            return HUNG
-        if code == 0:
-            return ""
-        return process.stderr.read().decode(errors="replace").strip().rpartition(": ")[2] or "it cannot be examined"
+            if isinstance(exc, KeyboardInterrupt):
+                raise
+            return None, HUNG
+        return code, process.stderr.read().decode(errors="replace").strip().rpartition(": ")[2]
+
+
+def probe(mountpoint: str, timeout: float) -> str:
+    """Ask the file system at `mountpoint` from another process; return "" if it answers, else the reason.
+
+    statfs(2) always reaches the driver, while a stat may be answered from the kernel's memory.
+    """
+    code, reason = run_apart(["stat", "--file-system", "--", mountpoint], timeout)
+    return "" if code == 0 else reason or "it cannot be examined"
 
 
 def is_stale(mountpoint: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 from typing import Final
@@ -11,8 +10,8 @@ import click
 
 from fsdecloud.cli import client, drivers, mounts
 from fsdecloud.cli.output import Progress, emit, emit_json
-from fsdecloud.cli.run import PENDING, SYSTEM
-from fsdecloud.config import find_paths
+from fsdecloud.cli.run import DEGRADED, PENDING, SYSTEM
+from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import UsageError
 from fsdecloud.units import format_size, parse_duration
 from fsdecloud.wire.agentapi import Empty
@@ -21,29 +20,42 @@ from fsdecloud.wire.controlapi import DriverStatus, SyncRequest
 WRITE_BACK_TIMEOUT: Final = 10.0
 """How long to wait for requests that the kernel has under way; new ones of busy programs are not ours to wait for."""
 
+QUIET: Final = 0.1
+"""Seconds without a change after which nothing is under way any more."""
+
 _LEVELS: Final = ("durable", "stored", "anchored")
 
 
-def write_back(mount: mounts.Mounted, timeout: float | None) -> None:
-    """Make the kernel hand its dirty pages of the mount to the driver.
+def write_back(paths: Paths, mount: mounts.Mounted, timeout: float | None) -> None:
+    """Make the kernel hand its dirty pages of the mount to the driver, also those of files that programs keep open.
 
-    syncfs(2) starts them all; a FUSE mount does not make it wait (AS_WRITEBACK_MAY_DEADLOCK), so the requests on their
-    way are waited for by the kernel's own count of them.
+    syncfs(2) sends them off but does not wait for a FUSE mount (the kernel must not depend on us there). What is under
+    way is waited for by the kernel's own count where that can be read, else until the driver has seen no change for a
+    moment: it takes requests faster than that.
     """
-    try:
-        done = subprocess.run(["sync", "-f", mount.mountpoint], timeout=timeout, capture_output=True, check=False)
-    except subprocess.TimeoutExpired as exc:
-        raise UsageError(f"the kernel still writes to {mount.mountpoint}", PENDING) from exc
-    if done.returncode != 0:
-        reason = done.stderr.decode(errors="replace").strip().rpartition(": ")[2]
+    code, reason = mounts.run_apart(["sync", "-f", mount.mountpoint], timeout)
+    if code is None:
+        raise UsageError(f"the kernel still writes to {mount.mountpoint}", PENDING)
+    if code != 0:
         raise UsageError(f"cannot sync {mount.mountpoint}: {reason}", SYSTEM)
     count = Path("/sys/fs/fuse/connections", mount.device.partition(":")[2], "waiting")
     deadline = time.monotonic() + min(WRITE_BACK_TIMEOUT, timeout or WRITE_BACK_TIMEOUT)
     try:
-        while count.read_text().strip() not in ("", "0") and time.monotonic() < deadline:
+        while count.read_text().strip() != "0" and time.monotonic() < deadline:
             time.sleep(0.01)
     except OSError:
-        return  # not readable by us; the driver takes requests in order
+        _wait_quiet(paths, mount.volume, deadline)
+
+
+def _wait_quiet(paths: Paths, volume: str, deadline: float) -> None:
+    seen, since = -1, time.monotonic()
+    while time.monotonic() < deadline:
+        now = drivers.driver_status(paths, volume).written_sequence
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since >= QUIET:
+            return
+        time.sleep(QUIET / 5)
 
 
 def reached(status: DriverStatus, level: str) -> int:
@@ -89,7 +101,15 @@ def command(path: str, level: str, timeout: str | None, as_json: bool) -> int:
     status = drivers.driver_status(paths, volume)
     mount = mounts.mount_at(status.mountpoint, mounts.read_mounts())
     if mount is not None and mount.is_ours:
-        write_back(mount, limit)
+        if mount.read_only:
+            if reached(status, level) < status.written_sequence:
+                raise UsageError(
+                    f"{volume} is mounted read-only: what it has from before is not {level} until it is mounted read-write",
+                    PENDING,
+                )
+            _report(status, volume, level, status.written_sequence, 0.0, as_json=as_json)
+            return 0
+        write_back(paths, mount, limit)
     progress = Progress()
     with client.Client(paths.socket(drivers.PREFIX + volume), error=drivers.UnansweredDriver) as link:
         status = link.call("sync", SyncRequest(level), DriverStatus, timeout=limit or 3600.0)
@@ -101,12 +121,19 @@ def command(path: str, level: str, timeout: str | None, as_json: bool) -> int:
                 raise UsageError(
                     f"{volume} is not {level} after {limit:g} s; it goes on by itself{_reason(status)}", PENDING
                 )
+            if status.read_only:
+                progress.end()
+                raise UsageError(f"{volume} is read-only ({status.read_only}): it will not become {level}", DEGRADED)
             progress.show(describe(status, level))
             time.sleep(pause)
             pause = min(1.0, pause * 1.5)
             status = link.call("status", Empty(), DriverStatus)
         progress.end()
-    seconds = time.monotonic() - started
+    _report(status, volume, level, target, time.monotonic() - started, as_json=as_json)
+    return 0
+
+
+def _report(status: DriverStatus, volume: str, level: str, target: int, seconds: float, *, as_json: bool) -> None:
     if as_json:
         emit_json({
             "volume": volume,
@@ -118,7 +145,6 @@ def command(path: str, level: str, timeout: str | None, as_json: bool) -> int:
     else:
         where = f" in block {status.anchor_height}" if level == "anchored" and status.anchor_height >= 0 else ""
         emit(f"{volume}: everything is {level}{where} ({seconds:.1f} s)")
-    return 0
 
 
 def _reason(status: DriverStatus) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fsdecloud.cli import drivers, network, parts, peers
+from fsdecloud.cli import drivers, mounts, network, parts, peers
 from fsdecloud.cli.output import clean, table
 from fsdecloud.cli.run import DEGRADED, OK, PENDING
 from fsdecloud.config import Paths
@@ -67,6 +67,9 @@ def take_view(paths: Paths, volume: str | None) -> View:
             f"peer {row['name'] or str(row['id'])[:8]} is {row['state']}" for row in rows if row["state"] != "up"
         ]
         problems += list(driver.warnings)
+        there = mounts.mount_at(driver.mountpoint, mounts.read_mounts())
+        if driver.read_only and not (there is not None and there.read_only):
+            problems.append(f"the volume turned read-only: {driver.read_only}")
         if driver.agent_pid <= 0:
             problems.append("the agent is not running")
     return View(

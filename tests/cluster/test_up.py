@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,20 @@ def test_more_peers_later_and_never_fewer(network: Network) -> None:
     again = network.decloud("up", "--peers", "2", "--detach")
     assert "5 peers hold data" in again.err
     assert len(network.decloud("peer", "status", "--json").json_lines()) == 5
+
+
+def test_sync_waits_for_what_programs_keep_open(network: Network) -> None:
+    """syncfs(2) only sends a FUSE mount's dirty pages off; nothing may come after `sync` says that all is durable."""
+    network.up()
+    script = (
+        "import os, subprocess, sys\n"
+        "with open(sys.argv[1], 'wb', 0) as file:\n"
+        "    for _ in range(40):\n"
+        "        file.write(os.urandom(1 << 20))\n"
+        "    print(subprocess.run(['decloud', 'sync', '--json', sys.argv[2]], capture_output=True, text=True).stdout)\n"
+        "    subprocess.run(['sleep', '1'])\n"
+        "    print(subprocess.run(['decloud', 'status', '--json', sys.argv[2]], capture_output=True, text=True).stdout)\n"
+    )
+    arguments = (sys.executable, "-c", script, network.mountpoint / "open", network.mountpoint)
+    lines = network.run(*arguments, environment={"FSDECLOUD_HOME": str(network.home)}).json_lines()
+    assert lines[0]["sequence"] == lines[1]["written_sequence"] <= lines[1]["durable_sequence"]

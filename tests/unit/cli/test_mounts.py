@@ -14,7 +14,7 @@ TABLE = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 36 22 0:45 / /home/u/my\040cloud rw,nosuid,nodev shared:2 - fuse.decloud decloud:photos rw,user_id=0
 37 22 0:46 / /mnt/auto rw shared:3 - autofs systemd-1 rw
-38 37 0:47 / /mnt/auto rw shared:4 - fuse.decloud home rw
+38 37 0:47 / /mnt/auto ro,relatime shared:4 - fuse.decloud home rw
 39 36 0:48 / /home/u/my\040cloud/inner rw - tmpfs tmpfs rw
 """.strip("\n")
 
@@ -26,6 +26,7 @@ def test_160_octal_escapes_and_fields() -> None:
     assert mounts[1].is_ours
     assert mounts[1].volume == "photos"
     assert mounts[3].volume == "home"
+    assert [mount.read_only for mount in mounts] == [False, False, False, True, False]
 
 
 def test_topmost_and_innermost() -> None:

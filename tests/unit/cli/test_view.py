@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fsdecloud.cli import drivers, network, parts, peers, view
+from fsdecloud.cli import drivers, mounts, network, parts, peers, view
+from fsdecloud.cli.mounts import Mounted
 from fsdecloud.cli.peers import LocalPeer
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import LedgerUnavailable, RemoteError
@@ -108,7 +109,11 @@ def state(**change: Any) -> DriverStatus:
         ),
         (state(warnings=("fewer than 3 peers",)), 4, "warning: fewer than 3 peers"),
         (state(agent_pid=0), 4, "warning: the agent is not running"),
-        (state(read_only="another machine\x1b writes"), 0, "(read-only: another machine\\x1b writes)"),
+        (
+            state(read_only="another machine\x1b writes"),
+            4,
+            "warning: the volume turned read-only: another machine\\x1b writes",
+        ),
         (RemoteError("gone"), 4, "photos: driver pid 10 does not answer"),
     ],
 )
@@ -119,6 +124,17 @@ def test_exit_codes_and_text(world: World, paths: Paths, driver: Any, code: int,
     assert says in text
     assert "\x1b" not in text
     assert seen.exit_code == code
+
+
+def test_a_mount_that_was_asked_to_be_read_only_is_no_problem(
+    world: World, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.driver = state(read_only="mounted with -o ro")
+    mount = Mounted("0:45", "/mnt/p", "fuse.decloud", "decloud:photos", read_only=True)
+    monkeypatch.setattr(mounts, "read_mounts", lambda: [mount])
+    seen = view.take_view(paths, "photos")
+    assert seen.exit_code == 0
+    assert view.as_lines(seen)[0] == "photos at /mnt/p (read-only: mounted with -o ro)"
 
 
 def test_a_ledger_daemon_that_is_gone_or_silent(world: World, paths: Paths) -> None:
