@@ -118,6 +118,21 @@ def open_entry(key: bytes, kind: Kind, sealed: bytes | memoryview, *, limit: int
     return body
 
 
+def open_into(key: bytes, kind: Kind, sealed: bytes | memoryview, out: bytearray) -> bool:
+    """Open an entry whose plaintext was not compressed and is exactly as long as `out`, into it; False for any other.
+
+    Saves taking and clearing memory for the plaintext, which for 1 MiB is half the time. After SealError (as for
+    `open_entry`) the contents of `out` are meaningless.
+    """
+    if len(sealed) != len(out) + OVERHEAD or sealed[0] != 2 * VERSION or len(key) != _KEY_SIZE:
+        return False
+    try:
+        AESGCM(key).decrypt_into(_NONCE, memoryview(sealed)[1:], _AAD[kind][0], out)
+    except InvalidTag as exc:
+        raise SealError(f"the entry is damaged, or is not the {kind.name.lower()} that this key opens") from exc
+    return True
+
+
 def entry_id(sealed: bytes | memoryview) -> EntryId:
     """Return the id of a sealed entry: plain BLAKE3, so that `b3sum` can check it."""
     return EntryId(blake3(sealed).digest())

@@ -62,6 +62,19 @@ class DirtyChunk:
             fresh.append([offset, end])
         return extents.size - before
 
+    def hold(self, data: bytes, generation: int) -> int:
+        """Take in the whole chunk as one closed layer, without a copy; return by how much the held bytes grew."""
+        before = self.size
+        layer = Layer(generation)
+        layer.extents.hold(data)
+        layer.closed = True
+        # Whatever the open layer had is overwritten; closed ones are on their way and stay below.
+        self.layers = [below for below in self.layers if below.closed]
+        self.layers.append(layer)
+        self.fresh = []
+        self.journaled = False
+        return self.size - before
+
     @property
     def open_layer(self) -> Layer | None:
         """The layer that takes writes, if there is one."""

@@ -19,8 +19,9 @@ from typing import Any, Final
 import trio
 
 from fsdecloud import limits
-from fsdecloud.crypto.seal import Kind, entry_id, open_entry, seal
+from fsdecloud.crypto.seal import Kind, entry_id, open_entry, open_into, seal
 from fsdecloud.driver.agentlink import AgentLink
+from fsdecloud.driver.plaincache import Plain
 from fsdecloud.errors import (
     BlobCorrupt,
     FsdecloudError,
@@ -76,6 +77,7 @@ class Entries:
         self._located: list[tuple[EntryId, str, Location]] = []
         self._cache_wake = trio.Event()
         self.integrity_errors = 0
+        self._buffer = memoryview(bytearray(limits.ENTRY_MAX))
 
     # ---- staging -------------------------------------------------------------------------------------------------
     async def stage(self, items: Sequence[tuple[Kind, bytes | memoryview]]) -> list[Ref]:
@@ -196,6 +198,24 @@ class Entries:
             return self.segments.read(location) if location.length <= limits.SMALL_ENTRY else None
         recent = self._recent.get(entry)
         return recent if recent is not None else self.cache.get_small(entry)
+
+    def open_nowait(self, ref: Ref, kind: Kind, out: bytearray) -> Plain | None:
+        """Return an entry's plaintext, in `out` if that is its length, if its bytes are in the page cache.
+
+        Opening 1 MiB costs less than two thread hops. None when it must be waited for, or does not verify (`get` then
+        decides what that means).
+        """
+        location = self.staged.get(ref.id)
+        if location is not None:
+            sealed = self.segments.read_nowait(location, self._buffer)
+        else:
+            sealed = self.cache.read_nowait(ref.id, self._buffer)
+        if sealed is None:
+            return None
+        try:
+            return out if open_into(ref.key, kind, sealed, out) else open_entry(ref.key, kind, sealed)
+        except (SealError, MalformedError):
+            return None
 
     def is_local(self, entry: EntryId) -> bool:
         """Whether reading the entry needs no peer."""

@@ -20,6 +20,7 @@ from fsdecloud.driver.core import Core
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.inodes import LiveInode
+from fsdecloud.driver.plaincache import Plain, PlainCache
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.errors import (
@@ -89,10 +90,10 @@ class Files:
         self._stage_size = stage_size
         self._handles: dict[int, OpenFile] = {}
         self._next_handle = 1
-        self._plain: OrderedDict[bytes, bytes] = OrderedDict()
-        self._plain_bytes = 0
+        self._plain = PlainCache(limits.READ_CACHE)
         self._nursery: trio.Nursery | None = None
-        self._prefetching = 0
+        self.last_write = 0.0
+        """When a program last wrote, monotonic seconds."""
         self.dirty: OrderedDict[tuple[int, int], DirtyChunk] = OrderedDict()
         """Chunks with an open layer, by the age of their first byte."""
         self._fresh: dict[tuple[int, int], DirtyChunk] = {}
@@ -178,6 +179,7 @@ class Files:
     def write_nowait(self, live: LiveInode, offset: int, data: bytes | memoryview) -> None:
         """Take in written bytes. Raises FileTooBig, ReadOnly."""
         self._core.check_writable()
+        self.last_write = time.monotonic()
         end = offset + len(data)
         if end > limits.MAX_FILE_SIZE:
             raise FileTooBig
@@ -203,6 +205,12 @@ class Files:
             live.chunks[index] = chunk
             self._sealer.dirty_chunks += 1
         key = (live.ino, index)
+        if len(piece) == CHUNK and isinstance(piece, bytes):
+            self._sealer.dirty_bytes += chunk.hold(piece, self._core.overlay.generation)
+            self.dirty.pop(key, None)
+            self._fresh.pop(key, None)
+            self._sealer.submit(chunk)
+            return
         self.dirty[key] = self._fresh[key] = chunk
         self._sealer.dirty_bytes += chunk.write(start, piece, self._core.overlay.generation)
         layer = chunk.layers[-1]
@@ -328,7 +336,7 @@ class Files:
         self._core.changed()
 
     # ---- reading -----------------------------------------------------------------------------------------------------
-    async def read(self, handle: OpenFile, offset: int, size: int) -> bytes:
+    async def read(self, handle: OpenFile, offset: int, size: int) -> Plain:
         """Return up to `size` bytes; fewer only at the end of the file. Raises RemoteError when peers cannot give them."""
         live = handle.inode
         self._note_read(handle, offset, size)
@@ -349,7 +357,7 @@ class Files:
             return data
 
     async def _read_across(self, live: LiveInode, offset: int, end: int) -> bytes:
-        pieces: list[bytes] = []
+        pieces: list[Plain] = []
         while offset < end:
             index, start = divmod(offset, CHUNK)
             stop = min(end - index * CHUNK, CHUNK)
@@ -361,7 +369,7 @@ class Files:
             offset += stop - start
         return b"".join(pieces)
 
-    def _piece_nowait(self, live: LiveInode, index: int, start: int, stop: int) -> bytes | None:
+    def _piece_nowait(self, live: LiveInode, index: int, start: int, stop: int) -> Plain | None:
         """Return bytes of one chunk from memory, None when its plaintext must be loaded first. May raise NodeMissing."""
         chunk = live.chunks.get(index)
         if chunk is not None and len(chunk.layers) == 1:
@@ -372,9 +380,10 @@ class Files:
         plain = self._plain_nowait(raw)
         if plain is None:
             return None
-        piece = plain if start == 0 and stop == len(plain) else plain[start:stop]
-        if len(piece) < stop - start:
-            piece = piece.ljust(stop - start, b"\0")
+        if stop <= len(plain):
+            piece = plain if start == 0 and stop == len(plain) else plain[start:stop]
+        else:
+            piece = plain[start:].ljust(stop - start, b"\0")
         if chunk is None or not chunk.layers:
             return piece
         buffer = bytearray(piece)
@@ -391,21 +400,35 @@ class Files:
             live.values[index] = raw
         return raw
 
-    def _plain_nowait(self, raw: bytes) -> bytes | None:
+    def _plain_nowait(self, raw: bytes) -> Plain | None:
+        """Return a chunk's plaintext if no disk, peer or thread is needed for it."""
         if not raw:
             return b""
         plain = self._plain.get(raw)
         if plain is not None:
-            self._plain.move_to_end(raw)
             return plain
         value = decode_chunk(raw)
-        return value.data if isinstance(value, Inline) else None
+        if isinstance(value, Inline):
+            return value.data
+        assert isinstance(value, Stored)
+        if value.patches or value.ref is None:
+            return None
+        out = self._plain.buffer()
+        plain = self._entries.open_nowait(value.ref, Kind.CHUNK, out)
+        if plain is not out:
+            self._plain.give_back(out)
+        if plain is None:
+            return None
+        if len(plain) != value.length:
+            plain = assemble(value, bytes(plain), (), value.length)
+        self._plain.put(raw, plain)
+        return plain
 
     async def _load_chunk(self, live: LiveInode, index: int) -> None:
         raw = await self._core.run(self._chunk_value, live, index)
         await self.load_plain(raw)
 
-    async def load_plain(self, raw: bytes) -> bytes:
+    async def load_plain(self, raw: bytes) -> Plain:
         """Return a chunk value's plaintext, from memory or wherever it is; it stays in memory for a while."""
         plain = self._plain_nowait(raw)
         if plain is not None:
@@ -419,7 +442,7 @@ class Files:
             plain = await self._entries.get(value.ref, Kind.CHUNK)
             if len(plain) != value.length:
                 plain = assemble(value, plain, (), value.length)
-        self._keep(raw, plain)
+        self._plain.put(raw, plain)
         return plain
 
     async def _load_parts(self, value: Stored) -> tuple[bytes | None, list[bytes]]:
@@ -441,15 +464,6 @@ class Files:
                 raise
             raise _first(failures) from group
         return results.get(-1), [results[number] for number in range(len(value.patches))]
-
-    def _keep(self, raw: bytes, plain: bytes) -> None:
-        if raw in self._plain:
-            return
-        self._plain[raw] = plain
-        self._plain_bytes += len(plain)
-        while self._plain_bytes > limits.READ_CACHE:
-            _old, dropped = self._plain.popitem(last=False)
-            self._plain_bytes -= len(dropped)
 
     def _value_changed(self, ino: int, index: int) -> None:
         """The sealer gave a chunk a new value."""
@@ -524,20 +538,28 @@ class Files:
         last = min((offset + size) // CHUNK + limits.READ_AHEAD_CHUNKS, -(-live.size // CHUNK))
         for index in range(first, last):
             handle.ahead = index + 1
-            self._nursery.start_soon(self._prefetch, live, index)
+            if index not in live.chunks and not self._is_at_hand(live.values.get(index)):
+                self._nursery.start_soon(self._prefetch, live, index)
+
+    def _is_at_hand(self, raw: bytes | None) -> bool:
+        """Whether a chunk of which the value is known needs no fetching."""
+        if raw is None:
+            return False
+        if not raw or raw in self._plain:
+            return True
+        value = decode_chunk(raw)
+        return not isinstance(value, Stored) or value.ref is None or self._entries.is_local(value.ref.id)
 
     async def _prefetch(self, live: LiveInode, index: int) -> None:
         """Bring one chunk to this machine. Failures are the reader's to report."""
-        if index in live.chunks:
-            return
         try:
             raw = await self._core.run(self._chunk_value, live, index)
         except FsdecloudError:
             return
-        if not raw or raw in self._plain:
-            return
-        value = decode_chunk(raw)
-        if isinstance(value, Stored) and value.ref is not None:
+        if not self._is_at_hand(raw):
+            value = decode_chunk(raw)
+            assert isinstance(value, Stored)
+            assert value.ref is not None
             await self._entries.prefetch(value.ref)
 
 

@@ -23,6 +23,7 @@ from fsdecloud.crypto.seal import Kind
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.dirty import DirtyChunk, Layer
 from fsdecloud.driver.entries import Entries
+from fsdecloud.driver.plaincache import Plain
 from fsdecloud.errors import FsdecloudError, RemoteError, StoreError
 from fsdecloud.fs.chunks import (
     Chunk,
@@ -64,7 +65,7 @@ class SealPlan:
     chunk: DirtyChunk
     layer: Layer
     old: Chunk
-    parts: tuple[tuple[Kind, bytes], ...]
+    parts: tuple[tuple[Kind, bytes | memoryview], ...]
     finish: Callable[[Sequence[Ref]], Chunk]
     """Makes the new value of the references of `parts`."""
 
@@ -72,7 +73,7 @@ class SealPlan:
 class Sealer:
     """The queue of closed layers and the workers that empty it."""
 
-    def __init__(self, core: Core, entries: Entries, load_plain: Callable[[bytes], Awaitable[bytes]]) -> None:
+    def __init__(self, core: Core, entries: Entries, load_plain: Callable[[bytes], Awaitable[Plain]]) -> None:
         self._core = core
         self._entries = entries
         self._load_plain = load_plain
@@ -176,10 +177,13 @@ class Sealer:
         length = max(extent(old), layer.extents.end)
         whole = layer.extents.covers(length)
         if not whole and can_patch(old) and not needs_fold(_patched(old, ranges, [_NO_REF] * len(ranges))):
-            parts = tuple((Kind.PATCH, data) for _start, data in ranges)
+            parts: tuple[tuple[Kind, bytes | memoryview], ...] = tuple((Kind.PATCH, data) for _start, data in ranges)
             return SealPlan(chunk, layer, old, parts, lambda refs: _patched(old, ranges, refs))
+        plain: bytes | memoryview | None
         if whole:
-            plain = layer.extents.read(0, length)
+            plain = layer.extents.whole(length)  # a closed layer never changes: no copy
+            if plain is None:
+                plain = layer.extents.read(0, length)
             assert plain is not None
         else:
             base = await self._load_plain(raw) if raw else b""
@@ -188,7 +192,7 @@ class Sealer:
             layer.extents.overlay(buffer)
             plain = bytes(buffer)
         if length <= limits.INLINE_MAX:
-            value = Inline(plain)
+            value = Inline(bytes(plain))
             return SealPlan(chunk, layer, old, (), lambda _refs: value)
         return SealPlan(chunk, layer, old, ((Kind.CHUNK, plain),), lambda refs: Stored(length, refs[0], ()))
 

@@ -7,6 +7,7 @@ under the deals of this volume, cover its shards. Only then does a staged segmen
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -33,9 +34,19 @@ BATCH: Final = 512
 _RECEIPTS_KEPT: Final = 1024
 """Verified receipts remembered: one covers shards of many blobs."""
 
+QUIET: Final = 0.3
+"""Seconds without a write after which staged entries go to the agent: coding and sending them takes the cores that a
+running copy needs."""
+
+QUIET_MAX: Final = 3.0
+"""Seconds after which they go however busy the writers are."""
+
 _RELEASE_DELAY: Final = 0.2
 _SEGMENT_WORTH: Final = 4 * MIB
 """Staged bytes that make a cache segment of their own: fewer wait for more, so that a trickle does not make many files."""
+
+_HURRY: Final = 60.0
+"""Seconds for which `hurry` holds."""
 
 _RETRY: Final = 1.0
 
@@ -43,12 +54,19 @@ _RETRY: Final = 1.0
 class Uploads:
     """The queue to the agent and the judge of receipts."""
 
-    def __init__(self, entries: Entries, deal_secret: bytes, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, entries: Entries, deal_secret: bytes, changed: Callable[[], None], last_write: Callable[[], float]
+    ) -> None:
+        """`last_write` tells when a program last wrote (monotonic seconds)."""
         self._entries = entries
         self._deal_secret = deal_secret
         self._changed = changed
         self._queue: list[tuple[EntryId, Location]] = []
         self._wake = trio.Event()
+        self._last_write = last_write
+        self._oldest = 0.0
+        self._hurry_until = 0.0
+        self._hurried = trio.Event()
         self._release = trio.Event()
         self._roll = False
         self._receipts: OrderedDict[bytes, Receipt] = OrderedDict()
@@ -60,8 +78,15 @@ class Uploads:
 
     def add(self, staged: list[tuple[EntryId, Location]]) -> None:
         """Queue entries that became durable."""
+        if not self._queue:
+            self._oldest = time.monotonic()
         self._queue += staged
         self._wake.set()
+
+    def hurry(self) -> None:
+        """Somebody waits for the peers: send what is queued now, and what comes for a while."""
+        self._hurry_until = time.monotonic() + _HURRY
+        self._hurried.set()
 
     def start_over(self) -> None:
         """A new agent: it gets everything that is not stored yet."""
@@ -74,6 +99,7 @@ class Uploads:
             while not self._queue:
                 self._wake = trio.Event()
                 await self._wake.wait()
+            await self._wait_quiet()
             batch = self._queue[:BATCH]
             message = StoreEntries(tuple(StagedEntry(entry, *_place(location)) for entry, location in batch))
             queue = self._queue
@@ -85,6 +111,26 @@ class Uploads:
                 continue
             if self._queue is queue:  # else a new agent gets everything again
                 del queue[: len(batch)]
+            if not self._queue and time.monotonic() < self._hurry_until:
+                await self._flush(agent)
+
+    async def _flush(self, agent: AgentLink) -> None:
+        """Have the agent close its open pack: nobody who waits waits for more small entries."""
+        try:
+            await agent.call("flush", Empty(), Empty)
+        except FsdecloudError as exc:
+            self.last_error = str(exc)
+
+    async def _wait_quiet(self) -> None:
+        """Let programs that write go first, for a bounded time."""
+        while True:
+            now = time.monotonic()
+            pause = min(self._last_write() + QUIET, self._oldest + QUIET_MAX) - now
+            if pause <= 0 or now < self._hurry_until:
+                return
+            self._hurried = trio.Event()
+            with trio.move_on_after(pause):
+                await self._hurried.wait()
 
     # ---- receipts ------------------------------------------------------------------------------------------------
     def take_stored(self, notice: Stored) -> None:

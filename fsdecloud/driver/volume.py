@@ -30,6 +30,7 @@ from fsdecloud.driver.files import Files
 from fsdecloud.driver.journal import META, Journal, replay
 from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.driver.namespace import Namespace
+from fsdecloud.driver.plaincache import Plain
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.treenodes import TreeNodes
@@ -111,7 +112,7 @@ class Volume:
             network=bytes.fromhex(setup.document.network),
             device_seed=device_seed(setup.paths),
         )
-        self.uploads = Uploads(self.entries, keys.deal_secret, self.core.changed_quietly)
+        self.uploads = Uploads(self.entries, keys.deal_secret, self.core.changed_quietly, lambda: self.files.last_write)
         self.journal.on_durable = self.uploads.add
         self.committer.on_commit = self._committed
         self.handler_errors = 0
@@ -125,7 +126,7 @@ class Volume:
         self._reap_wake = trio.Event()
         self.stop_requested = trio.Event()
 
-    async def _load_plain(self, raw: bytes) -> bytes:
+    async def _load_plain(self, raw: bytes) -> Plain:
         return await self.files.load_plain(raw)
 
     # ---- the agent ---------------------------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ class Volume:
         """Make everything written so far D1; for "stored" and "anchored" also start committing it."""
         await self.journal.flush()
         if wait != "durable":
+            self.uploads.hurry()
             self.anchors.poke(urgent=True)
             self.committer.poke()
             await self.committer.request()

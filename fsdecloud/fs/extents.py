@@ -7,7 +7,7 @@ from the start of the chunk. Writing in order, which is what nearly all programs
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import Final
+from typing import Final, cast
 
 _COMPACT_OVER: Final = 64
 """Pieces before those that touch are joined: keeps insertion cheap under writes in descending order."""
@@ -72,6 +72,10 @@ class Extents:
         self._drop_below(index + 1, end)
         if len(self._starts) > self._compact_over:
             self._compact()
+
+    def hold(self, data: bytes) -> None:
+        """Become `data`, from offset 0 on, without a copy. Nothing may be written or truncated afterwards."""
+        self._starts, self._buffers, self._size = [0], [cast("bytearray", data)], len(data)
 
     def _drop_below(self, index: int, end: int) -> None:
         """Remove from piece `index` on whatever lies below `end`."""

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from typing import Concatenate, Final, ParamSpec
+from typing import Concatenate, Final, ParamSpec, cast
 
 import pyfuse3
 
@@ -266,7 +266,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._files.read(self._files.handle(fh), off, size)
+        return cast("bytes", await self._files.read(self._files.handle(fh), off, size))  # pyfuse3 takes any buffer
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:

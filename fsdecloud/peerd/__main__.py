@@ -17,6 +17,9 @@ from fsdecloud.readiness import report_failure
 EXIT_FAILURE: Final = 2
 """The system refuses (decloud(1), EXIT STATUS); a wrong argument has its own code."""
 
+NICE: Final = 10
+"""Whoever lends storage comes first on that machine."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 after SIGTERM or SIGINT, else the error's, with one line of reason."""
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    os.nice(NICE)
     try:
         run(find_paths(), arguments.name, listen=arguments.listen, ready_fd=arguments.ready_fd)
     except FsdecloudError as exc:

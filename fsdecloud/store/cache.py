@@ -159,6 +159,16 @@ class CacheStore:
         self._count(data is not None)
         return data
 
+    def read_nowait(self, entry: EntryId, buffer: memoryview) -> memoryview | None:
+        """Return a large entry's sealed bytes, read into `buffer`, if neither disk nor network is needed for that."""
+        found = self.locate(entry)
+        if found is None:
+            return None
+        data = (self.fetched if found[0] == FETCHED else self.kept).read_nowait(found[1], buffer)
+        if data is not None and len(self._hot_large) < _HOT_MAX:
+            self._hot_large.add(entry)
+        return data
+
     def locate(self, entry: EntryId) -> tuple[str, Location] | None:
         """Return in which store ("fetched" or "kept") and where the entry lies in a segment, None if in none."""
         if self._is_broken:

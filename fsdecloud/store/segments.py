@@ -226,6 +226,21 @@ class SegmentStore:
             )
         return data
 
+    def read_nowait(self, location: Location, buffer: memoryview) -> memoryview | None:
+        """Return the record's bytes, read into `buffer`, if the page cache has all of them: never waits for the disk.
+
+        None means that `read` must be asked, in a worker thread. Source: preadv2(2), RWF_NOWAIT.
+        """
+        if not (location.segment > 0 and location.offset >= 0 and 0 <= location.length <= len(buffer)):
+            return None
+        view = buffer[: location.length]
+        try:
+            file = self._file(location.segment)
+            count = os.preadv(file.fd, [view], location.offset, os.RWF_NOWAIT)
+        except (OSError, StoreError):
+            return None
+        return view if count == location.length else None
+
     def path(self, segment: int) -> Path:
         """Return where the segment's file is, or would be."""
         return self.directory / f"{self.prefix}-{segment:08d}.seg"
