@@ -12,6 +12,7 @@ thread-safe stores and single dictionary look-ups.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -19,7 +20,7 @@ from typing import Any, Final
 import trio
 
 from fsdecloud import limits
-from fsdecloud.crypto.seal import Kind, entry_id, open_entry, open_into, seal
+from fsdecloud.crypto.seal import Kind, entry_id, open_entry, open_into, seal, seal_into
 from fsdecloud.driver.agentlink import AgentLink
 from fsdecloud.driver.plaincache import Plain
 from fsdecloud.errors import (
@@ -84,7 +85,7 @@ class Entries:
         """Seal entries and append them to the staged segments. Durable with the next group commit. Raises StoreError."""
         return await self._stage(self._seal_and_append, items)
 
-    async def stage_sealed(self, items: Sequence[tuple[Ref, bytes]]) -> list[Ref]:
+    async def stage_sealed(self, items: Sequence[tuple[Ref, bytes | memoryview]]) -> list[Ref]:
         """Append entries that are sealed already (tree nodes, whose parents need their references at once)."""
         return await self._stage(self._append, items)
 
@@ -101,13 +102,16 @@ class Entries:
             del self._appending[token]
         return [ref for ref, _location in results]
 
-    def _append(self, items: Sequence[tuple[Ref, bytes]]) -> list[tuple[Ref, Location | None]]:
+    def _append(self, items: Sequence[tuple[Ref, bytes | memoryview]]) -> list[tuple[Ref, Location | None]]:
         fresh = {ref.id: sealed for ref, sealed in items if ref.id not in self.staged}
         places = dict(zip(fresh, self.segments.append_many(list(fresh.values())), strict=True)) if fresh else {}
         return [(ref, places.pop(ref.id, None)) for ref, _sealed in items]
 
     def _seal_and_append(self, items: Sequence[tuple[Kind, bytes | memoryview]]) -> list[tuple[Ref, Location | None]]:
         """Seal entries and append those that are not staged already. Worker thread."""
+        if len(items) == 1:  # most are one whole chunk: sealed in a buffer of this thread, written from there
+            kind, data = items[0]
+            return self._append([seal_into(self._secret, kind, data, _scratch.buffer)])
         return self._append([seal(self._secret, kind, data) for kind, data in items])
 
     def add_staged(self, entry: EntryId, location: Location, *, new: bool = True) -> None:
@@ -338,6 +342,16 @@ class Entries:
         if located:
             self.cache.put_located(located)
         self.cache.evict(cache_size)
+
+
+class _Scratch(threading.local):
+    """A worker thread's buffer for one sealed entry."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(limits.ENTRY_MAX))
+
+
+_scratch = _Scratch()
 
 
 class _Flight:

@@ -45,9 +45,6 @@ _RELEASE_DELAY: Final = 0.2
 _SEGMENT_WORTH: Final = 4 * MIB
 """Staged bytes that make a cache segment of their own: fewer wait for more, so that a trickle does not make many files."""
 
-_HURRY: Final = 60.0
-"""Seconds for which `hurry` holds."""
-
 _RETRY: Final = 1.0
 
 
@@ -65,7 +62,7 @@ class Uploads:
         self._wake = trio.Event()
         self._last_write = last_write
         self._oldest = 0.0
-        self._hurry_until = 0.0
+        self._hurry_mark = 0
         self._hurried = trio.Event()
         self._release = trio.Event()
         self._roll = False
@@ -84,8 +81,8 @@ class Uploads:
         self._wake.set()
 
     def hurry(self) -> None:
-        """Somebody waits for the peers: send what is queued now, and what comes for a while."""
-        self._hurry_until = time.monotonic() + _HURRY
+        """Somebody waits for the peers: send what is staged by now without waiting for writers to pause."""
+        self._hurry_mark = self._entries.order
         self._hurried.set()
 
     def start_over(self) -> None:
@@ -99,7 +96,7 @@ class Uploads:
             while not self._queue:
                 self._wake = trio.Event()
                 await self._wake.wait()
-            await self._wait_quiet()
+            hurried = await self._wait_quiet()
             batch = self._queue[:BATCH]
             message = StoreEntries(tuple(StagedEntry(entry, *_place(location)) for entry, location in batch))
             queue = self._queue
@@ -111,7 +108,7 @@ class Uploads:
                 continue
             if self._queue is queue:  # else a new agent gets everything again
                 del queue[: len(batch)]
-            if not self._queue and time.monotonic() < self._hurry_until:
+            if hurried and not self._queue:
                 await self._flush(agent)
 
     async def _flush(self, agent: AgentLink) -> None:
@@ -121,13 +118,14 @@ class Uploads:
         except FsdecloudError as exc:
             self.last_error = str(exc)
 
-    async def _wait_quiet(self) -> None:
-        """Let programs that write go first, for a bounded time."""
+    async def _wait_quiet(self) -> bool:
+        """Let programs that write go first, for a bounded time; return whether somebody waits for the peers."""
         while True:
-            now = time.monotonic()
-            pause = min(self._last_write() + QUIET, self._oldest + QUIET_MAX) - now
-            if pause <= 0 or now < self._hurry_until:
-                return
+            if self._entries.incomplete.get(self._queue[0][0], 0) <= self._hurry_mark:
+                return True
+            pause = min(self._last_write() + QUIET, self._oldest + QUIET_MAX) - time.monotonic()
+            if pause <= 0:
+                return False
             self._hurried = trio.Event()
             with trio.move_on_after(pause):
                 await self._hurried.wait()

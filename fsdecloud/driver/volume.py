@@ -180,10 +180,11 @@ class Volume:
         """Make everything written so far D1; for "stored" and "anchored" also start committing it."""
         await self.journal.flush()
         if wait != "durable":
-            self.uploads.hurry()
             self.anchors.poke(urgent=True)
             self.committer.poke()
             await self.committer.request()
+            await self.journal.flush()
+            self.uploads.hurry()
             self.uploads.roll_when_stored()
             self.anchors.poke(urgent=wait == "anchored")
 
