@@ -78,7 +78,6 @@ class Entries:
         self._located: list[tuple[EntryId, str, Location]] = []
         self._cache_wake = trio.Event()
         self.integrity_errors = 0
-        self._buffer = memoryview(bytearray(limits.ENTRY_MAX))
 
     # ---- staging -------------------------------------------------------------------------------------------------
     async def stage(self, items: Sequence[tuple[Kind, bytes | memoryview]]) -> list[Ref]:
@@ -203,23 +202,33 @@ class Entries:
         recent = self._recent.get(entry)
         return recent if recent is not None else self.cache.get_small(entry)
 
-    def open_nowait(self, ref: Ref, kind: Kind, out: bytearray) -> Plain | None:
-        """Return an entry's plaintext, in `out` if that is its length, if its bytes are in the page cache.
+    def open_now(self, ref: Ref, kind: Kind, out: bytearray, *, wait: bool) -> Plain | None:
+        """Return an entry's plaintext, in `out` if that is its length, if the entry is on this machine.
 
-        Opening 1 MiB costs less than two thread hops. None when it must be waited for, or does not verify (`get` then
-        decides what that means).
+        Without `wait`, only if its bytes are in the page cache: in the event loop, opening 1 MiB costs less than two
+        thread hops, but the disk must not be waited for. None otherwise, and for what does not verify (`get` then
+        decides what that means). Event loop or any thread.
         """
+        buffer = _scratch.buffer
         location = self.staged.get(ref.id)
         if location is not None:
-            sealed = self.segments.read_nowait(location, self._buffer)
+            sealed = self.segments.read_into(location, buffer, wait=wait)
         else:
-            sealed = self.cache.read_nowait(ref.id, self._buffer)
+            sealed = self.cache.read_into(ref.id, buffer, wait=wait)
         if sealed is None:
             return None
         try:
             return out if open_into(ref.key, kind, sealed, out) else open_entry(ref.key, kind, sealed)
         except (SealError, MalformedError):
             return None
+
+    def will_need(self, entry: EntryId) -> None:
+        """Have the disk begin reading an entry's bytes, if they lie in a segment here. Any thread."""
+        location = self.staged.get(entry)
+        if location is not None:
+            self.segments.will_need(location)
+        else:
+            self.cache.will_need(entry)
 
     def is_local(self, entry: EntryId) -> bool:
         """Whether reading the entry needs no peer."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
+from functools import partial
 from typing import Final
 
 import trio
@@ -20,6 +21,7 @@ from fsdecloud.driver.core import Core
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.inodes import LiveInode
+from fsdecloud.driver.opener import Opener
 from fsdecloud.driver.plaincache import Plain, PlainCache
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
@@ -91,6 +93,7 @@ class Files:
         self._handles: dict[int, OpenFile] = {}
         self._next_handle = 1
         self._plain = PlainCache(limits.READ_CACHE)
+        self._opener = Opener()
         self._nursery: trio.Nursery | None = None
         self.last_write = 0.0
         """When a program last wrote, monotonic seconds."""
@@ -104,6 +107,11 @@ class Files:
     def start(self, nursery: trio.Nursery) -> None:
         """Give read-ahead a place to run in."""
         self._nursery = nursery
+        self._opener.start()
+
+    def stop(self) -> None:
+        """End what `start` began."""
+        self._opener.stop()
 
     # ---- handles -------------------------------------------------------------------------------------------------
     def open(self, live: LiveInode, flags: int, caller: Caller) -> Handle:
@@ -410,19 +418,30 @@ class Files:
         value = decode_chunk(raw)
         if isinstance(value, Inline):
             return value.data
+        if raw in self._opener:
+            self._collect_opened()
+            plain = self._plain.get(raw)
+            if plain is not None:
+                return plain
         assert isinstance(value, Stored)
-        if value.patches or value.ref is None:
+        if value.patches or value.ref is None or not self._opener.take_back(raw):
             return None
-        out = self._plain.buffer()
-        plain = self._entries.open_nowait(value.ref, Kind.CHUNK, out)
-        if plain is not out:
-            self._plain.give_back(out)
-        if plain is None:
-            return None
-        if len(plain) != value.length:
-            plain = assemble(value, bytes(plain), (), value.length)
-        self._plain.put(raw, plain)
+        plain = self._open_now(value.ref, value.length, self._plain.buffer(), wait=False)
+        if plain is not None:
+            self._plain.put(raw, plain)
         return plain
+
+    def _open_now(self, ref: Ref, length: int, out: bytearray, *, wait: bool = True) -> Plain | None:
+        """Open a chunk whose entry is here, without `wait` only from the page cache. Event loop or opener thread."""
+        plain = self._entries.open_now(ref, Kind.CHUNK, out, wait=wait)
+        if plain is None or len(plain) == length:
+            return plain
+        return assemble(Stored(length, ref, ()), bytes(plain), (), length)
+
+    def _collect_opened(self) -> None:
+        for raw, plain in self._opener.collect():
+            if plain is not None:
+                self._plain.put(raw, plain)
 
     async def _load_chunk(self, live: LiveInode, index: int) -> None:
         raw = await self._core.run(self._chunk_value, live, index)
@@ -430,6 +449,8 @@ class Files:
 
     async def load_plain(self, raw: bytes) -> Plain:
         """Return a chunk value's plaintext, from memory or wherever it is; it stays in memory for a while."""
+        if raw in self._opener:
+            await self._opener.wait(raw)
         plain = self._plain_nowait(raw)
         if plain is not None:
             return plain
@@ -538,17 +559,23 @@ class Files:
         last = min((offset + size) // CHUNK + limits.READ_AHEAD_CHUNKS, -(-live.size // CHUNK))
         for index in range(first, last):
             handle.ahead = index + 1
-            if index not in live.chunks and not self._is_at_hand(live.values.get(index)):
+            raw = live.values.get(index)
+            if index in live.chunks or raw == b"" or (raw is not None and raw in self._plain):
+                continue
+            if raw is None or not self._open_ahead(raw):
                 self._nursery.start_soon(self._prefetch, live, index)
 
-    def _is_at_hand(self, raw: bytes | None) -> bool:
-        """Whether a chunk of which the value is known needs no fetching."""
-        if raw is None:
-            return False
-        if not raw or raw in self._plain:
-            return True
+    def _open_ahead(self, raw: bytes) -> bool:
+        """Have a chunk opened by the thread if its entry is on this machine; return False if it must be fetched."""
         value = decode_chunk(raw)
-        return not isinstance(value, Stored) or value.ref is None or self._entries.is_local(value.ref.id)
+        if not isinstance(value, Stored) or value.ref is None or value.patches:
+            return True
+        if not self._entries.is_local(value.ref.id):
+            return False
+        out = self._plain.buffer()
+        prepare = partial(self._entries.will_need, value.ref.id)
+        self._opener.request(raw, prepare, partial(self._open_now, value.ref, value.length, out))
+        return True
 
     async def _prefetch(self, live: LiveInode, index: int) -> None:
         """Bring one chunk to this machine. Failures are the reader's to report."""
@@ -556,7 +583,7 @@ class Files:
             raw = await self._core.run(self._chunk_value, live, index)
         except FsdecloudError:
             return
-        if not self._is_at_hand(raw):
+        if raw and raw not in self._plain and not self._open_ahead(raw):
             value = decode_chunk(raw)
             assert isinstance(value, Stored)
             assert value.ref is not None

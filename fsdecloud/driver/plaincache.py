@@ -14,7 +14,7 @@ from fsdecloud.limits import CHUNK_SIZE
 
 Plain = bytes | bytearray
 
-_FREE_MAX: Final = 4
+_FREE_MAX: Final = 16
 """Unused buffers kept."""
 
 _UNSHARED: Final = 2

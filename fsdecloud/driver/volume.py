@@ -408,6 +408,7 @@ async def open_volume(setup: VolumeSetup) -> AsyncIterator[Volume]:
                 with trio.CancelScope(shield=True), trio.move_on_after(limits.HANDLER_DEADLINE):
                     await volume.stop()
             finally:
+                volume.files.stop()
                 nursery.cancel_scope.cancel()
 
 

@@ -159,15 +159,24 @@ class CacheStore:
         self._count(data is not None)
         return data
 
-    def read_nowait(self, entry: EntryId, buffer: memoryview) -> memoryview | None:
-        """Return a large entry's sealed bytes, read into `buffer`, if neither disk nor network is needed for that."""
+    def read_into(self, entry: EntryId, buffer: memoryview, *, wait: bool) -> memoryview | None:
+        """Return a large entry's sealed bytes, read into `buffer`, None if they are not here.
+
+        Without `wait`, only if that needs no disk.
+        """
         found = self.locate(entry)
         if found is None:
             return None
-        data = (self.fetched if found[0] == FETCHED else self.kept).read_nowait(found[1], buffer)
+        data = (self.fetched if found[0] == FETCHED else self.kept).read_into(found[1], buffer, wait=wait)
         if data is not None and len(self._hot_large) < _HOT_MAX:
             self._hot_large.add(entry)
         return data
+
+    def will_need(self, entry: EntryId) -> None:
+        """Have the disk begin reading a large entry, if it is here."""
+        found = self.locate(entry)
+        if found is not None:
+            (self.fetched if found[0] == FETCHED else self.kept).will_need(found[1])
 
     def locate(self, entry: EntryId) -> tuple[str, Location] | None:
         """Return in which store ("fetched" or "kept") and where the entry lies in a segment, None if in none."""

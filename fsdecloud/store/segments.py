@@ -22,6 +22,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, cast
@@ -232,20 +233,25 @@ class SegmentStore:
             )
         return data
 
-    def read_nowait(self, location: Location, buffer: memoryview) -> memoryview | None:
-        """Return the record's bytes, read into `buffer`, if the page cache has all of them: never waits for the disk.
+    def read_into(self, location: Location, buffer: memoryview, *, wait: bool) -> memoryview | None:
+        """Return the record's bytes, read into `buffer`, None if they cannot be read (`read` says why).
 
-        None means that `read` must be asked, in a worker thread. Source: preadv2(2), RWF_NOWAIT.
+        Without `wait`, only if the page cache has all of them. Source: preadv2(2), RWF_NOWAIT.
         """
         if not (location.segment > 0 and location.offset >= 0 and 0 <= location.length <= len(buffer)):
             return None
         view = buffer[: location.length]
         try:
             file = self._file(location.segment)
-            count = os.preadv(file.fd, [view], location.offset, os.RWF_NOWAIT)
+            count = os.preadv(file.fd, [view], location.offset, 0 if wait else os.RWF_NOWAIT)
         except (OSError, StoreError):
             return None
         return view if count == location.length else None
+
+    def will_need(self, location: Location) -> None:
+        """Have the disk begin reading a record. A hint: failure does not matter. Source: posix_fadvise(2)."""
+        with suppress(OSError, StoreError):
+            os.posix_fadvise(self._file(location.segment).fd, location.offset, location.length, os.POSIX_FADV_WILLNEED)
 
     def path(self, segment: int) -> Path:
         """Return where the segment's file is, or would be."""
