@@ -8,6 +8,7 @@ function given to `run` looks up all it needs before its first change.
 from __future__ import annotations
 
 import errno
+import stat
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -121,7 +122,7 @@ class Core:
         """Note that an inode is gone."""
         self.files -= 1
         self._superblock_dirty = True
-        if not live.is_dir:
+        if stat.S_ISREG(live.mode):
             self.bytes -= live.size
 
     def count_bytes(self, delta: int) -> None:

@@ -198,7 +198,12 @@ class Entries:
         """Return a small entry's sealed bytes if they are on this machine: one look-up, one copy, in the event loop."""
         location = self.staged.get(entry)
         if location is not None:
-            return self.segments.read(location) if location.length <= limits.SMALL_ENTRY else None
+            if location.length > limits.SMALL_ENTRY:
+                return None
+            try:
+                return self.segments.read(location)
+            except StoreError as exc:
+                log.error("staged entry %s cannot be read: %s", entry.hex()[:16], exc)
         recent = self._recent.get(entry)
         return recent if recent is not None else self.cache.get_small(entry)
 

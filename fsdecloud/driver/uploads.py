@@ -200,23 +200,24 @@ class Uploads:
             self._roll = False
         for number in entries.finished_segments():
             await trio.to_thread.run_sync(self._adopt, number)
+            # The cache has the entries now; only then may readers stop finding them in the staging area.
             entries.release(number)
+            entries.segments.forget(number)
+            entries.segments.remove(number)
             entries.wake_cache_writer()
             self._changed()
 
     def _adopt(self, number: int) -> None:
-        """Rename a staged segment into the cache and index it there. Worker thread.
+        """Give the cache a staged segment. Worker thread.
 
         Where the cache is another disk, or the file is gone, the entries just leave the staging area: peers have them.
         """
         entries = self._entries
         path = entries.segments.path(number)
         try:
-            entries.segments.forget(number)
             entries.cache.adopt(path, entries.segment_entries(number))
         except (OSError, StoreError) as exc:
             log.info("segment %s is dropped, not cached: %s", path.name, exc)
-            path.unlink(missing_ok=True)
 
 
 def _place(location: Location) -> tuple[int, int, int]:

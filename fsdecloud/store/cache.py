@@ -226,11 +226,11 @@ class CacheStore:
         self._write(write)
 
     def adopt(self, path: Path, entries: Sequence[tuple[EntryId, Location]]) -> None:
-        """Take over a staged segment, by renaming its file, and index what lies in it.
+        """Take in a staged segment, as a second name of its file, and index what lies in it.
 
-        Only of `location` are offset and length used. The owner has to `forget` the segment first. Raises OSError when
-        the file cannot be renamed (EXDEV: another disk), StoreError when the index cannot be written; the segment is
-        then in the cache, unindexed, and leaves with time.
+        Only of `location` are offset and length used. The owner removes its name afterwards. Raises OSError when the file
+        cannot be linked (EXDEV: another disk), StoreError when the index cannot be written; the segment is then in the
+        cache, unindexed, and leaves with time.
         """
         number = self.kept.adopt(path)
         self.put_located((entry, KEPT, Location(number, place.offset, place.length)) for entry, place in entries)

@@ -202,16 +202,17 @@ class SegmentStore:
             return self._current
 
     def adopt(self, path: Path) -> int:
-        """Take over a segment of another store by renaming its file into this one; returns its number here.
+        """Take in a segment of another store as a second name of its file; returns its number here.
 
-        The other store must have rolled past it and must `forget` it. Neither file nor name is synced: what it holds is
-        stored elsewhere by now. Raises OSError, with errno EXDEV when it lies on another file system.
+        The other store must have rolled past it, and may `remove` it once nobody reads there: no reader ever finds it in
+        neither. The name is not synced: what it holds is stored elsewhere by now. Raises OSError, with errno EXDEV when
+        it lies on another file system.
         """
         with self._lock:
             self._check_writable()
             self._roll()
             number = self._current
-            os.rename(path, self.path(number))
+            os.link(path, self.path(number))
             self._current = number + 1
         return number
 

@@ -40,8 +40,9 @@ def fill(path) -> None:
         staged = SegmentStore(path / "staged", "staged")
         places = [(entry(3), staged.append(body(3, 70000))), (entry(4), staged.append(body(4, 500)))]
         staged.roll()
-        staged.forget(1)
         cache.adopt(staged.path(1), places)
+        staged.forget(1)
+        staged.remove(1)
 
 
 def test_what_was_put_is_found(tmp_path):

@@ -118,7 +118,9 @@ def test_adopt_takes_a_segment_over(tmp_path):
         assert staged.roll() == 2
         assert staged.roll() == 2
         number = kept.adopt(staged.path(1))
+        assert staged.read(location) == b"data", "readers find it in both until the owner removes its name"
         staged.forget(1)
+        staged.remove(1)
         assert number == 2
         assert kept.read(Location(number, location.offset, location.length)) == b"data"
         assert kept.append(b"next").segment == 3
