@@ -32,7 +32,7 @@ from fsdecloud.errors import (
     SealError,
     StoreError,
 )
-from fsdecloud.store.cache import CacheStore
+from fsdecloud.store.cache import FETCHED, CacheStore
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.types import EntryId, Ref
 from fsdecloud.wire.agentapi import FetchedEntry, FetchEntry
@@ -75,7 +75,8 @@ class Entries:
         self._slots = trio.CapacityLimiter(limits.NETWORK_WAITERS)
         self._progress = trio.Event()
         self._recent: dict[EntryId, bytes] = {}
-        self._located: list[tuple[EntryId, str, Location]] = []
+        self._located: dict[EntryId, Location] = {}
+        """Fetched entries in the agent's cache segments that the cache's index does not have yet."""
         self._cache_wake = trio.Event()
         self.integrity_errors = 0
 
@@ -237,7 +238,7 @@ class Entries:
 
     def is_local(self, entry: EntryId) -> bool:
         """Whether reading the entry needs no peer."""
-        return entry in self.staged or entry in self._recent or self.cache.has(entry)
+        return entry in self.staged or entry in self._recent or entry in self._located or self.cache.has(entry)
 
     async def get(self, ref: Ref, kind: Kind, *, ahead: bool = False) -> bytes:
         """Return an entry's plaintext. Equal requests in flight are one request.
@@ -263,15 +264,6 @@ class Entries:
             del self._loading[ref.id]
             flight.done.set()
 
-    async def prefetch(self, ref: Ref) -> None:
-        """Bring an entry to this machine ahead of its reader. Failures are the reader's to report."""
-        if ref.id in self._loading or self.is_local(ref.id):
-            return
-        try:
-            await self.get(ref, Kind.CHUNK, ahead=True)
-        except FsdecloudError as exc:
-            log.debug("read-ahead: %s", exc)
-
     async def _load(self, ref: Ref, kind: Kind, ahead: bool) -> bytes:
         local = await trio.to_thread.run_sync(self._open_local, ref, kind)
         if local is not None:
@@ -292,7 +284,7 @@ class Entries:
                 return open_entry(ref.key, kind, self.segments.read(location))
             except (SealError, MalformedError, StoreError) as exc:
                 damage = exc  # or its segment was handed to the cache just now
-        sealed = self._recent.get(ref.id) or self.cache.read(ref.id)
+        sealed = self._recent.get(ref.id) or self._read_located(ref.id) or self.cache.read(ref.id)
         if sealed is None:
             if damage is not None:
                 self.integrity_errors += 1
@@ -306,6 +298,16 @@ class Entries:
             self.cache.remove(ref.id)
             return None
 
+    def _read_located(self, entry: EntryId) -> bytes | None:
+        """Read a fetched entry that the cache's index does not have yet. Worker thread."""
+        location = self._located.get(entry)
+        if location is None:
+            return None
+        try:
+            return self.cache.fetched.read(location)
+        except StoreError:
+            return None
+
     async def _fetch(self, ref: Ref, kind: Kind, ahead: bool) -> bytes:
         answer = await self._agent.call("fetch", FetchEntry(ref.id, ahead), FetchedEntry, timeout=self._timeout)
         if answer.data:
@@ -316,7 +318,7 @@ class Entries:
             return _open(ref, kind, answer.data)
         location = Location(answer.segment, answer.offset, answer.length)
         plaintext = await trio.to_thread.run_sync(self._open_fetched, ref, kind, location)
-        self._located.append((ref.id, "fetched", location))
+        self._located[ref.id] = location
         self._cache_wake.set()
         return plaintext
 
@@ -335,26 +337,27 @@ class Entries:
             self._cache_wake = trio.Event()
             if len(self._recent) + len(self._located) < _CACHE_FLUSH:
                 await trio.sleep(0.2)  # let a burst become one transaction
-            small, located = list(self._recent.items()), self._located
-            self._located = []
+            small, located = list(self._recent.items()), list(self._located.items())
             try:
                 await trio.to_thread.run_sync(self._write_cache, small, located, cache_size)
             except StoreError as exc:
                 log.warning("cache: %s", exc)
             for entry, _data in small:
                 self._recent.pop(entry, None)
+            for entry, _location in located:
+                self._located.pop(entry, None)
 
     def wake_cache_writer(self) -> None:
         """The cache grew: have its size looked at."""
         self._cache_wake.set()
 
     def _write_cache(
-        self, small: list[tuple[EntryId, bytes]], located: list[tuple[EntryId, str, Location]], cache_size: int
+        self, small: list[tuple[EntryId, bytes]], located: list[tuple[EntryId, Location]], cache_size: int
     ) -> None:
         if small:
             self.cache.put_small(small)
         if located:
-            self.cache.put_located(located)
+            self.cache.put_located((entry, FETCHED, location) for entry, location in located)
         self.cache.evict(cache_size)
 
 

@@ -30,7 +30,7 @@ from fsdecloud.driver.files import Files
 from fsdecloud.driver.journal import META, Journal, replay
 from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.driver.namespace import Namespace
-from fsdecloud.driver.plaincache import Plain
+from fsdecloud.driver.reader import Reader
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.treenodes import TreeNodes
@@ -96,7 +96,8 @@ class Volume:
         if options.read_only:
             self.core.read_only = "mounted with -o ro"
         self.namespace = Namespace(self.core)
-        self.sealer = Sealer(self.core, self.entries, self._load_plain)
+        self.reader = Reader(self.core, self.entries)
+        self.sealer = Sealer(self.core, self.entries, self.reader.load_plain)
         self.files = Files(
             self.core, self.entries, self.sealer, kernel_times=options.writeback, stage_size=options.stage_size
         )
@@ -125,9 +126,6 @@ class Volume:
         self._reap_queue: list[Inode] = []
         self._reap_wake = trio.Event()
         self.stop_requested = trio.Event()
-
-    async def _load_plain(self, raw: bytes) -> Plain:
-        return await self.files.load_plain(raw)
 
     # ---- the agent ---------------------------------------------------------------------------------------------------
     def _hello(self) -> AgentHello:
@@ -238,7 +236,7 @@ class Volume:
             await self.core.run(self.core.inodes.get, ROOT)
         if self.core.overlay.has_changes or self.core.recorder.pending:
             self.core.changed()
-        self.files.start(nursery)
+        self.reader.start(nursery)
         for task in (
             self.sealer.run,
             self.journal.run,
@@ -408,7 +406,7 @@ async def open_volume(setup: VolumeSetup) -> AsyncIterator[Volume]:
                 with trio.CancelScope(shield=True), trio.move_on_after(limits.HANDLER_DEADLINE):
                     await volume.stop()
             finally:
-                volume.files.stop()
+                volume.reader.stop()
                 nursery.cancel_scope.cancel()
 
 

@@ -47,6 +47,7 @@ class Operations(pyfuse3.Operations):
         self._core = volume.core
         self._namespace = volume.namespace
         self._files = volume.files
+        self._reader = volume.reader
         self._inodes = volume.core.inodes
         options = volume.setup.options
         self.enable_writeback_cache = options.writeback and not options.read_only
@@ -266,7 +267,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return cast("bytes", await self._files.read(self._files.handle(fh), off, size))  # pyfuse3 takes any buffer
+        return cast("bytes", await self._reader.read(self._files.handle(fh), off, size))  # pyfuse3 takes any buffer
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
