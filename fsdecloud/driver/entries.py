@@ -15,6 +15,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -38,6 +39,12 @@ from fsdecloud.types import EntryId, Ref
 from fsdecloud.wire.agentapi import FetchedEntry, FetchEntry
 
 log = logging.getLogger(__name__)
+
+_ALONE: Final = 64 * limits.KIB
+"""From this size on, an entry is sealed in its thread's buffer and written from there."""
+
+_SYNC_BYTES: Final = 16 * limits.MIB
+"""Appended bytes after which the disk gets to work, so that a later fsync has little left to wait for."""
 
 _CACHE_FLUSH: Final = 256
 """Fetched entries that wait for the cache's index before they are written at once."""
@@ -68,6 +75,8 @@ class Entries:
         self.stored_bytes = 0
         self._left: dict[int, int] = {}
         self._segment_entries: dict[int, list[tuple[EntryId, Location]]] = {}
+        self._unsynced = 0
+        self._sync_wake = trio.Event()
         self._appending: dict[object, int] = {}
         self._new: list[tuple[EntryId, Location]] = []
         self._gone: list[EntryId] = []
@@ -109,10 +118,16 @@ class Entries:
 
     def _seal_and_append(self, items: Sequence[tuple[Kind, bytes | memoryview]]) -> list[tuple[Ref, Location | None]]:
         """Seal entries and append those that are not staged already. Worker thread."""
-        if len(items) == 1:  # most are one whole chunk: sealed in a buffer of this thread, written from there
-            kind, data = items[0]
-            return self._append([seal_into(self._secret, kind, data, _scratch.buffer)])
-        return self._append([seal(self._secret, kind, data) for kind, data in items])
+        results: list[tuple[Ref, Location | None]] = []
+        small: list[tuple[Ref, bytes]] = []
+        for kind, data in items:
+            if len(data) < _ALONE:
+                small.append(seal(self._secret, kind, data))
+                continue
+            results += self._append(small)
+            small = []
+            results += self._append([seal_into(self._secret, kind, data, _scratch.buffer)])
+        return results + self._append(small)
 
     def add_staged(self, entry: EntryId, location: Location, *, new: bool = True) -> None:
         """Note an appended entry; with `new`, the next group commit will index it."""
@@ -122,6 +137,10 @@ class Entries:
         self.staged[entry] = location
         self.staged_bytes += location.length
         self.incomplete_bytes += location.length
+        self._unsynced += location.length
+        if self._unsynced >= _SYNC_BYTES:
+            self._unsynced = 0
+            self._sync_wake.set()
         self.unanchorable[entry] = self.order
         self.incomplete[entry] = self.order
         self._left[location.segment] = self._left.get(location.segment, 0) + 1
@@ -329,6 +348,14 @@ class Entries:
         if entry_id(sealed) != ref.id:
             raise BlobCorrupt(f"the agent's cache segment does not hold entry {ref.id.hex()[:16]}")
         return _open(ref, kind, sealed)
+
+    async def run_syncer(self) -> None:
+        """Write staged segments out while they grow, until cancelled. A failure is the next group commit's to report."""
+        while True:
+            await self._sync_wake.wait()
+            self._sync_wake = trio.Event()
+            with suppress(StoreError):
+                await trio.to_thread.run_sync(self.segments.sync)
 
     async def run_cache_writer(self, cache_size: int) -> None:
         """Index fetched entries in the cache, a group at a time, and keep it within its size, until cancelled."""

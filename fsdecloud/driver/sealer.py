@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 WORKERS: Final = 2
 """Sealing threads: one for each core of a small machine; AES and BLAKE3 saturate a disk long before that."""
 
-BATCH_BYTES: Final = limits.CHUNK_SIZE
+BATCH_BYTES: Final = 4 * limits.CHUNK_SIZE
 BATCH_CHUNKS: Final = 64
 """Small chunks share a thread hop."""
 

@@ -225,6 +225,7 @@ class Volume:
         self._load_staged()
         nursery.start_soon(self.agent.run)
         nursery.start_soon(self.entries.run_cache_writer, self.setup.options.cache_size)
+        nursery.start_soon(self.entries.run_syncer)
         if self.is_new:
             await self._adopt_ledger()
         self.journal.records_journaled = replay(self.core, self.files, self.store.replay(), self.committer.meta.batched)

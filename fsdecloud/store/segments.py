@@ -16,16 +16,15 @@ Rules that the index relies on:
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 import msgspec
 
@@ -43,9 +42,6 @@ _OPEN_FILES: Final = 32
 
 _IOV_MAX: Final = 1024
 """Buffers per pwritev (limits.h IOV_MAX)."""
-
-_WRITE_OUT_OVER: Final = MIB // 4
-"""Appends of at least this much are worth a hint to the disk of their own."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -160,8 +156,6 @@ class SegmentStore:
                     total += sizes[stop]
                     stop += 1
                 self._write(tail, records[start:stop], total)
-                if total >= _WRITE_OUT_OVER:
-                    _begin_writing_out(tail.fd, self._size, total)
                 for size in sizes[start:stop]:
                     found.append(Location(tail.number, self._size, size))
                     self._size += size
@@ -398,28 +392,6 @@ class SegmentStore:
             self._disk.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _begin_writing_out(fd: int, offset: int, size: int) -> None:
-    """Let the disk begin with these bytes now, so that the next `sync` waits for little. A hint: failure does not matter.
-
-    Source: sync_file_range(2), SYNC_FILE_RANGE_WRITE, which the standard library lacks.
-    """
-    if _sync_file_range is not None:
-        _sync_file_range(fd, offset, size, 2)
-
-
-def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    try:
-        function = ctypes.CDLL(None).sync_file_range
-    except (OSError, AttributeError):
-        return None  # not Linux, or a C library without it
-    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    function.restype = ctypes.c_int
-    return cast("Callable[[int, int, int, int], int]", function)
-
-
-_sync_file_range: Final = _find_sync_file_range()
 
 
 def _skip(records: Sequence[Data], count: int) -> list[Data]:
