@@ -22,7 +22,8 @@ from fsdecloud.driver.plaincache import Plain
 class _Job:
     raw: bytes
     prepare: Callable[[], None]
-    work: Callable[[], Plain | None]
+    work: Callable[[bytearray], Plain | None]
+    out: bytearray
     is_begun: bool = False
     is_cancelled: bool = False
     waiter: trio.Event | None = None
@@ -50,13 +51,15 @@ class Opener:
     def __contains__(self, raw: object) -> bool:
         return raw in self._jobs
 
-    def request(self, raw: bytes, prepare: Callable[[], None], work: Callable[[], Plain | None]) -> None:
-        """Have `work` called soon, in the thread; it returns a chunk's plaintext, or None if it cannot.
+    def request(
+        self, raw: bytes, prepare: Callable[[], None], work: Callable[[bytearray], Plain | None], out: bytearray
+    ) -> None:
+        """Have `work` called soon, in the thread, with `out`; it returns a chunk's plaintext, or None if it cannot.
 
         `prepare` is called as soon as the thread sees the job, before it works on those that came earlier.
         """
         if raw not in self._jobs:
-            job = _Job(raw, prepare, work)
+            job = _Job(raw, prepare, work, out)
             self._jobs[raw] = job
             self._queue.put(job)
 
@@ -70,17 +73,15 @@ class Opener:
             del self._jobs[raw]
         return ready
 
-    def take_back(self, raw: bytes) -> bool:
-        """Withdraw a job that was not begun; return whether the caller may do it instead (also if there is none)."""
-        job = self._jobs.get(raw)
-        if job is None:
-            return True
+    def take_back(self, raw: bytes) -> bytearray | None:
+        """Withdraw a job that was not begun; return its buffer, None if it is too late."""
+        job = self._jobs[raw]
         with self._lock:
             if job.is_begun:
-                return False
+                return None
             job.is_cancelled = True
         del self._jobs[raw]
-        return True
+        return job.out
 
     async def wait(self, raw: bytes) -> None:
         """Wait until a begun job is done; `collect` then has its result."""
@@ -109,7 +110,7 @@ class Opener:
                 if job.is_cancelled:
                     continue
                 job.is_begun = True
-            plain = job.work()
+            plain = job.work(job.out)
             with self._lock:
                 self._ready.append((job.raw, plain))
                 waiter = job.waiter

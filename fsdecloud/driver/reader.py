@@ -158,15 +158,23 @@ class Reader:
         value = decode_chunk(raw)
         if isinstance(value, Inline):
             return value.data
+        assert isinstance(value, Stored)
+        out: bytearray | None = None
         if raw in self._opener:
             self._collect_opened()
             plain = self._plain.get(raw)
             if plain is not None:
                 return plain
-        assert isinstance(value, Stored)
-        if value.patches or value.ref is None or not self._opener.take_back(raw):
+            if raw in self._opener:
+                out = self._opener.take_back(raw)
+                if out is None:
+                    return None  # the thread is at it
+        if value.patches or value.ref is None:
             return None
-        plain = self._open_now(value.ref, value.length, self._plain.buffer(), wait=False)
+        out = out or self._plain.buffer()
+        plain = self._open_now(value.ref, value.length, out, wait=False)
+        if plain is not out:
+            self._plain.give_back(out)
         if plain is not None:
             self._plain.put(raw, plain)
         return plain
@@ -255,9 +263,12 @@ class Reader:
             return True
         if not self._entries.is_local(value.ref.id):
             return False
-        out = self._plain.buffer()
-        prepare = partial(self._entries.will_need, value.ref.id)
-        self._opener.request(raw, prepare, partial(self._open_now, value.ref, value.length, out))
+        self._opener.request(
+            raw,
+            partial(self._entries.will_need, value.ref.id),
+            partial(self._open_now, value.ref, value.length),
+            self._plain.buffer(),
+        )
         return True
 
     async def _prefetch(self, live: LiveInode, index: int) -> None:

@@ -103,9 +103,14 @@ def drop_kernel_caches(*files: Path) -> None:
         Path("/proc/sys/vm/drop_caches").write_text("3")
     except PermissionError:
         for file in files:
-            fd = os.open(file, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+            forget_pages(file)
+
+
+def forget_pages(file: Path) -> None:
+    """Make the kernel forget the pages of one file."""
+    fd = os.open(file, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
 
 
 def rate(count: int, work: Callable[[int], object], order: list[int] | None = None) -> float:
@@ -173,7 +178,11 @@ def sequential_write(place: Place) -> dict[str, float]:
 
 
 def sequential_read(place: Place) -> dict[str, float]:
-    """Read the large file: once to compare it (not timed), then with two sizes of buffer."""
+    """Read the large file: once to compare it (not timed), then with two sizes of buffer.
+
+    Warm: the kernel forgets the pages of this file, so that every byte is asked of the file system; what the file system
+    itself keeps, and the kernel for it, stays.
+    """
     with open(place.large, "rb", buffering=0) as file:
         for number in range(place.size):
             if file.read(MIB) != block(number):
@@ -182,7 +191,7 @@ def sequential_read(place: Place) -> dict[str, float]:
             raise RuntimeError("the file is too long")
     figures = {}
     for name, size in (("read_1m", MIB), ("read_128k", 128 << 10)):
-        drop_kernel_caches(place.large)
+        forget_pages(place.large)
         figures[name] = read_through(place.large, size)
     return figures
 
