@@ -217,6 +217,27 @@ def transaction_fields(tx: Any) -> dict[str, object]:
     return fields
 
 
+@command.command("accept-tip")
+@click.argument("block")
+def accept_tip_command(block: str) -> None:
+    """Follow the chain that ends in BLOCK, although it reorganises blocks deeper than the finality depth.
+
+    Only after comparing with others whom you trust: the daemon's log names the block and what it would undo.
+    """
+    from fsdecloud.wire.ledgerapi import KeyQuery
+
+    try:
+        identity = bytes.fromhex(block)
+    except ValueError:
+        identity = b""
+    if len(identity) != 32:
+        raise UsageError(f"{block!r} is not a block id: 64 hexadecimal digits, as the ledger daemon's log shows it")
+    status = client.call(
+        find_paths().socket("ledger"), "accept_tip", KeyQuery(identity), LedgerStatus, error=LedgerUnavailable
+    )
+    emit(f"the chain now ends at height {status.height}, block {status.tip.hex()}")
+
+
 @command.command("verify")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify_command(as_json: bool) -> int:

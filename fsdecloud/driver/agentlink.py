@@ -67,7 +67,7 @@ class AgentLink:
             started = trio.current_time()
             try:
                 await self._run_once()
-            except FsdecloudError as exc:
+            except (FsdecloudError, OSError) as exc:  # OSError: no descriptor or process to be had just now
                 log.warning("agent: %s", exc)
             self.restarts += 1
             pause = 0.1 if trio.current_time() - started > 2 * RESTART_MAX else min(pause * 2, RESTART_MAX)

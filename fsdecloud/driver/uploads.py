@@ -190,7 +190,11 @@ class Uploads:
             await self._release.wait()
             await trio.sleep(_RELEASE_DELAY)
             self._release = trio.Event()
-            await self.release()
+            try:
+                await self.release()
+            except StoreError as exc:
+                self.last_error = str(exc)
+                log.warning("a stored segment stays in the staging area: %s", exc)
 
     async def release(self) -> None:
         """Hand finished segments to the cache. The current one is ended first if it is wanted out, or worth a file."""

@@ -35,7 +35,7 @@ from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
-from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError, UsageError
+from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError, StoreError, UsageError
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.fs.records import Operation
@@ -328,11 +328,15 @@ class Volume:
             self.anchors.poke()
 
     async def stop(self) -> None:
-        """Record the unmount and make everything D1."""
+        """Record the unmount, let go of what is stored, and make everything D1."""
         self.core.recorder.record(Operation.UNMOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
         self.core.changed()
+        self.uploads.roll_when_stored()
+        try:
+            await self.uploads.release()
+        except StoreError as exc:
+            log.warning("a stored segment stays in the staging area: %s", exc)
         await self.journal.flush()
-        await trio.lowlevel.checkpoint()
 
     # ---- showing -------------------------------------------------------------------------------------------------------
     async def status(self) -> DriverStatus:
