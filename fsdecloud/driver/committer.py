@@ -27,7 +27,7 @@ from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.errors import FsdecloudError
-from fsdecloud.fs.records import RECORDS_PER_ENTRY, BatchEntry, batch_root
+from fsdecloud.fs.records import BatchEntry, batch_root, split_rows
 from fsdecloud.tree.update import update
 from fsdecloud.types import Ref
 
@@ -178,7 +178,7 @@ class Committer:
 
     async def _close_batches(self, frozen: _Frozen) -> tuple[BatchEntry, ...]:
         """Stage the records as batch entries."""
-        parts = [frozen.records[at : at + RECORDS_PER_ENTRY] for at in range(0, len(frozen.records), RECORDS_PER_ENTRY)]
+        parts = split_rows(frozen.records)
         refs = await self._entries.stage([(Kind.RECORDS, codec.encode(part)) for part in parts]) if parts else []
         return tuple(BatchEntry(ref, len(part), batch_root(part)) for ref, part in zip(refs, parts, strict=True))
 

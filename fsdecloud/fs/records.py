@@ -1,7 +1,8 @@
 """What the ledger records of a file operation, and how records become batches.
 
 Pure. A batch is a Merkle tree over the encodings of its records (`crypto.merkle`); its root stands, through the
-commitment, in the anchor. A batch is stored as sealed entries of at most RECORDS_PER_ENTRY records.
+commitment, in the anchor. A batch is stored as sealed entries of at most RECORDS_PER_ENTRY records and
+RECORD_BYTES_PER_ENTRY bytes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ import msgspec
 from fsdecloud import codec
 from fsdecloud.crypto import merkle
 from fsdecloud.errors import MalformedError
+from fsdecloud.limits import CHUNK_SIZE
 from fsdecloud.types import Ref
 
 RECORDS_PER_ENTRY: Final = 4096
-"""Bounds an entry of records to well under a MiB and the records held in memory to as many."""
+"""Bounds the records of an entry, and those held in memory to as many."""
+
+RECORD_BYTES_PER_ENTRY: Final = CHUNK_SIZE
+"""Bounds the bytes of an entry of records: paths may be long, and no entry may hold more than a chunk."""
+
+_ROW_OVERHEAD: Final = 5
+"""Bytes that msgpack spends at most on a byte string's or an array's header."""
 
 
 class Operation(enum.IntEnum):
@@ -74,6 +82,23 @@ class BatchEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 def encode_records(records: Iterable[Record]) -> bytes:
     """Return the plaintext of one batch entry."""
     return codec.encode([codec.encode(record) for record in records])
+
+
+def split_rows(rows: Iterable[bytes]) -> list[list[bytes]]:
+    """Cut encodings of records into the pieces that become batch entries, in order; a record is never cut.
+
+    One record is far below the bound: two paths of at most 256 names each, that is 128 KiB.
+    """
+    parts: list[list[bytes]] = []
+    size = 0
+    for row in rows:
+        cost = len(row) + _ROW_OVERHEAD
+        if not parts or len(parts[-1]) == RECORDS_PER_ENTRY or size + cost > RECORD_BYTES_PER_ENTRY:
+            parts.append([])
+            size = _ROW_OVERHEAD
+        parts[-1].append(row)
+        size += cost
+    return parts
 
 
 def decode_records(data: bytes) -> list[bytes]:
