@@ -52,6 +52,8 @@ XATTR_CREATE: Final = os.XATTR_CREATE
 XATTR_REPLACE: Final = os.XATTR_REPLACE
 
 _XATTR_PART: Final = limits.XATTR_INLINE_MAX
+_XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
+"""xattr(7); the kernel decides who may use which."""
 
 
 class Namespace:
@@ -370,8 +372,10 @@ class Namespace:
 
 
 def _check_xattr_name(name: bytes) -> None:
-    """Raise NotSupported for a namespace that is not kept here: POSIX ACLs need the kernel's help (`-o acl`)."""
-    if name.startswith(b"system."):
+    """Raise NotSupported for a namespace that ext4 does not have either, and for POSIX ACLs, which need the kernel's help."""
+    if not name.startswith(_XATTR_NAMESPACES):
         raise NotSupported
+    if name in _XATTR_NAMESPACES:
+        raise InvalidArgument
     if not 0 < len(name) <= limits.XATTR_NAME_MAX or b"\0" in name:
         raise OutOfRange
