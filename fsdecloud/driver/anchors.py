@@ -155,15 +155,12 @@ class Anchors:
             )
         )
         await self._committer.save_meta(
-            msgspec.structs.replace(
-                self._committer.meta,
-                inflight=tx,
-                inflight_commitment=committed,
-                inflight_root=commit.root,
-                inflight_batches=len(commit.batches),
-                inflight_map=locations.map_root,
-                inflight_hosts=locations.host_map,
-            )
+            inflight=tx,
+            inflight_commitment=committed,
+            inflight_root=commit.root,
+            inflight_batches=len(commit.batches),
+            inflight_map=locations.map_root,
+            inflight_hosts=locations.host_map,
         )
         self._inflight_changes = commit.change_sequence
         self._inflight_mark = (self._entries.stored_count, self._entries.stored_bytes)

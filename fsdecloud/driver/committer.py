@@ -27,6 +27,8 @@ from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.errors import FsdecloudError
+from fsdecloud.fs.inode import decode_inode
+from fsdecloud.fs.keys import inode_key
 from fsdecloud.fs.records import BatchEntry, batch_root, split_rows
 from fsdecloud.tree.update import update
 from fsdecloud.types import Ref
@@ -127,32 +129,37 @@ class Committer:
             barrier = await self._journal.freeze(lambda: self._freeze(frozen))
             try:
                 await self._wait_sealed(frozen)
+                self._correct_inodes(frozen)
                 batches = await self._close_batches(frozen)
                 root = await self._update_tree()
                 mark = self._entries.order
-                meta = msgspec.structs.replace(
-                    self.meta,
-                    root=root,
-                    batches=self.meta.batches + batches,
-                    batched=self.meta.batched + len(frozen.records),
-                    changes=self.meta.changes + frozen.changes,
-                )
-                await self._journal.commit(codec.encode(meta), barrier)
+
+                def committed() -> VolumeMeta:
+                    return msgspec.structs.replace(
+                        self.meta,
+                        root=root,
+                        batches=self.meta.batches + batches,
+                        batched=self.meta.batched + len(frozen.records),
+                        changes=self.meta.changes + frozen.changes,
+                    )
+
+                await self._journal.commit(lambda: codec.encode(committed()), barrier)
             except BaseException:
                 self._core.overlay.thaw()
                 self._core.recorder.pending[:0] = frozen.records
                 self._core.recorder.pending_changes += frozen.changes
                 raise
             self._core.overlay.commit(root)
-            self.meta = meta
+            # Not what was encoded: an anchor may have come into a block meanwhile, and its next save says so.
+            meta = self.meta = committed()
             self.latest = Commit(root, frozen.change_sequence, mark, meta.batches, meta.changes)
         self.on_commit()
         return self.latest
 
-    async def save_meta(self, meta: VolumeMeta) -> None:
-        """Make changed anchor state durable. The caller replaces only fields that are not the commit's."""
-        self.meta = meta
-        await self._journal.commit(codec.encode(meta))
+    async def save_meta(self, **changes: object) -> None:
+        """Change fields of the anchor's state, none of the commit's, and make that durable. Raises StoreError."""
+        self.meta = msgspec.structs.replace(self.meta, **changes)
+        await self._journal.commit(lambda: codec.encode(self.meta))
 
     def forget_batches(self, count: int) -> None:
         """The oldest batches are anchored."""
@@ -175,6 +182,16 @@ class Committer:
         for chunk in frozen.chunks:
             while chunk.layers and chunk.layers[0].generation <= frozen.generation:
                 await self._sealer.wait_progress()
+
+    def _correct_inodes(self, frozen: _Frozen) -> None:
+        """Put into the frozen inodes how many bytes their chunks hold, which only sealing told."""
+        overlay = self._core.overlay
+        for ino in {chunk.ino for chunk in frozen.chunks}:
+            live, key = self._core.inodes.peek(ino), inode_key(ino)
+            row = overlay.frozen.get(key)
+            if live is not None and row is not None:
+                value = msgspec.structs.replace(decode_inode(row), allocated=live.allocated)
+                overlay.put_at(frozen.generation, key, codec.encode(value))
 
     async def _close_batches(self, frozen: _Frozen) -> tuple[BatchEntry, ...]:
         """Stage the records as batch entries."""

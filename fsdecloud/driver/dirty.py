@@ -19,28 +19,32 @@ _FRESH_RANGES_MAX = 64
 class Layer:
     """Some dirty bytes of one chunk, and the overlay generation they belong to."""
 
-    __slots__ = ("closed", "extents", "generation")
+    __slots__ = ("closed", "extents", "generation", "journaled")
 
     def __init__(self, generation: int) -> None:
         self.extents = Extents()
         self.generation = generation
         self.closed = False
+        self.journaled = False
+        """Whether the journal holds bytes of this layer as pages."""
 
 
 class DirtyChunk:
     """The dirty layers of one chunk, oldest first; never without one."""
 
-    __slots__ = ("fresh", "index", "ino", "journaled", "layers", "queued", "since")
+    __slots__ = ("fresh", "index", "ino", "is_stuck", "journal_closed", "layers", "queued", "since")
 
     def __init__(self, ino: int, index: int, since: float) -> None:
         self.ino = ino
         self.index = index
         self.layers: list[Layer] = []
         self.fresh: list[list[int]] = []
-        self.journaled = False
-        """Whether the journal holds bytes of the open layer."""
         self.queued = False
         """Whether the sealer has it or will."""
+        self.is_stuck = False
+        """Whether sealing waits for a base that peers do not give now."""
+        self.journal_closed = False
+        """Whether the journal must take the closed layers as pages, because sealing them would take too long."""
         self.since = since
         """When the first dirty byte came (monotonic seconds)."""
 
@@ -50,7 +54,6 @@ class DirtyChunk:
         if not layers or layers[-1].closed:
             layers.append(Layer(generation))
             self.fresh = []
-            self.journaled = False
         extents = layers[-1].extents
         before = extents.size
         extents.write(offset, data)
@@ -72,7 +75,6 @@ class DirtyChunk:
         self.layers = [below for below in self.layers if below.closed]
         self.layers.append(layer)
         self.fresh = []
-        self.journaled = False
         return self.size - before
 
     @property
@@ -97,34 +99,43 @@ class DirtyChunk:
             return False
         layer.closed = True
         self.fresh = []
-        self.journaled = False
         return True
 
     def take_fresh(self) -> list[tuple[int, bytes]]:
-        """Return what the journal lacks of the open layer, and note that it has it now."""
-        layer = self.open_layer
-        if layer is None or not self.fresh:
-            return []
-        if len(self.fresh) > _FRESH_RANGES_MAX:
-            rows = layer.extents.ranges()
+        """Return what the journal lacks, oldest first, and note that it has it now."""
+        rows: list[tuple[int, bytes]] = []
+        if self.journal_closed:
+            self.journal_closed = False
+            for layer in self.layers:
+                if layer.closed:
+                    rows += layer.extents.ranges()
+                    layer.journaled = True
+            self._renew_open()  # what lies above must come after
+        top = self.open_layer
+        if top is None or not self.fresh:
+            return rows
+        pieces: list[tuple[int, bytes | None]] = [(0, None)]
+        if len(self.fresh) <= _FRESH_RANGES_MAX:
+            pieces = [(start, top.extents.read(start, end - start)) for start, end in self.fresh]
+        if any(data is None for _start, data in pieces):  # a truncation cut a range, or there are too many
+            rows += top.extents.ranges()
         else:
-            rows = []
-            for start, end in self.fresh:
-                data = layer.extents.read(start, end - start)
-                if data is None:  # a truncation cut the range: what is left of the layer is small
-                    rows = layer.extents.ranges()
-                    break
-                rows.append((start, data))
+            rows += [(start, data) for start, data in pieces if data is not None]
         self.fresh = []
-        self.journaled = True
+        top.journaled = True
         return rows
 
     def renew(self) -> None:
-        """Note that the journal's rows for the open layer are void (a chunk value came after them)."""
+        """Note that the journal's pages of this chunk are void: a value of the chunk comes after them."""
+        self._renew_open()
+        if any(layer.closed and layer.journaled for layer in self.layers):
+            self.journal_closed = True
+
+    def _renew_open(self) -> None:
         layer = self.open_layer
-        if layer is not None and self.journaled:
+        if layer is not None and layer.journaled:
             self.fresh = [[start, start + len(data)] for start, data in layer.extents.ranges()]
-            self.journaled = False
+            layer.journaled = False
 
     def truncate(self, length: int) -> int:
         """Cut the open layer to `length` bytes; return by how much the held bytes shrank. No layer may be closed."""

@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -195,10 +195,15 @@ class Entries:
             if self.staged.pop(entry, None) is not None:
                 self.staged_bytes -= location.length
                 self._gone.append(entry)
+        self._wake_waiters()
 
     def segment_entries(self, number: int) -> list[tuple[EntryId, Location]]:
         """Return what lies in a staged segment."""
         return self._segment_entries[number]
+
+    async def wait_progress(self) -> None:
+        """Wait until some entry got receipts or left the staging area."""
+        await self._progress.wait()
 
     async def wait_anchorable(self, mark: int) -> None:
         """Wait until everything staged up to `mark` may be anchored."""
@@ -264,8 +269,7 @@ class Entries:
 
         Raises RemoteError when no peer can give it in time.
         """
-        flight = self._loading.get(ref.id)
-        if flight is not None:
+        while (flight := self._loading.get(ref.id)) is not None:
             await flight.done.wait()
             if flight.data is not None:
                 return flight.data
@@ -415,3 +419,14 @@ def _open(ref: Ref, kind: Kind, sealed: bytes) -> bytes:
         return open_entry(ref.key, kind, sealed)
     except (SealError, MalformedError) as exc:
         raise RemoteError(f"entry {ref.id.hex()[:16]} does not open with its reference's key: {exc}") from exc
+
+
+def raise_first(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Raise one of our errors out of a group that holds nothing else, the group itself otherwise."""
+    ours, others = group.split(FsdecloudError)
+    if ours is None or others is not None:
+        raise group
+    leaf: BaseException = ours
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    raise leaf from group

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Final
+
+import trio
 
 from fsdecloud import limits
 from fsdecloud.driver.core import Core
@@ -26,6 +29,7 @@ from fsdecloud.errors import (
     MalformedError,
     NoSpace,
     NotFound,
+    RemoteTimeout,
     StaleHandle,
 )
 from fsdecloud.fs.chunks import clip, decode_chunk, encode_chunk, extent
@@ -116,15 +120,20 @@ class Files:
     # ---- writing -------------------------------------------------------------------------------------------------
     async def wait_room(self) -> None:
         """Wait until a write may come in. Raises NoSpace when the staging area or the disk stays full."""
-        while self._sealer.dirty_bytes > limits.DIRTY_MAX:
-            if self._sealer.error is not None:
-                raise NoSpace(str(self._sealer.error))
-            self.seal_oldest(self._sealer.dirty_bytes - limits.DIRTY_MAX // 2)
-            await self._sealer.wait_progress()
+        with trio.move_on_after(limits.HANDLER_DEADLINE):
+            while self._sealer.dirty_bytes > limits.DIRTY_MAX:
+                if self._sealer.error is not None:
+                    raise NoSpace(str(self._sealer.error))
+                self.seal_oldest(self._sealer.dirty_bytes - limits.DIRTY_MAX // 2)
+                await self._sealer.wait_progress()
+            while self._entries.staged_bytes > self._stage_size:
+                await self._entries.wait_progress()
+            return
         if self._entries.staged_bytes > self._stage_size:
             raise NoSpace(
                 f"{self._entries.staged_bytes} bytes wait for peers; the limit is stage_size={self._stage_size}"
             )
+        raise NoSpace(f"{self._sealer.dirty_bytes} dirty bytes wait for peers that do not answer")
 
     @property
     def has_room(self) -> bool:
@@ -193,22 +202,55 @@ class Files:
 
     async def wait_sealed(self, live: LiveInode) -> None:
         """Wait until no layer of this file is closed and unsealed. Raises what sealing failed with."""
-        while any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
-            if self._sealer.error is not None:
-                raise NoSpace(str(self._sealer.error))
-            await self._sealer.wait_progress()
+        with trio.move_on_after(limits.HANDLER_DEADLINE) as scope:
+            while any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
+                if self._sealer.error is not None:
+                    raise NoSpace(str(self._sealer.error))
+                await self._sealer.wait_progress()
+        if scope.cancelled_caught:
+            raise RemoteTimeout("the file's older contents are on peers that do not answer")
+
+    async def make_sealed_or_pages(self, chunks: list[DirtyChunk]) -> None:
+        """Wait until the closed layers of these chunks are sealed. Those that cannot be, because their base is on peers
+        that are away, go into the next group commit as pages. Raises NoSpace when the disk is full."""
+        layers = [(chunk, layer) for chunk in chunks for layer in chunk.layers if layer.closed]
+        for chunk, layer in layers:
+            while layer in chunk.layers and not chunk.is_stuck:
+                if self._sealer.error is not None:
+                    raise NoSpace(str(self._sealer.error))
+                await self._sealer.wait_progress()
+            if layer in chunk.layers:
+                chunk.journal_closed = True
+                self._fresh[chunk.ino, chunk.index] = chunk
+
+    def journal_closed(self, chunks: list[DirtyChunk]) -> None:
+        """Have the next group commit take the closed layers of these chunks as pages."""
+        for chunk in chunks:
+            if chunk.layers:
+                chunk.journal_closed = True
+                self._fresh[chunk.ino, chunk.index] = chunk
+
+    async def fsync(self, live: LiveInode, flush: Callable[[], Awaitable[None]]) -> None:
+        """Make everything written to a file so far D1; `flush` is the group commit. Raises NoSpace, StoreError.
+
+        A layer that was open when the group commit was asked for may be closed, by a commit, before it is collected; its
+        bytes then come with the chunk's value, so once more around.
+        """
+        written = [(chunk, layer) for chunk in live.chunks.values() for layer in chunk.layers]
+        while True:
+            for chunk in list(live.chunks.values()):
+                if chunk.fresh_bytes > limits.PACK_ENTRY_MAX:
+                    self.seal_chunk(chunk)
+            await self.make_sealed_or_pages(list(live.chunks.values()))
+            was_open = [layer for _chunk, layer in written if not layer.closed]
+            await flush()
+            if not any(layer.closed for layer in was_open):
+                return
 
     def check_error(self, live: LiveInode) -> None:
         """Raise NoSpace when this file has bytes that cannot be staged: a program may still learn it at close."""
         if self._sealer.error is not None and live.chunks:
             raise NoSpace(str(self._sealer.error))
-
-    async def prepare_fsync(self, live: LiveInode) -> None:
-        """Bring a file's data to where the next group commit makes it durable: large parts sealed, small ones as pages."""
-        for chunk in list(live.chunks.values()):
-            if chunk.fresh_bytes > limits.PACK_ENTRY_MAX:
-                self.seal_chunk(chunk)
-        await self.wait_sealed(live)
 
     # ---- truncation ------------------------------------------------------------------------------------------------
     async def truncate(self, live: LiveInode, size: int) -> None:
@@ -220,13 +262,17 @@ class Files:
             raise InvalidArgument
         if size > limits.MAX_FILE_SIZE:
             raise FileTooBig
-        while size < live.size:
-            await self.wait_sealed(live)
-            keys = await self._core.run(self._keys_from, live, size)
-            if any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
-                continue  # written and sealed again while tree nodes came
-            self._shrink(live, size, keys)
-            break
+        live.opens += 1  # stays in memory meanwhile
+        try:
+            while size < live.size:
+                await self.wait_sealed(live)
+                keys = await self._core.run(self._keys_from, live, size)
+                if any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
+                    continue  # written and sealed again while tree nodes came
+                self._shrink(live, size, keys)
+                break
+        finally:
+            live.opens -= 1
         self._core.count_bytes(size - live.size)
         live.size = size
         live.mtime = live.ctime = time.time_ns()
@@ -245,7 +291,7 @@ class Files:
             number = split_chunk_key(key)[1]
             old = decode_chunk(raw)
             new = clip(old, cut) if number == border and cut else None
-            live.allocated += (extent(new) if new is not None else 0) - extent(old)
+            live.allocated = max(0, live.allocated + (extent(new) if new is not None else 0) - extent(old))
             self._core.overlay.put(key, encode_chunk(new) if new is not None and extent(new) else None)
         live.values.clear()
         for index, chunk in list(live.chunks.items()):
@@ -254,6 +300,8 @@ class Files:
             elif index == border:
                 self._sealer.dirty_bytes -= chunk.truncate(cut)
                 chunk.renew()
+                if chunk.fresh:  # the clipped value voids the journal's earlier pages
+                    self._fresh[chunk.ino, chunk.index] = chunk
                 if not chunk.size:
                     self._drop_chunk(live, chunk)
         self._core.truncated(live.ino, size)
@@ -296,7 +344,7 @@ class Files:
         if live is not None:
             live.values.pop(index, None)
             chunk = live.chunks.get(index)
-            if chunk is not None and chunk.fresh:
+            if chunk is not None and (chunk.fresh or chunk.journal_closed):
                 self._fresh[ino, index] = chunk
 
     # ---- the journal's side ----------------------------------------------------------------------------------------------
@@ -305,12 +353,11 @@ class Files:
         fresh, self._fresh = list(self._fresh.values()), {}
         return fresh
 
-    def renew_all(self) -> None:
-        """Have the journal take all dirty pages again, after a group commit that failed."""
-        for key, chunk in self.dirty.items():
-            chunk.journaled = True
+    def give_back(self, chunks: list[DirtyChunk]) -> None:
+        """Have the journal take these chunks' pages again, after a group commit that failed."""
+        for chunk in chunks:
             chunk.renew()
-            self._fresh[key] = chunk
+            self._fresh[chunk.ino, chunk.index] = chunk
 
     def replay_page(self, ino: int, index: int, offset: int, data: bytes) -> None:
         """Take back a dirty page from the journal."""
@@ -344,5 +391,5 @@ class Files:
             chunk = live.chunks.get(index)
             if chunk is not None:
                 chunk.fresh = []
-                chunk.journaled = True
+                chunk.layers[-1].journaled = True
         self._fresh.clear()

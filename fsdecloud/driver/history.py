@@ -1,7 +1,9 @@
 """The volume's operation records, oldest first: anchored ones by way of the ledger, pending ones from memory.
 
-A page's cursor is sequence number x BATCHES_MAX + batch index; the records that no anchor has yet come after the last
-anchor. The ledger daemon is asked over its local socket; batches come from wherever entries are.
+A page is one batch. Its cursor is sequence number x _PAGES + index of the batch. What no anchor has yet counts under the
+sequence number after the last: closed batches first, then what memory holds, cut as a commit will cut it. So a cursor
+stays good while commits and anchors are made: batches keep their order, and those that an anchor did not take are
+the first of the next. The ledger daemon is asked over its local socket; batches come from wherever entries are.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from fsdecloud.crypto.seal import Kind
 from fsdecloud.driver.anchors import fetch_manifest, open_anchor
 from fsdecloud.driver.volume import Volume
 from fsdecloud.errors import InvalidArgument, LedgerUnavailable, MalformedError
-from fsdecloud.fs.manifest import BATCHES_MAX, Manifest
-from fsdecloud.fs.records import BatchEntry, batch_root, decode_records
+from fsdecloud.fs.manifest import Manifest
+from fsdecloud.fs.records import BatchEntry, batch_root, decode_records, split_rows
 from fsdecloud.ledger.transactions import Anchor, decode_tx, tx_id
 from fsdecloud.net.unix import connect_unix, open_rpc
 from fsdecloud.wire.controlapi import AnchorContents, AnchorNumber, LogLine, LogPage, LogQuery
@@ -21,6 +23,9 @@ from fsdecloud.wire.ledgerapi import AnchorList, AnchorQuery, VolumeAnchor
 
 LEDGER_TIMEOUT: Final = 20.0
 _MANIFESTS_KEPT: Final = 64
+
+_PAGES: Final = 1 << 32
+"""More batches than any anchor takes or ever wait for one."""
 
 
 class History:
@@ -35,7 +40,7 @@ class History:
 
         Raises RemoteError when the batch cannot be fetched, LedgerUnavailable when the ledger daemon does not answer.
         """
-        sequence, index = divmod(query.batch, BATCHES_MAX)
+        sequence, index = divmod(query.batch, _PAGES)
         if query.batch < 0:
             raise InvalidArgument("a log cursor is not negative")
         sequence = max(sequence, 1)
@@ -44,14 +49,17 @@ class History:
             if index < len(manifest.batches):
                 rows = await self._rows(manifest.batches[index])
                 lines = [LogLine(row, sequence, place.height, tx_id(anchor)) for row in rows]
-                return LogPage(tuple(lines), sequence * BATCHES_MAX + index + 1)
-            sequence, index = sequence + 1, 0
+                return LogPage(tuple(lines), sequence * _PAGES + index + 1)
+            sequence, index = sequence + 1, index - len(manifest.batches)
         volume = self._volume
-        pending: list[bytes] = []
-        for batch in volume.committer.latest.batches:
-            pending += await self._rows(batch)
-        pending += volume.core.recorder.pending
-        return LogPage(tuple(LogLine(row, 0, -1, b"") for row in pending), -1)
+        batches = volume.committer.latest.batches
+        in_memory = split_rows(volume.core.recorder.pending)
+        count = len(batches) + len(in_memory)
+        if index >= count:
+            return LogPage((), -1)
+        rows = await self._rows(batches[index]) if index < len(batches) else in_memory[index - len(batches)]
+        following = sequence * _PAGES + index + 1 if index + 1 < count else -1
+        return LogPage(tuple(LogLine(row, 0, -1, b"") for row in rows), following)
 
     async def contents(self, params: AnchorNumber) -> AnchorContents:
         """Return what the anchor with this sequence number commits to, for `log --verify`."""

@@ -87,14 +87,13 @@ class InodeTable:
         """Return the inode. Raises NotFound, or tree.NodeMissing while its tree node is not in memory."""
         live = self._live.get(ino)
         if live is not None:
+            self._live.move_to_end(ino)
             return live
         data = self._overlay.get(inode_key(ino))
         if data is None:
             raise NotFound(f"no inode {ino}")
         live = LiveInode(Inode(ino), decode_inode(data))
         self._live[ino] = live
-        if len(self._live) > INODES_KEPT:
-            self._evict()
         return live
 
     def peek(self, ino: int) -> LiveInode | None:
@@ -121,10 +120,17 @@ class InodeTable:
 
     def write_back(self) -> None:
         """Put all dirty inodes into the overlay."""
-        dirty, self.dirty = self.dirty, {}
-        for live in dirty.values():
+        rows = [(inode_key(live.ino), codec.encode(live.to_value())) for live in self.dirty.values()]
+        for key, row in rows:
+            self._overlay.put(key, row)
+        for live in self.dirty.values():
             live.dirty = False
-            self._overlay.put(inode_key(live.ino), codec.encode(live.to_value()))
+        self.dirty.clear()
+
+    def evict(self) -> None:
+        """Drop the least used clean inodes past INODES_KEPT. Only between requests: nobody may hold one it will change."""
+        if len(self._live) > INODES_KEPT:
+            self._evict()
 
     def count_lookup(self, ino: int) -> None:
         """Count one name of this inode given to the kernel."""

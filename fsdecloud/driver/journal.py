@@ -144,19 +144,24 @@ class Journal:
                 await trio.sleep(_RETRY)
                 self._wake.set()
 
-    async def commit(self, meta: bytes | None = None, truncate_before: int | None = None) -> None:
-        """Commit one group now; `meta` and the journal's truncation go into the same transaction. Raises StoreError."""
+    async def commit(self, meta: Callable[[], bytes] | None = None, truncate_before: int | None = None) -> None:
+        """Commit one group now; `meta` and the journal's truncation go into the same transaction. Raises StoreError.
+
+        `meta` is called when it is this transaction's turn, so that no older state overwrites a newer one.
+        """
         async with self._lock:
             ticket = self._requested
             sequence = self._core.change_sequence
             self._core.write_back()
+            self._core.inodes.evict()
             pairs = self._core.overlay.take_unjournaled()
             cuts, self._core.cuts = self._core.cuts, {}
             records = self._core.recorder.take_unjournaled()
             rows = [codec.encode(Cut(ino, size)) for ino, size in cuts.items()]
             groups = [pairs[start : start + _PAIRS_PER_ROW] for start in range(0, len(pairs), _PAIRS_PER_ROW)]
             rows += [codec.encode(Pairs(tuple(group))) for group in groups]
-            for chunk in self._files.take_fresh_chunks():
+            chunks = self._files.take_fresh_chunks()
+            for chunk in chunks:
                 rows += [
                     codec.encode(Page(chunk.ino, chunk.index, offset, data)) for offset, data in chunk.take_fresh()
                 ]
@@ -165,7 +170,9 @@ class Journal:
             staged, gone = self._entries.take_new(), self._entries.take_gone()
             if rows or staged or gone or meta is not None or truncate_before is not None:
                 try:
-                    await trio.to_thread.run_sync(self._write, rows, staged, gone, meta, truncate_before)
+                    await trio.to_thread.run_sync(
+                        self._write, rows, staged, gone, meta() if meta is not None else None, truncate_before
+                    )
                 except BaseException:
                     # Everything collected is still in memory: give it back, so that the next commit has it.
                     self._core.overlay.restore_unjournaled([key for key, _value in pairs])
@@ -173,7 +180,7 @@ class Journal:
                         self._core.truncated(ino, size)
                     self._core.recorder.unjournaled[:0] = records
                     self._entries.put_back(staged, gone)
-                    self._files.renew_all()
+                    self._files.give_back(chunks)
                     raise
                 self.records_journaled += len(records)
                 self.commits += 1

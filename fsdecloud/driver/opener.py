@@ -7,6 +7,7 @@ not begun it opens itself, what is being opened it waits for, so no chunk is ope
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from queue import SimpleQueue
 import trio
 
 from fsdecloud.driver.plaincache import Plain
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -103,14 +106,21 @@ class Opener:
                 job = self._queue.get()
                 if job is None:
                     return
-                job.prepare()
+                try:
+                    job.prepare()
+                except Exception:  # a hint
+                    log.exception("cannot ask the disk for a chunk")
                 waiting.append(job)
             job = waiting.popleft()
             with self._lock:
                 if job.is_cancelled:
                     continue
                 job.is_begun = True
-            plain = job.work(job.out)
+            try:
+                plain = job.work(job.out)
+            except Exception:  # the reader then opens it itself and gets the error; this thread serves all files
+                log.exception("cannot open a chunk ahead of its reader")
+                plain = None
             with self._lock:
                 self._ready.append((job.raw, plain))
                 waiter = job.waiter

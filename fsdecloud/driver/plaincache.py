@@ -17,8 +17,14 @@ Plain = bytes | bytearray
 _FREE_MAX: Final = 16
 """Unused buffers kept."""
 
-_UNSHARED: Final = 2
-"""sys.getrefcount of an object that one local variable holds (its own argument counts too)."""
+
+def _count_unshared() -> int:
+    """Return what sys.getrefcount says of an object that only one local variable holds: it differs between versions."""
+    alone = bytearray(1)
+    return sys.getrefcount(alone)
+
+
+_UNSHARED: Final = _count_unshared()
 
 
 class PlainCache:

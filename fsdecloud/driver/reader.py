@@ -15,7 +15,7 @@ import trio
 from fsdecloud import limits
 from fsdecloud.crypto.seal import Kind
 from fsdecloud.driver.core import Core
-from fsdecloud.driver.entries import Entries
+from fsdecloud.driver.entries import Entries, raise_first
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.opener import Opener
 from fsdecloud.driver.plaincache import Plain, PlainCache
@@ -228,10 +228,7 @@ class Reader:
                 for number, patch in enumerate(value.patches):
                     nursery.start_soon(load, number, patch.ref, Kind.PATCH)
         except BaseExceptionGroup as group:
-            failures = group.split(FsdecloudError)[0]
-            if failures is None:
-                raise
-            raise _first(failures) from group
+            raise_first(group)
         return results.get(-1), [results[number] for number in range(len(value.patches))]
 
     # ---- read-ahead ----------------------------------------------------------------------------------------------------
@@ -284,10 +281,3 @@ class Reader:
             self._plain.put(raw, plain if len(plain) == value.length else assemble(value, plain, (), value.length))
         except FsdecloudError as exc:
             log.debug("read-ahead: %s", exc)
-
-
-def _first(group: BaseException) -> BaseException:
-    """Return some leaf of an exception group."""
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group

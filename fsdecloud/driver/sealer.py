@@ -50,6 +50,8 @@ BATCH_BYTES: Final = 4 * limits.CHUNK_SIZE
 BATCH_CHUNKS: Final = 64
 """Small chunks share a thread hop."""
 
+_RETRY_STUCK: Final = 10.0
+
 _RETRY: Final = 1.0
 """Seconds until a full or failing disk is tried again."""
 
@@ -79,6 +81,8 @@ class Sealer:
         self._load_plain = load_plain
         self._queue: deque[DirtyChunk] = deque()
         self._busy: set[DirtyChunk] = set()
+        self._stuck: list[DirtyChunk] = []
+        """Chunks whose base is on peers that are away; tried again every few seconds."""
         self._wake = trio.Event()
         self._progress = trio.Event()
         self.dirty_bytes = 0
@@ -96,7 +100,7 @@ class Sealer:
 
     def waiting_chunks(self) -> list[DirtyChunk]:
         """Return all chunks with a closed layer."""
-        return [*self._queue, *self._busy]
+        return [*self._queue, *self._busy, *self._stuck]
 
     async def wait_progress(self) -> None:
         """Wait until some layer was sealed, or sealing failed."""
@@ -112,11 +116,21 @@ class Sealer:
         async with trio.open_nursery() as nursery:
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
+            nursery.start_soon(self._retry_stuck)
+
+    async def _retry_stuck(self) -> None:
+        while True:
+            await trio.sleep(_RETRY_STUCK)
+            if self._stuck:
+                self._queue.extend(self._stuck)
+                self._stuck.clear()
+                self._wake.set()
 
     async def _work(self) -> None:
         while True:
             while not self._queue:
-                self._wake = trio.Event()
+                if self._wake.is_set():  # both workers wait on the same event
+                    self._wake = trio.Event()
                 await self._wake.wait()
             batch = self._take_batch()
             self._busy.update(batch)
@@ -156,10 +170,10 @@ class Sealer:
             except RemoteError as exc:  # its base is on peers that are away: let others pass, try again later
                 log.warning("chunk %d of inode %d waits: %s", chunk.index, chunk.ino, exc)
                 batch.remove(chunk)
+                chunk.is_stuck = True
+                self._stuck.append(chunk)
                 self._busy.discard(chunk)
-                self._queue.append(chunk)
-                if len(self._queue) == 1:
-                    await trio.sleep(_RETRY)
+                self.notify()
         parts = [part for plan in plans for part in plan.parts]
         results = iter(await self._entries.stage(parts) if parts else [])
         for plan in plans:
@@ -202,13 +216,14 @@ class Sealer:
         if not chunk.layers or chunk.layers[0] is not layer:
             return  # the file was removed meanwhile
         chunk.layers.pop(0)
+        chunk.is_stuck = False
         self.dirty_bytes -= layer.extents.size
         raw = encode_chunk(value)
         self._core.overlay.put_at(layer.generation, chunk_key(chunk.ino, chunk.index), raw)
         chunk.renew()
         live = self._core.inodes.peek(chunk.ino)
         if live is not None:
-            live.allocated += extent(value) - extent(plan.old)
+            live.allocated = max(0, live.allocated + extent(value) - extent(plan.old))
             self._core.inodes.touch(live)
         self.on_value(chunk.ino, chunk.index)
         self._core.changed()

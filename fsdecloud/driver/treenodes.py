@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
+from typing import Final
 
 import trio
 
 from fsdecloud import limits
 from fsdecloud.crypto.seal import Kind, open_entry, seal
-from fsdecloud.driver.entries import Entries
+from fsdecloud.driver.entries import Entries, raise_first
 from fsdecloud.tree.lookup import missing
 from fsdecloud.tree.node import Node, NodeMissing, decode_node
 from fsdecloud.types import Ref
+
+_FETCHES: Final = 32
+"""Nodes fetched at once."""
 
 
 class TreeNodes:
@@ -51,9 +55,16 @@ class TreeNodes:
     async def fetch_paths(self, root: bytes, keys: list[bytes]) -> None:
         """Bring all nodes on the paths to `keys` (ascending) into memory, a level at a time."""
         while wanted := missing(self.get, root, keys):
+            for start in range(0, len(wanted), _FETCHES):
+                await self._fetch_all(wanted[start : start + _FETCHES])
+
+    async def _fetch_all(self, refs: list[bytes]) -> None:
+        try:
             async with trio.open_nursery() as nursery:
-                for ref in wanted:
+                for ref in refs:
                     nursery.start_soon(self.fetch, ref)
+        except BaseExceptionGroup as group:
+            raise_first(group)
 
     def seal(self, data: bytes) -> tuple[Ref, bytes]:
         """Seal an encoded node."""

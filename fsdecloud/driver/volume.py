@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,7 +35,7 @@ from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
-from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError, StoreError, UsageError
+from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, NoSpace, RemoteError, StoreError, UsageError
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.fs.records import Operation
@@ -60,6 +60,9 @@ log = logging.getLogger(__name__)
 
 LEDGER_TIMEOUT: Final = 60.0
 """Seconds a first mount on this machine waits for the ledger daemon to say where the volume stands."""
+
+SEAL_TIMEOUT: Final = 30.0
+"""Seconds that making everything durable waits for sealing; what is left then goes into the journal as it is."""
 
 LEDGER_RETRY: Final = 0.25
 
@@ -176,7 +179,7 @@ class Volume:
 
     async def sync(self, wait: str) -> None:
         """Make everything written so far D1; for "stored" and "anchored" also start committing it."""
-        await self.journal.flush()
+        await self._make_durable()
         if wait != "durable":
             self.anchors.poke(urgent=True)
             self.committer.poke()
@@ -209,6 +212,12 @@ class Volume:
                 await self.core.run(self.files.reap, live)
         except FsdecloudError as exc:
             log.info("inode %d is reaped later: %s", ino, exc)  # it stays listed as an orphan
+
+    async def _reap_orphans_in_time(self) -> None:
+        try:
+            await self.reap_orphans()
+        except FsdecloudError as exc:
+            log.info("files removed while open are reaped at a later mount: %s", exc)
 
     async def reap_orphans(self) -> None:
         """Delete what was removed while it was open, before the last unmount or crash."""
@@ -250,7 +259,7 @@ class Volume:
             nursery.start_soon(task)
         nursery.start_soon(self.uploads.run, self.agent)
         if not self.core.read_only:
-            await self.reap_orphans()
+            nursery.start_soon(self._reap_orphans_in_time)
         self.core.recorder.record(Operation.MOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
         self.core.changed()
         await self.journal.flush()
@@ -260,7 +269,7 @@ class Volume:
         """Take the volume's latest anchored state from the ledger, on a machine that has none of its own."""
         found = await self._ask_ledger()
         if not found.tx:
-            await self.committer.save_meta(self.committer.meta)
+            await self.committer.save_meta()
             return
         anchor = decode_tx(found.tx)
         if not isinstance(anchor, Anchor):
@@ -276,8 +285,8 @@ class Volume:
             host_map=manifest.host_map,
             takeover=True,
         )
-        await self.committer.save_meta(meta)
         self.committer.adopt(meta)
+        await self.committer.save_meta()
         self.core.overlay.root = meta.root
         self.anchors.height = found.height
         self.agent.restart()  # so that it starts from this manifest's location map
@@ -336,6 +345,13 @@ class Volume:
             await self.uploads.release()
         except StoreError as exc:
             log.warning("a stored segment stays in the staging area: %s", exc)
+        await self._make_durable()
+
+    async def _make_durable(self) -> None:
+        """Bring every dirty byte to D1: closed layers sealed or, where that cannot be, as pages."""
+        with trio.move_on_after(SEAL_TIMEOUT), suppress(NoSpace):
+            await self.files.make_sealed_or_pages(self.sealer.waiting_chunks())
+        self.files.journal_closed(self.sealer.waiting_chunks())
         await self.journal.flush()
 
     # ---- showing -------------------------------------------------------------------------------------------------------

@@ -190,10 +190,10 @@ class Operations(pyfuse3.Operations):
         if fields.update_gid:
             live.gid = attr.st_gid
         if fields.update_atime:
-            live.atime = attr.st_atime_ns
+            live.atime = _clamped(attr.st_atime_ns)
         if fields.update_mtime:
-            live.mtime = attr.st_mtime_ns
-        live.ctime = attr.st_ctime_ns if fields.update_ctime else time.time_ns()
+            live.mtime = _clamped(attr.st_mtime_ns)
+        live.ctime = _clamped(attr.st_ctime_ns) if fields.update_ctime else time.time_ns()
         # The kernel's own write-back of times comes with a handle and without atime: that is no operation of anybody's.
         by_program = fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime
         if by_program or (fields.update_mtime and fh is None):
@@ -260,8 +260,12 @@ class Operations(pyfuse3.Operations):
 
     async def _open(self, live: LiveInode, flags: int, caller: Caller) -> pyfuse3.FileInfo:
         handle = self._files.open(live, flags, caller)
-        if flags & os.O_TRUNC and live.size:
-            await self._files.truncate(live, 0)
+        if flags & os.O_TRUNC:
+            try:
+                await self._files.truncate(live, 0)
+            except BaseException:
+                self._files.release(handle)
+                raise
             self._core.record(Operation.TRUNCATE, caller, live, self._core.path_of(live))
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
@@ -284,8 +288,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._files.prepare_fsync(self._files.handle(fh).inode)
-        await self._volume.journal.flush()
+        await self._files.fsync(self._files.handle(fh).inode, self._volume.journal.flush)
 
     @guarded
     async def release(self, fh: int) -> None:
@@ -351,6 +354,11 @@ class Operations(pyfuse3.Operations):
     def _counted(self, live: LiveInode) -> pyfuse3.EntryAttributes:
         self._inodes.count_lookup(live.ino)
         return attributes_of(live, self._entry_timeout, self._attr_timeout)
+
+
+def _clamped(nanoseconds: int) -> int:
+    """Return a time that 64 bits can hold (the years 1678 to 2262), as ext4 clamps to what it can hold."""
+    return min(max(nanoseconds, -(1 << 63)), (1 << 63) - 1)
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

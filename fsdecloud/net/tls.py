@@ -44,8 +44,9 @@ WRITE_SIZE: Final = 256 * KIB
 UNDELIVERED_MAX: Final = 8 * MESSAGE_MAX
 """Bytes that may arrive without completing a message (`TlsStream.delivered`): stops endless empty fragments and pings."""
 
-_LAST_ACK_RECEIVED: Final = 56
-"""Offset of tcpi_last_ack_recv in struct tcp_info (linux/tcp.h): milliseconds since the last acknowledgement."""
+_LAST_DATA_RECEIVED: Final = 52
+"""Offset of tcpi_last_data_recv in struct tcp_info (linux/tcp.h): milliseconds since data arrived. tcpi_last_ack_recv,
+milliseconds since the last acknowledgement, comes next."""
 
 
 def make_certificate(seed: bytes) -> bytes:
@@ -123,7 +124,7 @@ class TlsStream(trio.abc.Stream):
         self._ended = False
         self._undelivered = 0
         self.last_received = trio.current_time()
-        """When the other side was last heard, on trio's clock."""
+        """When bytes of the other side were last read, on trio's clock."""
 
     @property
     def transport(self) -> trio.abc.Stream:
@@ -137,16 +138,25 @@ class TlsStream(trio.abc.Stream):
             raise RemoteProtocolError("the server sent no certificate")
         return der
 
+    def last_heard(self) -> float:
+        """Return when the other side last sent something, on trio's clock, be it read from the socket yet or not."""
+        return max(self.last_received, self._last_at_socket()[0])
+
     def last_progress(self) -> float:
         """Return when the other side last sent something, or its kernel last took something of ours, on trio's clock."""
+        return max(self.last_received, *self._last_at_socket())
+
+    def _last_at_socket(self) -> tuple[float, float]:
+        """Return when our kernel last got data and when an acknowledgement, to some milliseconds."""
         if not isinstance(self._transport, trio.SocketStream):
-            return self.last_received
+            return self.last_received, self.last_received
         try:
             info = self._transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
         except OSError:  # closed
-            return self.last_received
-        (milliseconds,) = struct.unpack_from("=I", info, _LAST_ACK_RECEIVED)
-        return max(self.last_received, trio.current_time() - float(milliseconds) / 1000)
+            return self.last_received, self.last_received
+        data, ack = struct.unpack_from("=II", info, _LAST_DATA_RECEIVED)
+        now = trio.current_time()
+        return now - data / 1000, now - ack / 1000
 
     async def do_handshake(self) -> None:
         """Finish the handshake. Raises PeerUnavailable when the other side ends it or speaks something else."""

@@ -24,6 +24,7 @@ from typing import Final, NoReturn, TypeVar
 
 import trio
 import trio_websocket
+import wsproto.events
 import wsproto.utilities
 from wsproto import ConnectionType
 
@@ -57,7 +58,8 @@ QUEUE_SIZE: Final = 2
 """Messages that wait to be taken with `receive`. The reader answers no ping while the queue is full."""
 
 PONG_TIMEOUT: Final = 10.0
-"""A ping unanswered for this long is a dead line: noticed within KEEPALIVE + PONG_TIMEOUT = 30 s."""
+"""A ping unanswered for this long is a dead line: noticed within KEEPALIVE + PONG_TIMEOUT = 30 s, and the time that the
+ping itself takes to the other kernel where that one still acknowledges."""
 
 SILENCE_MAX: Final = 2.5 * KEEPALIVE
 """A server forgets a client after this much silence; a living one pings well before."""
@@ -146,19 +148,39 @@ class Channel:
         return self._stream.last_progress()
 
     async def _keep_alive(self) -> None:
-        """Ping a silent server; break the channel when it stays silent."""
-        while True:
-            silent = trio.current_time() - self._stream.last_received
-            if silent < KEEPALIVE:
-                await trio.sleep(KEEPALIVE - silent)
-                continue
-            with trio.move_on_after(PONG_TIMEOUT) as scope, suppress(trio_websocket.ConnectionClosed):
-                await self._websocket.ping()
-            if scope.cancelled_caught and trio.current_time() - self.last_progress() >= PONG_TIMEOUT:
-                log.info("%s does not answer; dropped", self.remote)
-                await trio.aclose_forcefully(self._stream)
-            if self.is_closed:
-                return
+        """Ping a silent server; break the channel when it stays silent.
+
+        One ping per silence, because its own acknowledgement is progress: a machine whose process hangs acknowledges every
+        ping, and would seem alive for ever if each deadline brought another.
+        """
+        async with open_background() as nursery:
+            while not self.is_closed:
+                heard = self._stream.last_heard()
+                asked = trio.current_time()
+                if asked - heard < KEEPALIVE:
+                    await trio.sleep_until(heard + KEEPALIVE)
+                    continue
+                nursery.start_soon(self._ping)
+                if not await self._is_alive(asked):
+                    log.info("%s does not answer; dropped", self.remote)
+                    await trio.aclose_forcefully(self._stream)
+                    return
+
+    async def _ping(self) -> None:
+        """Send a ping. It may wait behind a large message; cancelled half sent it would break the channel."""
+        # trio-websocket's ping() would also wait for the pong, and keep a word of each that never comes
+        with suppress(trio_websocket.ConnectionClosed, wsproto.utilities.LocalProtocolError):
+            await self._websocket._send(wsproto.events.Ping())  # noqa: SLF001
+
+    async def _is_alive(self, asked: float) -> bool:
+        """Return True once anything has arrived since `asked`, False when PONG_TIMEOUT has passed without progress."""
+        while self._stream.last_heard() < asked and not self.is_closed:
+            now = trio.current_time()
+            end = max(asked, self.last_progress()) + PONG_TIMEOUT
+            if now >= end:
+                return False
+            await trio.sleep_until(min(end, now + KEEPALIVE))  # the next silence begins with the answer
+        return True
 
     async def _watch_silence(self) -> None:
         """Break the channel of a client that has gone without a word."""
