@@ -46,6 +46,44 @@ def test_as_on_a_plain_disk(network: Network, name: str) -> None:
     network.run("rm", "-rf", network.mountpoint / name)
 
 
+def test_without_the_write_cache_and_attribute_caches_of_the_kernel(network: Network) -> None:
+    """What the kernel answers by itself in the other tests, the driver answers here."""
+    volume = network.volume
+    network.umount()
+    options = "nowriteback,attr_timeout=0,entry_timeout=0"
+    network.decloud("mount", volume, network.mountpoint, "-o", options)
+    names = ["hard_links", "memory_maps", "open_flags", "removed_while_open", "sparse_files", "times"]
+    names += ["times_that_attribute_changes_set", "times_that_name_changes_set", "truncate_patched_chunks"]
+    differing = []
+    for name in names:
+        inside = run_scenario(network, name, network.mountpoint / f"bare-{name}")
+        outside = run_scenario(network, name, network.work / f"bare-{name}")
+        if inside != outside:
+            differing.append((name, inside, outside))
+    network.run("sh", "-c", f"rm -rf {network.mountpoint}/bare-* {network.work}/bare-*")
+    network.umount()
+    network.mount()
+    assert differing == []
+
+
+def test_records_of_long_paths(network: Network) -> None:
+    """More bytes of records than one entry or one message may hold: they are shown, committed, and shown again."""
+    place = network.mountpoint / ("d" * 250) / ("e" * 250) / ("f" * 250)
+    script = "import os, sys\nos.makedirs(sys.argv[1])\nfor i in range(3000): open(f'{sys.argv[1]}/{i}', 'w').close()\n"
+    network.run(sys.executable, "-c", script, place)
+
+    def created() -> int:
+        lines = network.decloud("log", network.volume, "--json", deadline=DEADLINE).json_lines()
+        return sum(line["operation"] == "create" and "fff/" in line["path"] for line in lines)
+
+    assert created() == 3000
+    network.umount()
+    network.mount()
+    network.sync("stored")
+    assert created() == 3000
+    network.run("rm", "-r", network.mountpoint / ("d" * 250))
+
+
 def test_large_extended_attribute(network: Network) -> None:
     """64 KiB, the kernel's limit; ext4 keeps no more than a block."""
     path = network.mountpoint / "xattr"
