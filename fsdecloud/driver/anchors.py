@@ -109,6 +109,7 @@ class Anchors:
                     await self._settle()
                 if self._is_due():
                     await self._anchor(self._committer.latest)
+                self._note_unchanged()
                 self.last_error = ""
             except FsdecloudError as exc:
                 self.last_error = f"anchor: {exc}"
@@ -123,6 +124,13 @@ class Anchors:
         if commit.root != meta.anchored_root or commit.changes or self._urgent:
             return True
         return trio.current_time() - self._last >= READS_INTERVAL
+
+    def _note_unchanged(self) -> None:
+        """A commit that changed nothing, neither root nor records, is anchored as soon as the one before is."""
+        meta, commit = self._committer.meta, self._committer.latest
+        if not meta.inflight and commit.root == meta.anchored_root and not commit.batches:
+            self.anchored_sequence = max(self.anchored_sequence, commit.change_sequence)
+            self.on_change()
 
     # ---- making an anchor --------------------------------------------------------------------------------------------
     async def _anchor(self, commit: Commit) -> None:
