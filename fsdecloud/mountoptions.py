@@ -50,7 +50,7 @@ class MountOptions:
     passfile: str = ""
     """File that holds the passphrase, mode 0600."""
     kernel: tuple[str, ...] = ()
-    """Flags handed to the kernel as they are: noexec, nosuid, nodev, noatime, sync, dirsync, allow_root."""
+    """Flags handed to the kernel as they are: noexec, nosuid, suid, nodev, dev, noatime, sync, dirsync, allow_root."""
 
 
 IGNORED: Final = frozenset(
@@ -70,8 +70,11 @@ _KERNEL: Final = {
 }  # fmt: skip
 """Kernel flag and the option that takes it back."""
 
-_KERNEL_SENT: Final = frozenset(("noexec", "nosuid", "nodev", "noatime", "sync", "dirsync", "allow_root"))
-"""Those libfuse knows; nodiratime follows from noatime for a file system whose access times are its own."""
+_KERNEL_SENT: Final = frozenset(
+    ("noexec", "nosuid", "suid", "nodev", "dev", "noatime", "sync", "dirsync", "allow_root")
+)
+"""Those libfuse knows, and suid and dev, because libfuse mounts without both unless told; nodiratime follows from noatime for a
+file system whose access times are its own."""
 
 SECRET_WORDS: Final = (
     "pass",
@@ -159,13 +162,13 @@ def parse_options(
             if not equals:
                 raise UsageError(f"mount option {name!r} needs a value: {name}=…")
             values[key] = _VALUES[key](value, f"mount option {name}")
-        elif item in _KERNEL:
-            if item in _KERNEL_SENT:
-                kernel[item] = None
-        elif item in _KERNEL.values():
+        elif item in _KERNEL or item in _KERNEL.values():
+            kernel.pop(_KERNEL.get(item, ""), None)
             for flag_name, opposite in _KERNEL.items():
                 if opposite == item:
                     kernel.pop(flag_name, None)
+            if item in _KERNEL_SENT:
+                kernel[item] = None
         elif item == "remount":
             raise UsageError("a mounted volume cannot change its options: unmount it and mount it again")
         elif key in SECRET_WORDS:
