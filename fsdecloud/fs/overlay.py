@@ -13,7 +13,7 @@ the frozen generation (a chunk whose sealing began before the freeze) goes to `f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sortedcontainers import SortedDict
 
@@ -67,37 +67,14 @@ class Overlay:
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the live pairs with start <= key < stop, ascending. The map must not change meanwhile.
 
+        Lazy: who stops after some pairs has paid for those, however many there are.
         Raises tree.NodeMissing from within the iteration; start again after fetching the node.
         """
-        pending: dict[bytes, bytes | None] = {
-            key: self.frozen[key] for key in self.frozen.irange(start, stop, (True, False))
-        }
-        for key in self.current.irange(start, stop, (True, False)):
-            pending[key] = self.current[key]
         base = scan(self._get, self.root, start, stop) if self.root else iter(())
-        if not pending:
-            yield from base
-            return
-        waiting = iter(sorted(pending))
-        upper = next(waiting, None)
-        for key, value in base:
-            while upper is not None and upper < key:
-                new = pending[upper]
-                if new is not None:
-                    yield upper, new
-                upper = next(waiting, None)
-            if upper == key:
-                new = pending[key]
-                if new is not None:
-                    yield key, new
-                upper = next(waiting, None)
-            else:
+        upper = _merged(_pairs(self.frozen, start, stop), _pairs(self.current, start, stop))
+        for key, value in _merged(base, upper):
+            if value is not None:
                 yield key, value
-        while upper is not None:
-            new = pending[upper]
-            if new is not None:
-                yield upper, new
-            upper = next(waiting, None)
 
     def scan_prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the live pairs whose key starts with `prefix`."""
@@ -139,3 +116,28 @@ class Overlay:
     def has_changes(self) -> bool:
         """Whether anything waits for a commit."""
         return bool(self.current)
+
+
+def _pairs(layer: SortedDict[bytes, bytes | None], start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+    for key in layer.irange(start, stop, (True, False)):
+        yield key, layer[key]
+
+
+def _merged(
+    lower: Iterable[tuple[bytes, bytes | None]], upper: Iterable[tuple[bytes, bytes | None]]
+) -> Iterator[tuple[bytes, bytes | None]]:
+    """Merge two ascending streams of pairs; of equal keys the upper one's counts."""
+    waiting = iter(upper)
+    above = next(waiting, None)
+    for pair in lower:
+        while above is not None and above[0] < pair[0]:
+            yield above
+            above = next(waiting, None)
+        if above is not None and above[0] == pair[0]:
+            yield above
+            above = next(waiting, None)
+        else:
+            yield pair
+    if above is not None:
+        yield above
+        yield from waiting
