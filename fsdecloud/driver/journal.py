@@ -1,9 +1,10 @@
-"""Group commit: what changed since the last one becomes durable in one LMDB transaction, by one writer at a time.
+"""Group commit: what changed since the last one becomes durable in one record of the log, by one writer at a time.
 
-`collect` gathers rows in the event loop, a worker thread syncs the staged segments and commits, and everyone who waited
-for a change that was collected is told. `fsync` asks for the next commit at once; anything else is journaled within
-GROUP_COMMIT_DELAY. The rows are an exact account: replaying them over the committed tree gives the state at the last
-commit, dirty pages included.
+`commit` gathers rows in the event loop, a worker thread syncs the staged segments and writes, and everyone who waited for a
+change that was collected is told. A small group that names no new segment bytes is written in the event loop, while the
+disk is quick: the thread hop would take longer (`StateStore.is_quick`). `fsync` commits at once, or with the next group if
+one is being written; anything else is journaled within GROUP_COMMIT_DELAY. The rows are an exact account: replaying them
+over the committed tree gives the state at the last commit, dirty pages included.
 
     Pairs     keys of the tree's map, last value each
     Cut       a file was cut: earlier page rows past this size are void
@@ -26,7 +27,7 @@ from fsdecloud import codec, limits
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
-from fsdecloud.errors import MalformedError, NoSpace, StoreError, StoreFull
+from fsdecloud.errors import FsdecloudError, MalformedError, NoSpace, StoreError, StoreFull
 from fsdecloud.store.segments import Location
 from fsdecloud.store.state import StateStore
 from fsdecloud.types import EntryId
@@ -102,13 +103,21 @@ class Journal:
     # ---- asking ----------------------------------------------------------------------------------------------------
     async def flush(self) -> None:
         """Make all that changed before this call durable. Raises NoSpace or StoreError if that fails."""
+        if not self._lock.locked():
+            try:
+                await self.commit()
+            except StoreError as exc:
+                self.error = exc
+                self._wake.set()
+                raise _as_seen(exc) from exc
+            return
         self._requested += 1
         ticket = self._requested
         self._urgent.set()
         self._wake.set()
         while self._finished < ticket:
             if self.error is not None:
-                raise NoSpace(str(self.error)) if isinstance(self.error, StoreFull) else self.error
+                raise _as_seen(self.error)
             await self._done.wait()
 
     async def wait_commit(self) -> None:
@@ -136,6 +145,8 @@ class Journal:
             self._urgent = trio.Event()
             try:
                 await self.commit()
+                if self._store.wants_preparation:
+                    await self._prepare()
             except StoreError as exc:
                 if self.error is None:
                     log.error("the journal cannot be written: %s", exc)
@@ -170,9 +181,13 @@ class Journal:
             staged, gone = self._entries.take_new(), self._entries.take_gone()
             if rows or staged or gone or meta is not None or truncate_before is not None:
                 try:
-                    await trio.to_thread.run_sync(
-                        self._write, rows, staged, gone, meta() if meta is not None else None, truncate_before
-                    )
+                    is_plain = not staged and meta is None and truncate_before is None
+                    if is_plain and self._store.is_quick(sum(map(len, rows))):
+                        self._write(rows, staged, gone, None, None)
+                    else:
+                        await trio.to_thread.run_sync(
+                            self._write, rows, staged, gone, meta() if meta is not None else None, truncate_before
+                        )
                 except BaseException:
                     # Everything collected is still in memory: give it back, so that the next commit has it.
                     self._core.overlay.restore_unjournaled([key for key, _value in pairs])
@@ -184,6 +199,9 @@ class Journal:
                     raise
                 self.records_journaled += len(records)
                 self.commits += 1
+                if self._store.wants_preparation:
+                    self._urgent.set()
+                    self._wake.set()
             self._finished = max(self._finished, ticket)
             self.durable_sequence = max(self.durable_sequence, sequence)
             self.error = None
@@ -205,9 +223,21 @@ class Journal:
         metas = {META: meta} if meta is not None else {}
         self._store.commit(rows, staged=staged, unstaged=gone, meta=metas, truncate_before=truncate_before)
 
+    async def _prepare(self) -> None:
+        """Have the next log file ready before it is needed."""
+        try:
+            await trio.to_thread.run_sync(self._store.prepare)
+        except StoreError as exc:
+            log.warning("the next journal file is not prepared: %s", exc)
+
     def _tell(self) -> None:
         event, self._done = self._done, trio.Event()
         event.set()
+
+
+def _as_seen(error: StoreError) -> FsdecloudError:
+    """Return the error that a program's fsync fails with."""
+    return NoSpace(str(error)) if isinstance(error, StoreFull) else error
 
 
 def replay(core: Core, files: Files, rows: Iterable[tuple[int, list[bytes]]], batched: int) -> int:

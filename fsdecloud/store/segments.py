@@ -118,7 +118,7 @@ class SegmentStore:
             try:
                 make_private_dir(directory)
             except OSError as exc:
-                raise _store_error(exc, f"cannot make {directory}") from exc
+                raise store_error(exc, f"cannot make {directory}") from exc
         self._current = max(self.sizes(), default=0) + 1
 
     # ---- writing ---------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ class SegmentStore:
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except OSError as exc:
-                raise _store_error(exc, f"cannot make {path}") from exc
+                raise store_error(exc, f"cannot make {path}") from exc
             self._tail = _File(fd, self._current)
             self._size = 0
             self._names_unsynced = True
@@ -348,7 +348,7 @@ class SegmentStore:
             try:
                 written = self._disk.pwritev(tail.fd, rest, offset)
             except OSError as exc:
-                raise _store_error(exc, f"cannot write {self.path(tail.number)}") from exc
+                raise store_error(exc, f"cannot write {self.path(tail.number)}") from exc
             if not written and total:
                 raise StoreError(f"cannot write {self.path(tail.number)}: the disk takes no bytes and gives no reason")
             total -= written
@@ -411,7 +411,7 @@ def _reason(exc: OSError) -> str:
     return exc.strerror or str(exc)
 
 
-def _store_error(exc: OSError, what: str) -> StoreError:
+def store_error(exc: OSError, what: str) -> StoreError:
     """Translate an error of the operating system."""
     if exc.errno in _FULL:
         return StoreFull(f"{what}: {_reason(exc)}")

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fsdecloud.errors import StoreCorrupt, StoreFull
+from fsdecloud.errors import StoreCorrupt, StoreError, StoreFull
+from fsdecloud.store import state as state_module
 from fsdecloud.store.environment import open_environment
 from fsdecloud.store.segments import Location, SegmentStore
-from fsdecloud.store.state import PART_SIZE, StateStore
+from fsdecloud.store.state import StateStore
+from fsdecloud.store.wal import FILE_SIZE
 from fsdecloud.types import EntryId, VolumeId
 
 KEY = bytes(range(32))
@@ -43,34 +45,35 @@ def test_a_commit_is_replayed_in_order(tmp_path):
         assert state.commit([b"four"]) == 4
 
 
-@pytest.mark.parametrize("size", [PART_SIZE - 49, PART_SIZE - 48, PART_SIZE, 3 * PART_SIZE, 5 << 20])
-def test_42_large_transactions_are_split(tmp_path, size):
+@pytest.mark.parametrize("size", [0, 1, 2039, 2041, 4080, 4096, FILE_SIZE - 4096, FILE_SIZE, 3 * FILE_SIZE])
+def test_42_transactions_of_any_size(tmp_path, size):
     rows = [os.urandom(size), b"after"]
     with open_state(tmp_path) as state:
         state.commit(rows)
-        assert list(state.replay()) == [(1, rows)]
-        assert state.statistics().journal_values >= size // PART_SIZE
-        with state._env.read() as txn:
-            assert max(len(value) for _, value in txn.cursor(state._journal_db)) <= PART_SIZE
-        state.commit([b"x"], truncate_before=2)
-        assert list(state.replay()) == [(2, [b"x"])]
+        state.commit([b"next"])
+        assert list(state.replay()) == [(1, rows), (2, [b"next"])]
+    with open_state(tmp_path) as state:
+        assert list(state.replay()) == [(1, rows), (2, [b"next"])]
+        state.commit([b"x"], truncate_before=3)
+        assert list(state.replay()) == [(3, [b"x"])]
 
 
 def test_meta_and_staged(tmp_path):
     with open_state(tmp_path) as state:
         assert state.meta("volume") is None
         places = {entry(i): Location(i // 100 + 1, i, i * 7) for i in range(3000)}
-        assert state.commit([], staged=places.items(), meta={"volume": b"secret value", "other": b""}) == 0
+        assert state.commit([], staged=places.items(), meta={"volume": b"secret value", "other": b""}) == 1
+        assert state.meta("volume") == b"secret value"
         assert dict(state.staged()) == places
         assert list(dict(state.staged())) == sorted(places)
-        assert state.commit([b"row"], unstaged=[entry(i) for i in range(2999)] + [entry(9999)]) == 1
+        assert state.commit([b"row"], unstaged=[entry(i) for i in range(2999)] + [entry(9999)]) == 2
         assert dict(state.staged()) == {entry(2999): places[entry(2999)]}
         state.commit([], meta={"volume": b"changed"})
     with open_state(tmp_path) as state:
         assert state.meta("volume") == b"changed"
         assert state.meta("other") == b""
         statistics = state.statistics()
-        assert (statistics.last_sequence, statistics.journal_values, statistics.staged_entries) == (1, 1, 1)
+        assert (statistics.last_sequence, statistics.staged_entries) == (3, 1)
 
 
 def test_numbers_grow_over_an_emptied_journal(tmp_path):
@@ -82,9 +85,9 @@ def test_numbers_grow_over_an_emptied_journal(tmp_path):
         state.commit([], truncate_before=1000)
         assert list(state.replay()) == []
     with open_state(tmp_path) as state:
-        assert state.last_sequence == 5
-        assert state.commit([b"next"], truncate_before=3) == 6
-        assert list(state.replay()) == [(6, [b"next"])]
+        assert state.last_sequence == 7
+        assert state.commit([b"next"], truncate_before=3) == 8
+        assert list(state.replay()) == [(8, [b"next"])]
 
 
 def test_nothing_is_in_the_clear(tmp_path):
@@ -106,7 +109,7 @@ def test_each_salt_is_used_once(tmp_path):
     with open_state(tmp_path, salt_source=source) as state:
         state.commit([b"a", b"b"], meta={"x": b"1", "y": b"2"})
         state.commit([b"a"])
-    assert len(salts) == 1 + 3 + 1
+    assert len(salts) == len(set(salts)) == 1 + 1 + 1 + 2  # whose it is, two commits, a checkpoint of two values
     assert {len(salt) for salt in salts} == {32}
 
 
@@ -121,18 +124,15 @@ def test_20_of_another_volume_or_under_another_key(tmp_path):
 
 def change(tmp_path, edit):
     with open_environment(tmp_path, 1 << 30, 4) as env:
-        journal, meta, staged = env.database(b"journal"), env.database(b"meta"), env.database(b"staged")
+        meta, staged = env.database(b"meta"), env.database(b"staged")
         with env.write() as txn:
-            edit(txn, journal, meta, staged)
+            edit(txn, meta, staged)
 
 
 def test_19_damage_in_a_value_is_noticed(tmp_path):
     with open_state(tmp_path) as state:
         for i in range(4):
             state.commit([b"%d" % i], meta={"m": b"x"}, staged=[(entry(i), Location(1, 2, 3))])
-        state.commit([os.urandom(PART_SIZE * 2)])
-    journal_key = (2).to_bytes(8, "big") + bytes(4)
-    last_key = (5).to_bytes(8, "big")
 
     def flip(value: bytes, position: int) -> bytes:
         return value[:position] + bytes([value[position] ^ 1]) + value[position + 1 :]
@@ -144,39 +144,56 @@ def test_19_damage_in_a_value_is_noticed(tmp_path):
             use(state)
         (tmp_path / "data.mdb").write_bytes(kept)
 
-    def replay(state):
-        list(state.replay())
-
-    for position in (0, 31, 32, -1):
-        attempt(lambda t, j, m, s, p=position: t.put(journal_key, flip(t.get(journal_key, db=j), p), db=j), replay)
-    attempt(lambda t, j, m, s: t.put(journal_key, b"", db=j), replay)
-    attempt(lambda t, j, m, s: t.delete(journal_key, db=j), replay)
-    attempt(lambda t, j, m, s: t.put(journal_key, t.get((3).to_bytes(8, "big") + bytes(4), db=j), db=j), replay)
-    attempt(lambda t, j, m, s: t.delete(last_key + (1).to_bytes(4, "big"), db=j), replay)
-    attempt(lambda t, j, m, s: t.delete(last_key + (2).to_bytes(4, "big"), db=j), replay)
-    attempt(lambda t, j, m, s: t.put(b"m", flip(t.get(b"m", db=m), 40), db=m), lambda state: state.meta("m"))
-    attempt(lambda t, j, m, s: t.put(b"m", b"", db=m), lambda state: state.meta("m"))
-    attempt(lambda t, j, m, s: t.put(entry(1), b"\xff", db=s), lambda state: list(state.staged()))
-    attempt(lambda t, j, m, s: t.put(b"short", t.get(entry(1), db=s), db=s), lambda state: list(state.staged()))
+    attempt(lambda t, m, s: t.put(b"m", flip(t.get(b"m", db=m), 40), db=m), lambda state: state.meta("m"))
+    attempt(lambda t, m, s: t.put(b"m", b"", db=m), lambda state: state.meta("m"))
+    attempt(lambda t, m, s: t.put(entry(1), b"\xff", db=s), lambda state: list(state.staged()))
+    attempt(lambda t, m, s: t.put(b"short", t.get(entry(1), db=s), db=s), lambda state: list(state.staged()))
     with open_state(tmp_path) as state:
-        assert len(list(state.replay())) == 5
+        assert len(list(state.replay())) == 4
 
 
-def test_35_a_full_map_loses_nothing(tmp_path):
+def test_19_damage_in_the_log_is_noticed(tmp_path):
+    """After a clean end every damaged record is an error; what follows the last one is not looked at."""
+    with open_state(tmp_path) as state:
+        for i in range(4):
+            state.commit([b"%d" % i])
+    (log,) = tmp_path.glob("*.wal")
+    kept = log.read_bytes()
+    for record in range(1, 5):
+        for position in (0, 16, 24, 28, 60, 70):
+            data = bytearray(kept)
+            data[record * 4096 + position] ^= 1
+            log.write_bytes(data)
+            with pytest.raises(StoreCorrupt):
+                open_state(tmp_path)
+    log.write_bytes(kept[: 3 * 4096])
+    with pytest.raises(StoreCorrupt):
+        open_state(tmp_path)
+    log.write_bytes(bytes(len(kept)))
+    with pytest.raises(StoreCorrupt):
+        open_state(tmp_path)
+    log.unlink()
+    with pytest.raises(StoreCorrupt):
+        open_state(tmp_path)
+    log.write_bytes(kept[:-4096] + os.urandom(4096))
+    with open_state(tmp_path) as state:
+        assert [rows for _, rows in state.replay()] == [[b"%d" % i] for i in range(4)]
+
+
+def test_35_a_full_map_loses_nothing(tmp_path, monkeypatch):
+    """What does not fit into LMDB stays in the log and in memory; space freed, the next checkpoint takes it."""
+    monkeypatch.setattr(state_module, "CHECKPOINT_ITEMS", 3000)
     with open_state(tmp_path, map_size=1 << 20) as state:
-        kept = []
-        with pytest.raises(StoreFull):  # noqa: PT012 - the commit that fills it is not known beforehand
-            for i in range(1000):
-                row = bytes([i % 256]) * 20000
-                state.commit([row], staged=[(entry(i), Location(1, i, 1))])
-                kept.append(row)
-        assert [rows for _, rows in state.replay()] == [[row] for row in kept]
-        assert state.last_sequence == len(kept)
-        assert len(dict(state.staged())) == len(kept)
-        # Space freed: it goes on without being opened again. LMDB reuses freed pages two transactions later.
-        state.commit([], truncate_before=len(kept) // 2)
-        state.commit([], meta={"a": b"1"})
-        assert state.commit([b"again"]) == len(kept) + 1
+        for i in range(0, 20_000, 100):
+            state.commit([b"row"], staged=[(entry(i + j), Location(1, i + j, 1)) for j in range(100)])
+        with pytest.raises(StoreFull):
+            state.checkpoint()
+        assert len(list(state.replay())) == 200
+        state.commit([], unstaged=[entry(i) for i in range(100, 20_000)], truncate_before=11)
+        assert len(list(state.replay())) == 190
+        assert dict(state.staged()) == {entry(i): Location(1, i, 1) for i in range(100)}
+    with open_state(tmp_path, map_size=1 << 20) as state:
+        assert len(dict(state.staged())) == 100
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -200,7 +217,7 @@ def test_against_a_model(tmp_path_factory, steps):
             state = open_state(path)
         else:
             sequence = state.commit(rows, truncate_before=bound or None)
-            last += bool(rows)
+            last += 1
             assert sequence == last
             if rows:
                 journal[sequence] = rows
@@ -270,4 +287,82 @@ def test_43_churn_keeps_the_file_small(tmp_path):
             while sum(size for number, size in sizes.items() if number >= oldest) > live:
                 oldest += 1
             sizes[state.commit(rows, truncate_before=oldest)] = sum(len(row) for row in rows)
-        assert state.statistics().file_bytes < 5 * live
+        assert state.statistics().file_bytes < 1 << 20
+        assert state.statistics().log_bytes < 5 * live
+        assert sum(path.stat().st_size for path in tmp_path.glob("*.wal")) < 6 * live
+
+
+def first_format(path, groups: dict[int, list[bytes]], floor: int) -> None:
+    """Write a store as the first format had it."""
+    from fsdecloud import codec
+    from fsdecloud.crypto.rows import seal_rows
+
+    with open_environment(path, 1 << 30, 4) as env:
+        volume, journal = env.database(b"volume"), env.database(b"journal")
+        with env.write() as txn:
+            salt = os.urandom(32)
+            check = salt + seal_rows(KEY, salt, 0, [b"fsdecloud state 1"], table=b"volume" + VOLUME)[0]
+            txn.put(b"volume", VOLUME + check, db=volume)
+            txn.put(b"floor", floor.to_bytes(8, "big"), db=volume)
+            for sequence, rows in groups.items():
+                payload = codec.encode(rows)
+                parts = [payload[at : at + 1000] for at in range(0, len(payload), 1000)]
+                salt = os.urandom(32)
+                for number, part in enumerate(seal_rows(KEY, salt, sequence, parts)):
+                    key = sequence.to_bytes(8, "big") + number.to_bytes(4, "big")
+                    txn.put(key, part if number else salt + part, db=journal)
+
+
+def test_31_32_a_store_of_the_first_format_is_brought_up(tmp_path):
+    """Whatever step the migration ends at, it is done again or was done."""
+    groups = {sequence: [b"row %d" % sequence, b"x" * sequence * 300] for sequence in range(5, 12)}
+    written = 0
+
+    class Dying:
+        """Fails for ever from the n-th write on."""
+
+        def __init__(self, count: int) -> None:
+            self.left = count
+
+        def _step(self) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(5, "gone")
+
+        def pwritev(self, fd, buffers, offset):
+            self._step()
+            return os.pwritev(fd, buffers, offset)
+
+        def fdatasync(self, fd):
+            self._step()
+            os.fdatasync(fd)
+
+        def fsync(self, fd):
+            self._step()
+            os.fsync(fd)
+
+    for step in range(100):
+        path = tmp_path / str(step)
+        path.mkdir(mode=0o700)
+        first_format(path, groups, 4)
+        try:
+            open_state(path, disk=Dying(step)).close()
+            written = step
+        except StoreError:
+            with open_state(path) as state:
+                assert list(state.replay()) == list(groups.items())
+                assert state.commit([b"new"]) == 12
+            with open_state(path) as state:
+                assert list(state.replay()) == [*groups.items(), (12, [b"new"])]
+            continue
+        break
+    assert written > 8
+    with open_state(tmp_path / str(written)) as state:
+        assert list(state.replay()) == list(groups.items())
+
+
+def test_31_a_newer_format_is_refused(tmp_path):
+    with open_state(tmp_path) as state, state._env.write() as txn:
+        txn.put(b"volume", VOLUME + state._seal(b"volume" + VOLUME, b"fsdecloud state 3"), db=state._volume_db)
+    with pytest.raises(StoreCorrupt, match="a format that this release does not know"):
+        open_state(tmp_path)
