@@ -23,7 +23,7 @@ from fsdecloud.agent.service import Service
 from fsdecloud.crypto.keys import deal_seed
 from fsdecloud.errors import FsdecloudError
 from fsdecloud.net.nursery import open_background
-from fsdecloud.net.pool import open_pool
+from fsdecloud.net.pool import Owner, open_pool
 from fsdecloud.net.unix import stream_from_fd
 from fsdecloud.wire.agentapi import AgentHello
 
@@ -38,11 +38,12 @@ NICE: Final = 5
 
 
 @asynccontextmanager
-async def open_transport(hello: AgentHello) -> AsyncIterator[Transport]:
+async def open_transport(hello: AgentHello, owner: Owner) -> AsyncIterator[Transport]:
     """Open the connections to peers."""
     async with open_pool(
         network=hello.network,
         deal_seed=lambda peer: deal_seed(hello.deal_secret, peer),
+        owner=owner,
         nonce=lambda: os.urandom(32),
     ) as pool:
         yield pool

@@ -19,7 +19,9 @@ from fsdecloud.agent.peers import Transport
 from fsdecloud.agent.stack import Stack, open_stack
 from fsdecloud.errors import FsdecloudError, LocalProtocolError, RemoteError
 from fsdecloud.net.nursery import open_background
+from fsdecloud.net.pool import Owner
 from fsdecloud.net.unix import Handler, RpcConnection, open_rpc
+from fsdecloud.types import PeerId
 from fsdecloud.wire.agentapi import (
     AgentHello,
     AgentReady,
@@ -28,10 +30,12 @@ from fsdecloud.wire.agentapi import (
     Empty,
     FetchedEntry,
     FetchEntry,
+    GrantKey,
     Holders,
     LedgerTip,
     LedgerVolume,
     MapCommit,
+    PeerName,
     Registry,
     Stored,
     StoreEntries,
@@ -41,8 +45,11 @@ from fsdecloud.wire.agentapi import (
 
 log = logging.getLogger(__name__)
 
-OpenTransport = Callable[[AgentHello], AbstractAsyncContextManager[Transport]]
+OpenTransport = Callable[[AgentHello, Owner], AbstractAsyncContextManager[Transport]]
 """How the connections to peers are made: `net.pool`, or a test's stand-in."""
+
+ASK_TIMEOUT: Final = 8.0
+"""Seconds in which the driver must answer: less than a peer waits for a hello."""
 
 NOTICE_RETRY: Final = 0.05
 """Seconds until the next try while the driver does not read its notices."""
@@ -58,12 +65,15 @@ class Service:
         self._answered = trio.Event()
         self._failure: FsdecloudError | None = None
         self._stack: Stack | None = None
+        self._connection: RpcConnection | None = None
+        self._owners: dict[PeerId, bytes] = {}
         self._notices: deque[tuple[str, Stored | Anchored | LedgerTip]] = deque()
         self._wake_notices = trio.Event()
 
     async def run(self, stream: trio.abc.Stream) -> None:
         """Serve the driver at the other end of `stream` until it closes it."""
         async with open_rpc(stream, self._handlers()) as connection, open_background() as nursery:
+            self._connection = connection
             nursery.start_soon(self._work)
             nursery.start_soon(self._send_notices, connection)
             await connection.wait_closed()
@@ -73,7 +83,8 @@ class Service:
         await self._said_hello.wait()
         assert self._hello is not None
         try:
-            async with open_stack(self._hello, self._open_transport, self._notify) as stack:
+            transport = self._open_transport(self._hello, self._owner)
+            async with open_stack(self._hello, transport, self._notify) as stack:
                 self._stack = stack
                 self._answered.set()
                 stack.outbox.announce()
@@ -83,6 +94,14 @@ class Service:
                 raise  # it failed while it worked: end, so that the driver starts a new agent
             self._failure = exc
             self._answered.set()
+
+    async def _owner(self, peer: PeerId) -> bytes:
+        """Return the key that may delete at a peer, which the driver alone has the secret of."""
+        if peer not in self._owners:
+            assert self._connection is not None
+            found = await self._connection.call("grant_key", PeerName(peer), GrantKey, timeout=ASK_TIMEOUT)
+            self._owners[peer] = found.key
+        return self._owners[peer]
 
     # ---- notices ---------------------------------------------------------------------------------------------------
     def _notify(self, method: str, params: Stored | Anchored | LedgerTip) -> None:

@@ -186,7 +186,7 @@ class Stack:
 @asynccontextmanager
 async def open_stack(
     hello: AgentHello,
-    open_transport: Callable[[AgentHello], AbstractAsyncContextManager[Transport]],
+    open_transport: AbstractAsyncContextManager[Transport],
     notify: Notify,
 ) -> AsyncIterator[Stack]:
     """Run the agent of one volume for the length of the body.
@@ -199,7 +199,7 @@ async def open_stack(
         journal = await trio.to_thread.run_sync(open_journal, state / "journal", hello.volume)
         exits.callback(journal.close)
         writer = await exits.enter_async_context(open_writer(journal))
-        transport = await exits.enter_async_context(open_transport(hello))
+        transport = await exits.enter_async_context(open_transport)
         nursery = await exits.enter_async_context(open_background())
         stack = Stack(hello, writer, transport, notify)
         await stack.start(nursery)

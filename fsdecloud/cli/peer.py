@@ -118,6 +118,7 @@ def status_lines(status: PeerdStatus) -> list[str]:
         f"{status.name}: {status.url}",
         f"  {status.shards} shards, {format_size(status.used)} of {format_size(status.quota)}, {format_size(status.free)} free",
         f"  took {format_size(status.stored_bytes)}, gave {format_size(status.served_bytes)}, refused {status.refused_shards}",
+        f"  {status.doomed_shards} shards wait for their removal, {status.removed_shards} removed since the start",
         f"  {registered}, {status.connections} connections, pid {status.pid}",
     ]  # fmt: skip
     if status.last_error:

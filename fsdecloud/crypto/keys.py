@@ -55,6 +55,8 @@ class VolumeKeys:
     """Gives `RepairKeys`; the agent has it, and whoever repairs while the owner is offline."""
     at_rest_key: bytes = field(repr=False)
     """Seals the local journal (`rows`)."""
+    grant_secret: bytes = field(repr=False)
+    """Gives the key that signs deletions at each peer (`grant_seed`); the driver alone has it."""
 
     @classmethod
     def from_root(cls, root: bytes) -> VolumeKeys:
@@ -69,6 +71,7 @@ class VolumeKeys:
             deal_secret=derive(root, CONTEXT_PREFIX + "deal"),
             repair_secret=derive(root, CONTEXT_PREFIX + "repair"),
             at_rest_key=derive(root, CONTEXT_PREFIX + "at rest"),
+            grant_secret=derive(root, CONTEXT_PREFIX + "grant"),
         )
 
 
@@ -99,3 +102,8 @@ class RepairKeys:
 def deal_seed(deal_secret: bytes, peer: PeerId) -> bytes:
     """Return the Ed25519 seed of the deal with `peer`: a key for each, so that two peers cannot tell a common owner."""
     return derive(deal_secret, CONTEXT_PREFIX + "deal signing", peer)
+
+
+def grant_seed(grant_secret: bytes, peer: PeerId) -> bytes:
+    """Return the Ed25519 seed that signs deletions at `peer`: a key for each, as for deals."""
+    return derive(grant_secret, CONTEXT_PREFIX + "grant signing", peer)

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 import trio
 
 from fsdecloud.errors import AgentLost, FsdecloudError, RemoteTimeout
-from fsdecloud.net.unix import NoticeHandler, RpcConnection, open_rpc
+from fsdecloud.net.unix import Handler, NoticeHandler, RpcConnection, open_rpc
 from fsdecloud.wire.agentapi import AgentHello, AgentReady, Anchored, LedgerTip, Stored
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,13 @@ class AgentEvents:
 class AgentLink:
     """The running agent, whichever process that is at the moment."""
 
-    def __init__(self, make_hello: Callable[[], AgentHello], events: AgentEvents) -> None:
+    def __init__(
+        self, make_hello: Callable[[], AgentHello], events: AgentEvents, methods: Mapping[str, Handler]
+    ) -> None:
+        """`methods` are what the agent may ask the driver."""
         self._make_hello = make_hello
         self._events = events
+        self._methods = methods
         self._connection: RpcConnection | None = None
         self._connected = trio.Event()
         self._scope: trio.CancelScope | None = None
@@ -119,7 +123,7 @@ class AgentLink:
                     "anchored": (Anchored, self._events.anchored),
                     "ledger_tip": (LedgerTip, self._events.tip),
                 }
-                async with open_rpc(stream, {}, notices, lost=AgentLost) as connection:
+                async with open_rpc(stream, self._methods, notices, lost=AgentLost) as connection:
                     ready = await connection.call("hello", self._make_hello(), AgentReady, timeout=START_TIMEOUT)
                     self.pid = ready.pid
                     self._connection = connection

@@ -27,6 +27,7 @@ from fsdecloud.driver.committer import Committer
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
+from fsdecloud.driver.grants import Grants
 from fsdecloud.driver.journal import META, Journal, replay
 from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.driver.namespace import Namespace
@@ -92,7 +93,12 @@ class Volume:
         self.is_new = data is None
         self.meta = codec.decode(data, VolumeMeta) if data is not None else VolumeMeta()
         self.nodes = TreeNodes(keys.seal_secret)
-        self.agent = AgentLink(self._hello, AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip))
+        self.grants = Grants(keys.grant_secret)
+        self.agent = AgentLink(
+            self._hello,
+            AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip),
+            self.grants.methods(),
+        )
         self.entries = Entries(keys.seal_secret, staged, cache, self.agent, options.timeout)
         self.nodes.attach(self.entries)
         self.core = Core(keys, Overlay(self.nodes.get, self.meta.root), self.nodes.fetch)

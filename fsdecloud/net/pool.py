@@ -18,9 +18,9 @@ from __future__ import annotations
 import os
 import random
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import blake3
 import trio
@@ -49,6 +49,9 @@ from fsdecloud.wire.receipts import Receipt, verify_receipt
 
 A = TypeVar("A", bound=wire.Answer)
 
+Owner: TypeAlias = Callable[[PeerId], Awaitable[bytes]]
+"""Return the public key whose grants may delete at a peer, b"" for none. Raises RemoteError."""
+
 IDLE_TIMEOUT: Final = 120.0
 """A lane without requests is closed after this: an idle machine sends nothing."""
 
@@ -70,11 +73,13 @@ class PeerPool:
         *,
         network: bytes,
         deal_seed: Callable[[PeerId], bytes] | None,
+        owner: Owner,
         nonce: Callable[[], bytes],
     ) -> None:
         self._nursery = nursery
         self._network = network
         self._deal_seed = deal_seed
+        self._owner = owner
         self._nonce = nonce
         self._lanes: dict[tuple[Address, str], _Lane] = {}
 
@@ -117,6 +122,14 @@ class PeerPool:
             raise PeerUnavailable(f"{_name(address)} answered {len(answer.present)} of {len(ids)} questions")
         return answer.present
 
+    async def delete(self, address: Address, grant: bytes) -> dict[ShardId, str]:
+        """Hand a grant (`wire.grants`) over; return the shards that the peer keeps all the same, and why.
+
+        Raises PeerRefused when it takes none of the grant, RemoteError when it asks to come back later; otherwise as `get`.
+        """
+        answer = await self._lane(address, PUT).call(lambda number: wire.Delete(number, grant), wire.DeleteDone)
+        return {ShardId(kept.id): printable(kept.reason) for kept in answer.kept}
+
     async def info(self, address: Address) -> wire.InfoResult:
         """Return how the peer is, over the lane for Puts, so that its connection and admission are tried.
 
@@ -141,7 +154,9 @@ class PeerPool:
         lane = self._lanes.get((address, kind))
         if lane is None:
             seed = self._deal_seed(address.id) if self._deal_seed is not None and kind == PUT else None
-            lane = self._lanes[address, kind] = _Lane(address, self._network, seed, self._nonce, self._nursery)
+            lane = self._lanes[address, kind] = _Lane(
+                address, self._network, seed, self._owner, self._nonce, self._nursery
+            )
         return lane
 
 
@@ -150,15 +165,21 @@ async def open_pool(
     *,
     network: bytes,
     deal_seed: Callable[[PeerId], bytes] | None = None,
+    owner: Owner | None = None,
     nonce: Callable[[], bytes] = lambda: os.urandom(32),
 ) -> AsyncIterator[PeerPool]:
     """Run a pool for the length of the body.
 
     `network` is the genesis id that peers must share. `deal_seed` gives the Ed25519 seed of the deal with a peer
-    (`crypto.keys.deal_seed`); without it the pool can only read. `nonce` returns 32 fresh random bytes.
+    (`crypto.keys.deal_seed`); without it the pool can only read. `owner` gives the public key whose grants may delete what
+    is stored under that deal; without it nothing is ever deleted. `nonce` returns 32 fresh random bytes.
     """
     async with open_background() as nursery:
-        yield PeerPool(nursery, network=network, deal_seed=deal_seed, nonce=nonce)
+        yield PeerPool(nursery, network=network, deal_seed=deal_seed, owner=owner or _nobody, nonce=nonce)
+
+
+async def _nobody(_peer: PeerId) -> bytes:
+    return b""
 
 
 class _Lane:
@@ -169,12 +190,14 @@ class _Lane:
         address: Address,
         network: bytes,
         deal_seed: bytes | None,
+        owner: Owner,
         nonce: Callable[[], bytes],
         nursery: trio.Nursery,
     ) -> None:
         self._address = address
         self._network = network
         self._deal_seed = deal_seed
+        self._owner = owner
         self._nonce = nonce
         self._nursery = nursery
         self._link: _Link | None = None
@@ -244,7 +267,9 @@ class _Lane:
             nonce=self._nonce(),
             certificate_hash=channel.certificate_hash,
         )
-        await channel.send(session.receive_challenge(await channel.receive(), self._deal_seed))
+        challenge = await channel.receive()
+        owner = await self._owner(channel.server_key) if self._deal_seed is not None else b""
+        await channel.send(session.receive_challenge(challenge, self._deal_seed, owner))
         session.receive_welcome(await channel.receive())
         return session
 
@@ -441,7 +466,7 @@ def _error(answer: wire.Error, address: Address) -> FsdecloudError:
     text = f"{_name(address)}: {printable(answer.text)}"
     if answer.code == "missing":
         return BlobMissing(text)
-    if answer.code == "failed":
+    if answer.code in ("failed", "busy"):
         return RemoteError(text)
     return PeerRefused(text)
 

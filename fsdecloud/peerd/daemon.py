@@ -70,10 +70,12 @@ async def _main(
         store=store,
         writer=writer,
         policy=setup.Policy(paths.peer_state(name) / "policy.toml"),
+        grace=config.grace,
     )
     async with open_background() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
         nursery.start_soon(writer.run)
+        nursery.start_soon(service.deleter.run)
         host, port = parse_endpoint(config.listen)
         bound: int = await nursery.start(
             lambda task_status: websocket.serve(
@@ -141,6 +143,10 @@ def _status(
         served_shards=counters.served_shards,
         served_bytes=counters.served_bytes,
         refused_shards=counters.refused_shards,
+        doomed_shards=store.doomed_count(),
+        dropped_shards=service.deleter.dropped_shards,
+        removed_shards=service.deleter.removed_shards,
+        refused_grants=service.deleter.refused_grants,
         last_error=writer.last_error or registrar.error,
     )
 

@@ -24,9 +24,10 @@ from fsdecloud.errors import MalformedError, PeerUnavailable, RemoteProtocolErro
 from fsdecloud.limits import CONNECT_TIMEOUT, WINDOW_BYTES
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.websocket import Channel
-from fsdecloud.peerd.setup import Policy
+from fsdecloud.peerd.deleting import Deleter
+from fsdecloud.peerd.setup import GRACE_DEFAULT, Policy
 from fsdecloud.peerd.writer import ShardWriter
-from fsdecloud.store.shards import ShardStore
+from fsdecloud.store.shards import Claim, ShardStore
 from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire import peer as wire
 
@@ -55,7 +56,15 @@ class PeerService:
     """Everything that the connections of one peer share. Give `serve` to `net.websocket.serve`."""
 
     def __init__(
-        self, *, seed: bytes, peer: PeerId, network: bytes, store: ShardStore, writer: ShardWriter, policy: Policy
+        self,
+        *,
+        seed: bytes,
+        peer: PeerId,
+        network: bytes,
+        store: ShardStore,
+        writer: ShardWriter,
+        policy: Policy,
+        grace: int = GRACE_DEFAULT,
     ) -> None:
         self._seed = seed
         self._peer = peer
@@ -65,6 +74,7 @@ class PeerService:
         self._policy = policy
         self._readers = trio.CapacityLimiter(READ_THREADS)
         self.counters = Counters()
+        self.deleter = Deleter(store=store, writer=writer, peer=peer, network=network, grace=grace)
 
     async def serve(self, channel: Channel) -> None:
         """Serve one client until it leaves. Raises ProtocolError when it does what is not allowed."""
@@ -92,15 +102,15 @@ class PeerService:
         """Wait while more than enough is waiting for the disk."""
         await self._writer.wait_room()
 
-    async def put(self, request: wire.Put, deal: bytes) -> wire.PutDone:
+    async def put(self, request: wire.Put, claim: Claim) -> wire.PutDone:
         """Store shards and sign for those that are durable."""
-        reasons = await self._writer.put([(ShardId(shard.id), shard.data) for shard in request.shards])
+        reasons = await self._writer.put([(ShardId(shard.id), shard.data) for shard in request.shards], claim)
         stored = [(s.id, s.data.nbytes) for s, why in zip(request.shards, reasons, strict=True) if not why]
         refused = tuple(wire.Refusal(s.id, why) for s, why in zip(request.shards, reasons, strict=True) if why)
         self.counters.stored_shards += len(stored)
         self.counters.stored_bytes += sum(size for _, size in stored)
         self.counters.refused_shards += len(refused)
-        receipt = wire.receipt_for(self._seed, self._peer, deal, int(time.time()), stored)
+        receipt = wire.receipt_for(self._seed, self._peer, claim.deal, int(time.time()), stored)
         return wire.PutDone(request.request, receipt, refused)
 
     async def read(self, request: wire.Get | wire.Has | wire.Info, refusal: str) -> wire.Answer:
@@ -163,7 +173,9 @@ class _Connection:
             nursery.start_soon(self._answer_reads)
             while True:
                 request = self._session.receive(await self._channel.receive())
-                if not isinstance(request, wire.Put):
+                if isinstance(request, wire.Delete):
+                    nursery.start_soon(self._delete, request)
+                elif not isinstance(request, wire.Put):
                     self._reads.append(request)
                     self._wake.set()
                 elif self._refusal:
@@ -174,7 +186,11 @@ class _Connection:
                     nursery.start_soon(self._put, request)
 
     async def _put(self, request: wire.Put) -> None:
-        await self._answers.send(await self._service.put(request, self._session.deal))
+        claim = Claim(self._session.deal, self._session.owner)
+        await self._answers.send(await self._service.put(request, claim))
+
+    async def _delete(self, request: wire.Delete) -> None:
+        await self._answers.send(await self._service.deleter.delete(request, self._session.deal))
 
     async def _answer_reads(self) -> None:
         while True:

@@ -22,6 +22,9 @@ from fsdecloud.net.address import Address, format_endpoint, parse_endpoint
 from fsdecloud.types import PeerId
 
 LISTEN_DEFAULT: Final = "127.0.0.1:0"
+GRACE_DEFAULT: Final = 24 * 3600
+"""A day: time to notice that something was deleted which should not have been, and to store it again."""
+
 EVERYBODY: Final = "*"
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
 
@@ -40,6 +43,8 @@ class PeerConfig:
     """Disk space left free for everybody else."""
     announce: str = ""
     """HOST or HOST:PORT that others reach this peer by; empty: the one it listens on."""
+    grace: int = GRACE_DEFAULT
+    """Seconds for which a shard is kept after its last owner had it deleted."""
 
 
 def init_peer(paths: Paths, name: str, quota: int, listen: str, network: bytes) -> PeerId:
@@ -94,8 +99,10 @@ def load_config(paths: Paths, name: str) -> PeerConfig:
         config = PeerConfig(network=network, **values)
     except (KeyError, ValueError, TypeError) as exc:
         raise UsageError(f"{path}: quota, listen and network are needed ({exc})") from exc
-    if len(network) != 32 or config.quota <= 0 or config.reserve < 0:
-        raise UsageError(f"{path}: a quota above 0, a reserve and a network of 64 hexadecimal digits are needed")
+    if len(network) != 32 or config.quota <= 0 or config.reserve < 0 or config.grace < 0:
+        raise UsageError(
+            f"{path}: a quota above 0, a reserve, a grace and a network of 64 hexadecimal digits are needed"
+        )
     parse_endpoint(config.listen)
     return config
 
@@ -103,7 +110,7 @@ def load_config(paths: Paths, name: str) -> PeerConfig:
 def save_config(paths: Paths, name: str, config: PeerConfig) -> None:
     """Write the peer's settings."""
     lines = [f"quota = {config.quota}", f"listen = {_quote(config.listen)}", f'network = "{config.network.hex()}"']
-    lines += [f"reserve = {config.reserve}", f"announce = {_quote(config.announce)}"]
+    lines += [f"reserve = {config.reserve}", f"announce = {_quote(config.announce)}", f"grace = {config.grace}"]
     write_private_file(paths.peer_state(name) / "peer.toml", ("\n".join(lines) + "\n").encode())
 
 

@@ -17,6 +17,10 @@ Calls, driver to agent (method: parameters -> result):
     registry: Empty -> Registry                the peers known through the ledger
     status: Empty -> AgentStatus
 
+Calls, agent to driver:
+
+    grant_key: PeerName -> GrantKey            the public key that signs deletions at a peer, for the peer to know
+
 Notices, agent to driver:
 
     stored: Stored                             a blob reached a new level of receipts
@@ -63,6 +67,18 @@ class AgentHello(msgspec.Struct, frozen=True, array_like=True):
     """The manifest's encoded host map (`swarm.hostmap`), b"" for a new volume."""
     map_sequence: int
     """Sequence number of the anchor that `map_root` comes from; 0 for a new volume."""
+
+
+class PeerName(msgspec.Struct, frozen=True, array_like=True):
+    """One peer."""
+
+    id: PeerId
+
+
+class GrantKey(msgspec.Struct, frozen=True, array_like=True):
+    """The public key of the driver's deletions at one peer (`crypto.keys.grant_seed`), 32 bytes."""
+
+    key: bytes
 
 
 class AgentReady(msgspec.Struct, frozen=True, array_like=True):

@@ -1,14 +1,15 @@
 """What a client and a storage peer say to each other over a websocket (subprotocol "decloud-peer/1").
 
     server -> client  Challenge    who I am, a nonce, my certificate's hash
-    client -> server  Hello        the deal's key, a nonce, a signature over both; or no key, to read only
+    client -> server  Hello        the deal's key, the key that may delete, a nonce, a signature over all; or no key, to read
     server -> client  Welcome      the window, whether this deal may store, free space
     then, in any order, each request with a number greater than the one before:
-    client -> server  Put Get Has Info
-    server -> client  PutDone Data HasResult InfoResult, or Error: one answer for each request, in any order
+    client -> server  Put Get Has Info Delete
+    server -> client  PutDone Data HasResult InfoResult DeleteDone, or Error: one answer for each request, in any order
 
 Storing needs the deal's key. Reading needs nothing: knowing a shard's id is the right to read it. A receipt names exactly
-the shards that are durable; the others of the same Put stand in `refused`, each with its reason.
+the shards that are durable; the others of the same Put stand in `refused`, each with its reason. Deleting needs a grant
+that the owner signed (`wire.grants`) with the key that the deal showed when it stored its first shard.
 
 Flow control: a client leaves at most `Welcome.window` shard bytes of Puts and REQUESTS_MAX requests unanswered. Who exceeds
 them, or sends what the state does not allow, is dropped.
@@ -32,10 +33,11 @@ from fsdecloud.crypto import sign
 from fsdecloud.errors import LocalProtocolError, MalformedError, RemoteProtocolError, SealError
 from fsdecloud.limits import KIB, MESSAGE_MAX
 from fsdecloud.types import PeerId, ShardId
+from fsdecloud.wire.grants import GRANT_SHARDS_MAX, GRANT_SIZE_MAX
 from fsdecloud.wire.receipts import ShardItem, sign_receipt
 
 SUBPROTOCOL: Final = "decloud-peer/1"
-VERSION: Final = 1
+VERSION: Final = 2
 DOMAIN: Final = b"fsdecloud hello v1"
 
 SHARDS_MAX: Final = 1024
@@ -77,6 +79,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """Public key of the deal, or b"" to read only."""
     nonce: Bytes32
     signature: Annotated[bytes, Meta(max_length=64)]
+    owner: Annotated[bytes, Meta(max_length=32)] = b""
+    """Public key whose grants may delete what the deal stores, or b"": nothing of it is ever deleted."""
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
@@ -128,6 +132,14 @@ class Info(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     request: Number
 
 
+class Delete(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=14):
+    """Let go of the shards of a grant."""
+
+    request: Number
+    grant: Annotated[bytes, Meta(max_length=GRANT_SIZE_MAX)]
+    """Encoded `wire.grants.Grant`."""
+
+
 class Refusal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A shard that was not stored, and why."""
 
@@ -171,21 +183,29 @@ class InfoResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     shards: Number
 
 
+class DeleteDone(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=24):
+    """Answer to a Delete whose grant holds: this deal has no claim any more on its shards, but for those kept."""
+
+    request: Number
+    kept: Annotated[tuple[Refusal, ...], Meta(max_length=GRANT_SHARDS_MAX)]
+
+
 class Error(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=30):
     """Answer to a request that cannot be fulfilled."""
 
     request: Number
     code: Annotated[str, Meta(max_length=32)]
-    """"missing": no such shard; "range": the shard is shorter; "refused": not for this client; "failed": our fault."""
+    """"missing": no such shard; "range": the shard is shorter; "refused": not for this client, or a grant that does not
+    hold; "busy": too many deletions, later; "failed": our fault."""
     text: Text
 
 
-Request: TypeAlias = Put | Get | Has | Info
-Answer: TypeAlias = PutDone | Data | HasResult | InfoResult | Error
-ToServer: TypeAlias = Hello | Put | Get | Has | Info
-ToClient: TypeAlias = Challenge | Welcome | PutDone | Data | HasResult | InfoResult | Error
+Request: TypeAlias = Put | Get | Has | Info | Delete
+Answer: TypeAlias = PutDone | Data | HasResult | InfoResult | DeleteDone | Error
+ToServer: TypeAlias = Hello | Request
+ToClient: TypeAlias = Challenge | Welcome | Answer
 
-_ANSWERS: Final[dict[type, type]] = {Put: PutDone, Get: Data, Has: HasResult, Info: InfoResult}
+_ANSWERS: Final[dict[type, type]] = {Put: PutDone, Get: Data, Has: HasResult, Info: InfoResult, Delete: DeleteDone}
 
 
 def put_size(request: Put) -> int:
@@ -206,6 +226,14 @@ def _signed(challenge: Challenge, hello: Hello) -> bytes:
     return codec.encode(challenge) + codec.encode(msgspec.structs.replace(hello, signature=b""))
 
 
+def _check_owner(owner: bytes) -> None:
+    if owner:
+        try:
+            sign.check_public_key(owner)
+        except SealError as exc:
+            raise RemoteProtocolError(f"the hello names a key that cannot sign: {exc}") from exc
+
+
 class ServerSession:
     """The peer's side. Call `challenge`, then `receive_hello`, `welcome`, then `receive` and `answer`."""
 
@@ -219,6 +247,8 @@ class ServerSession:
         self._bytes = 0
         self.deal = b""
         """The client's deal key, proved; b"" for one that only reads."""
+        self.owner = b""
+        """The key that the deal says may delete; b"" for none."""
         self.is_admitted = False
 
     def challenge(self) -> bytes:
@@ -240,6 +270,8 @@ class ServerSession:
                 sign.verify(hello.deal, DOMAIN, _signed(self._challenge, hello), hello.signature)
             except SealError as exc:
                 raise RemoteProtocolError(f"the hello is not signed by its deal: {exc}") from exc
+            _check_owner(hello.owner)
+            self.owner = hello.owner
         self.deal = hello.deal
         return hello.deal
 
@@ -253,8 +285,8 @@ class ServerSession:
         """Return the client's next request, which is then pending. Raises RemoteProtocolError."""
         if self._state != "open":
             raise LocalProtocolError(f"a request in state {self._state}")
-        request = _decode(message, Put | Get | Has | Info)
-        assert isinstance(request, Put | Get | Has | Info)
+        request = _decode(message, Request)
+        assert isinstance(request, Request)
         if request.request <= self._last:
             raise RemoteProtocolError(f"request number {request.request} after {self._last}")
         size = put_size(request) if isinstance(request, Put) else 0
@@ -292,8 +324,11 @@ class ClientSession:
         self._pending: dict[int, type] = {}
         self.welcome: Welcome | None = None
 
-    def receive_challenge(self, message: bytes, deal_seed: bytes | None) -> bytes:
-        """Return the Hello that answers the challenge, signed if there is a deal. Raises RemoteProtocolError."""
+    def receive_challenge(self, message: bytes, deal_seed: bytes | None, owner: bytes = b"") -> bytes:
+        """Return the Hello that answers the challenge, signed if there is a deal, whose grants `owner` signs.
+
+        Raises RemoteProtocolError.
+        """
         self._expect("start", "hello")
         challenge = _decode(message, Challenge)
         assert isinstance(challenge, Challenge)
@@ -307,7 +342,7 @@ class ClientSession:
             raise RemoteProtocolError("the peer's words do not match its certificate")
         if deal_seed is None:
             return codec.encode(Hello(VERSION, self._network, b"", self._nonce, b""))
-        hello = Hello(VERSION, self._network, sign.public_key(deal_seed), self._nonce, b"")
+        hello = Hello(VERSION, self._network, sign.public_key(deal_seed), self._nonce, b"", owner)
         signature = sign.sign(deal_seed, DOMAIN, _signed(challenge, hello))
         return codec.encode(msgspec.structs.replace(hello, signature=signature))
 
@@ -339,8 +374,8 @@ class ClientSession:
         """Return the peer's next answer; its request is then done. Raises RemoteProtocolError."""
         if self._state != "open":
             raise LocalProtocolError(f"an answer in state {self._state}")
-        answer = _decode(message, PutDone | Data | HasResult | InfoResult | Error)
-        assert isinstance(answer, PutDone | Data | HasResult | InfoResult | Error)
+        answer = _decode(message, Answer)
+        assert isinstance(answer, Answer)
         kind = self._pending.pop(answer.request, None)
         if kind is None or not isinstance(answer, (kind, Error)):
             raise RemoteProtocolError(f"an answer to {answer.request} that was not asked for")

@@ -34,4 +34,10 @@ class PeerdStatus(msgspec.Struct, frozen=True, array_like=True):
     served_bytes: int
     refused_shards: int
     """Since it was started."""
+    doomed_shards: int
+    """Shards that no owner wants any more, within their grace period."""
+    dropped_shards: int
+    """Shards that an owner gave up, removed from the disk, and grants refused: since it was started."""
+    removed_shards: int
+    refused_grants: int
     last_error: str

@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from fsdecloud.agent.service import Service
 from fsdecloud.crypto import sign
+from fsdecloud.crypto.keys import grant_seed
 from fsdecloud.errors import (
     BlobCorrupt,
     BlobMissing,
@@ -115,7 +116,7 @@ class FakeTransport:
         return Info(not peer.is_refusing, "full" if peer.is_refusing else "")
 
     @asynccontextmanager
-    async def open(self, _hello):
+    async def open(self, _hello, _owner):
         yield self
 
 
@@ -280,6 +281,12 @@ class Driver:
     async def call(self, method, params, result):
         return await self.connection.call(method, params, result)
 
+    def methods(self):
+        async def grant_key(peer):
+            return agentapi.GrantKey(sign.public_key(grant_seed(b"g" * 32, peer.id)))
+
+        return {"grant_key": (agentapi.PeerName, grant_key)}
+
     async def wait_hosts(self, count):
         """Wait until the host map has that many peers."""
 
@@ -318,7 +325,7 @@ async def open_driver(path, transport, **changes):
     opener = transport.open if isinstance(transport, FakeTransport) else transport
     async with open_background() as nursery:
         nursery.start_soon(Service(opener).run, stream_from_fd(theirs.detach()))
-        async with open_rpc(stream_from_fd(ours.detach()), {}, driver.notices()) as connection:
+        async with open_rpc(stream_from_fd(ours.detach()), driver.methods(), driver.notices()) as connection:
             driver.connection = connection
             ready = await driver.call("hello", make_hello(path, **changes), AgentReady)
             assert ready.pid == os.getpid()

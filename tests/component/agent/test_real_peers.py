@@ -87,7 +87,7 @@ async def open_agent(path, environment):
     theirs.close()
     driver = Driver(path, None)
     try:
-        async with open_rpc(stream_from_fd(ours.detach()), {}, driver.notices()) as connection:
+        async with open_rpc(stream_from_fd(ours.detach()), driver.methods(), driver.notices()) as connection:
             driver.connection = connection
             ready = await driver.call("hello", make_hello(path), AgentReady)
             assert ready.pid == process.pid

@@ -333,7 +333,8 @@ def test_puts_that_come_while_the_disk_works_are_one_batch():
         def __init__(self):
             self.batches = []
 
-        def put_many(self, shards):
+        def put_many(self, shards, claims, *, now):
+            assert len(claims) == len(shards)
             self.batches.append(len(shards))
             return ["" if data != b"bad" else "why" for _, data in shards]
 

@@ -35,6 +35,7 @@ def test_the_keys_of_a_root_never_change():
     found = {f.name: getattr(volume, f.name).hex() for f in dataclasses.fields(volume)}
     found |= {f.name: getattr(repair, f.name).hex() for f in dataclasses.fields(repair)}
     found["deal_seed"] = keys.deal_seed(volume.deal_secret, PeerId(bytes(32))).hex()
+    found["grant_seed"] = keys.grant_seed(volume.grant_secret, PeerId(bytes(32))).hex()
     assert found == FROZEN
     assert len(set(found.values())) == len(found)
 
@@ -85,4 +86,6 @@ FROZEN = {
     "map_seal_secret": "15ed5043ac68a13aa327aa86e222ff4d2e4dd22066d294bbc290a8f991cc2cf7",
     "map_border_secret": "073e834583566d61d3776e2bfcd568b1c50f7aa7c6ec44cc3fefcc74e3365703",
     "deal_seed": "ef93efb0df98cea69264f955c9a5bee79dc7a2fe95d00dbfed195ad554f623e1",
+    "grant_secret": "7185d697cdf9cad6d82f42a8b0f1ed539e45751ef509a2d70bc2f8482d26c19d",
+    "grant_seed": "036bbdad072cd3a0807b1da5d5e2ca0045510ad94908c2788e9b7339b77ca61e",
 }

@@ -77,10 +77,10 @@ def test_a_client_leaves_a_peer_that_is_not_the_one_it_means(changes):
 
 def test_versions_must_be_equal():
     hello = client().receive_challenge(server().challenge(), DEAL_SEED)
-    later = codec.encode(msgspec.structs.replace(codec.decode(hello, wire.Hello), version=2))
+    later = codec.encode(msgspec.structs.replace(codec.decode(hello, wire.Hello), version=1))
     s = server()
     s.challenge()
-    with pytest.raises(RemoteProtocolError, match="version 2"):
+    with pytest.raises(RemoteProtocolError, match="version 1"):
         s.receive_hello(later)
     challenge = codec.decode(server().challenge(), wire.Challenge)
     with pytest.raises(RemoteProtocolError, match="version 9"):
