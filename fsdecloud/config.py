@@ -116,8 +116,13 @@ def check_name(name: str) -> str:
 
 
 def make_private_dir(path: Path) -> Path:
-    """Create `path` and its parents with mode 0700. Raises UsageError when it exists and others may write to it."""
+    """Create `path` and its parents with mode 0700, durably. Raises UsageError when others may write to it, OSError."""
+    parents = [path, *path.parents]
+    missing = next((count for count, parent in enumerate(parents) if parent.exists()), 0)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # What is synced in a directory is lost all the same with the directory's own name.
+    for parent in parents[1 : missing + 1]:
+        sync_directory(parent)
     status = path.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise UsageError(f"{path} must belong to you and not be writable by others: chmod 700 {path}")
@@ -137,11 +142,16 @@ def write_private_file(path: Path, data: bytes) -> None:
     finally:
         os.close(fd)
     os.replace(temporary, path)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError. Source: fsync(2)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(parent)
+        os.fsync(fd)
     finally:
-        os.close(parent)
+        os.close(fd)
 
 
 def read_private_file(path: Path, limit: int = 64 << 10) -> bytes:

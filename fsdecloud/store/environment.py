@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias
 import lmdb
 from lmdb import verify as lmdb_verify
 
-from fsdecloud.config import make_private_dir
+from fsdecloud.config import make_private_dir, sync_directory
 from fsdecloud.errors import StoreCorrupt, StoreError, StoreFull, StoreLocked
 
 Database: TypeAlias = Any
@@ -194,7 +194,9 @@ def open_environment(
         )
         try:
             env.reader_check()  # fault 38
-            _mark_format(path)
+            if not (path / "format").exists():
+                env.sync(True)  # LMDB leaves its first pages to the first commit; the mark says that they are there
+                _mark_format(path)
         except BaseException:
             env.close()
             raise
@@ -299,8 +301,6 @@ def _check_format(path: Path) -> None:
 def _mark_format(path: Path) -> None:
     """Note, durably, that an environment exists here; after LMDB has written its first pages."""
     mark = path / "format"
-    if mark.exists():
-        return
     temporary = path / "format.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -309,11 +309,7 @@ def _mark_format(path: Path) -> None:
     finally:
         os.close(fd)
     os.replace(temporary, mark)
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path)
 
 
 def _check_file_system(path: Path) -> None:
