@@ -108,7 +108,30 @@ HANDLER_DEADLINE: Final = 60.0
 """A FUSE request that waits for the network is answered EIO or ETIMEDOUT after this."""
 
 NETWORK_WAITERS: Final = 48
-"""Requests that may wait for the network at once: well below pyfuse3's 99 tasks, so that `ls` always has a slot."""
+"""Entries asked of the agent at once; more wait for their turn."""
+
+FUSE_TASKS: Final = 512
+"""Requests of the kernel served at once. One that waits costs a task and a page of its buffer, about 30 KiB."""
+
+WAITERS_MAX: Final = 384
+"""Requests that may wait for the network or for room, those in the queue for it too; more fail at once. Well below
+FUSE_TASKS, so that `ls`, `df`, cached reads and writes always have a task."""
+
+SLOW_REQUEST: Final = 5.0
+"""A request that takes longer is logged and counted: nothing local does."""
+
+RECORDS_MAX: Final = 100_000
+"""Operation records that wait in memory for a journal that cannot be written (about 200 bytes each); then changes get
+ENOSPC."""
+
+STAGED_ENTRIES_MAX: Final = 1_000_000
+"""Staged entries that peers do not have yet, about 700 bytes of memory each; past it writers wait, then get ENOSPC."""
+
+FETCHED_MAX: Final = 4096
+"""Fetched entries that wait for the cache's index, small ones with their bytes (at most 64 MiB); more are not cached."""
+
+READ_AHEAD_MAX: Final = 64
+"""Chunks being fetched or opened ahead of all readers together: 1 MiB each."""
 
 READ_AHEAD_CHUNKS: Final = 8
 """Chunks fetched ahead of a sequential reader."""

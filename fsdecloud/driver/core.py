@@ -8,11 +8,13 @@ function given to `run` looks up all it needs before its first change.
 from __future__ import annotations
 
 import errno
+import logging
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import trio
 
@@ -20,7 +22,8 @@ from fsdecloud import codec, limits
 from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.driver.inodes import InodeTable, LiveInode
 from fsdecloud.driver.recorder import Caller, Recorder
-from fsdecloud.errors import ReadOnly
+from fsdecloud.driver.supervisor import describe
+from fsdecloud.errors import NoSpace, ReadOnly, RemoteTimeout, StoreError
 from fsdecloud.fs.inode import InodeValue, Superblock, decode_superblock
 from fsdecloud.fs.keys import ROOT, SUPERBLOCK
 from fsdecloud.fs.overlay import Overlay
@@ -28,8 +31,13 @@ from fsdecloud.fs.records import Operation
 from fsdecloud.tree.node import NodeMissing
 from fsdecloud.types import Inode
 
+log = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+INODES_RESERVED: Final = 1 << 24
+"""Inode numbers set aside at a mount and at each commit: more than can be made in between."""
 
 
 class Core:
@@ -42,7 +50,17 @@ class Core:
         self.recorder = Recorder()
         self.read_only = ""
         """Why nothing may be written; empty while it may."""
+        self.failure = ""
+        """Why nothing goes to the disk any more (failsafe); empty while all is well."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called once, when the volume turns failsafe."""
+        self.waiters = 0
+        """Requests that wait for the network or for room."""
         self.next_inode = 2
+        self.inode_bound = 1 << 63
+        """Numbers from here on may not be given out: what is durable promises only those below to be new after a crash."""
+        self.orphans: set[int] = set()
+        """Inodes that lost their last name while this mount runs, and still exist."""
         self.files = 1
         self.bytes = 0
         self.change_sequence = 0
@@ -76,10 +94,30 @@ class Core:
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that may raise NodeMissing, fetching nodes until it goes through."""
         while True:
+            before = self.overlay.puts
             try:
                 return function(*args, **kwargs)
             except NodeMissing as missing:
-                await self._fetch_node(missing.ref)
+                if self.overlay.puts != before:
+                    self.fail_safe("a tree node was missing in the middle of a change")
+                    raise
+                with self.waiting():
+                    await self._fetch_node(missing.ref)
+            except Exception as exc:
+                if self.overlay.puts != before:
+                    self.fail_safe(f"a change ended in the middle: {describe(exc)}")
+                raise
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count one request that waits for the network or for room. Raises RemoteTimeout when too many do (design.md)."""
+        if self.waiters >= limits.WAITERS_MAX:
+            raise RemoteTimeout(f"{self.waiters} requests wait already")
+        self.waiters += 1
+        try:
+            yield
+        finally:
+            self.waiters -= 1
 
     async def run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As `run`, in a worker thread: for work that would hold up the event loop."""
@@ -92,9 +130,31 @@ class Core:
 
     # ---- changes -----------------------------------------------------------------------------------------------------
     def check_writable(self) -> None:
-        """Raise ReadOnly if nothing may be written."""
+        """Raise ReadOnly if nothing may be written, NoSpace while too much waits for a journal that cannot be written."""
         if self.read_only:
             raise ReadOnly(self.read_only)
+        if self.recorder.is_full:
+            raise NoSpace("too many changes wait for the journal, which cannot be written")
+
+    def check_sound(self) -> None:
+        """Raise StoreError if nothing can become durable any more."""
+        if self.failure:
+            raise StoreError(self.failure)
+
+    def fail_safe(self, why: str) -> None:
+        """Stop everything that goes to the disk, because what is in memory may be damaged or can no longer be saved.
+
+        Reads go on. The disk keeps the last group commit, which the next mount starts from.
+        """
+        if self.failure:
+            return
+        self.failure = self.read_only = (
+            f"an internal error stopped all writing to protect what is on the disk ({why}); reading goes on: unmount and"
+            " mount again to go on from the last state that was made durable, and keep the log"
+        )
+        self.recorder.stop()
+        log.critical("%s", self.failure)
+        self.on_failure()
 
     def changed(self) -> None:
         """Note a change of anything the journal keeps."""
@@ -110,7 +170,9 @@ class Core:
         self.cuts[ino] = min(size, self.cuts.get(ino, size))
 
     def new_inode(self, value: InodeValue) -> LiveInode:
-        """Make an inode with a number never used before."""
+        """Make an inode with a number never used before. Raises NoSpace when no more may be given out until a commit."""
+        if self.next_inode >= self.inode_bound:
+            raise NoSpace("too many files were made since the last commit")
         live = LiveInode(Inode(self.next_inode), value)
         self.next_inode += 1
         self.files += 1
@@ -120,6 +182,7 @@ class Core:
 
     def count_gone(self, live: LiveInode) -> None:
         """Note that an inode is gone."""
+        self.orphans.discard(live.ino)
         self.files -= 1
         self._superblock_dirty = True
         if stat.S_ISREG(live.mode):
@@ -131,7 +194,11 @@ class Core:
         self._superblock_dirty = True
 
     def write_back(self) -> None:
-        """Put all that lives outside the map into it: dirty inodes and the counters."""
+        """Put all that lives outside the map into it: dirty inodes and the counters.
+
+        Every group commit begins with this. Raises StoreError in failsafe, so that none is made.
+        """
+        self.check_sound()
         self.inodes.write_back()
         if self._superblock_dirty:
             self._superblock_dirty = False

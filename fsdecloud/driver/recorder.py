@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from fsdecloud import codec
+from fsdecloud import codec, limits
 from fsdecloud.fs.records import Operation, Record
 
 _PROGRAM_TTL: Final = 2.0
@@ -43,6 +43,9 @@ class Recorder:
         """Encoded records since the last closed batch entry, journaled or not."""
         self.pending_changes = 0
         """How many of `pending` are more than reads."""
+        self.dropped = 0
+        """Reads that were not recorded because nothing could be made durable for too long."""
+        self._is_stopped = False
         self._programs: dict[int, tuple[float, bytes]] = {}
 
     def program(self, pid: int) -> bytes:
@@ -73,7 +76,15 @@ class Recorder:
         result: int = 0,
         program: bytes | None = None,
     ) -> None:
-        """Record one operation, now."""
+        """Record one operation, now.
+
+        While the journal cannot be written, changes are refused at some point (`is_full`) and reads go unrecorded.
+        """
+        if self._is_stopped:
+            return
+        if operation in READ_ONLY_OPERATIONS and self.is_full:
+            self.dropped += 1
+            return
         if program is None:
             program = self.program(caller.pid) if caller is not None else b""
         uid = caller.uid if caller is not None else 0
@@ -82,6 +93,15 @@ class Recorder:
         self.pending.append(data)
         if operation not in READ_ONLY_OPERATIONS:
             self.pending_changes += 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many records as memory may hold wait for the journal."""
+        return len(self.unjournaled) >= limits.RECORDS_MAX
+
+    def stop(self) -> None:
+        """Record nothing more: nothing can be made durable any more."""
+        self._is_stopped = True
 
     def take_unjournaled(self) -> list[bytes]:
         """Return the records that the journal must take now."""

@@ -33,6 +33,8 @@ class Overlay:
         self.generation = 0
         self.is_committing = False
         self._unjournaled: set[bytes] = set()
+        self.puts = 0
+        """How often a key was set: tells whether something that failed had begun to change the map."""
 
     def get(self, key: bytes) -> bytes | None:
         """Return the key's value. Raises tree.NodeMissing while a tree node is not in memory."""
@@ -52,6 +54,7 @@ class Overlay:
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set a key; None deletes it."""
+        self.puts += 1
         self.current[key] = value
         self._unjournaled.add(key)
 
