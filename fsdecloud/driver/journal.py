@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -25,6 +26,7 @@ import trio
 
 from fsdecloud import codec, limits
 from fsdecloud.driver.core import Core
+from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
 from fsdecloud.errors import FsdecloudError, MalformedError, NoSpace, StoreError, StoreFull
@@ -72,6 +74,33 @@ class Records(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 Row = Pairs | Cut | Page | Records
 
 
+@dataclass(slots=True)
+class _Group:
+    """What one commit takes, in the form that it can be given back in."""
+
+    ticket: int
+    change_sequence: int
+    rows: list[bytes]
+    pairs: list[tuple[bytes, bytes | None]]
+    cuts: dict[int, int]
+    records: list[bytes]
+    chunks: list[DirtyChunk]
+    staged: list[tuple[EntryId, Location]]
+    gone: list[EntryId]
+    meta: Callable[[], bytes] | None = None
+    truncate_before: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is rows only: no segment to sync, no checkpoint to make."""
+        return not self.staged and self.meta is None and self.truncate_before is None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its rows."""
+        return sum(map(len, self.rows))
+
+
 def decode_row(data: bytes) -> Row:
     """Return a journal row. Raises MalformedError."""
     row: Row = codec.decode_loose(data, Row)  # type: ignore[arg-type]
@@ -104,12 +133,15 @@ class Journal:
     async def flush(self) -> None:
         """Make all that changed before this call durable. Raises NoSpace or StoreError if that fails."""
         if not self._lock.locked():
+            self._lock.acquire_nowait()
             try:
-                await self.commit()
+                await self._commit_group(self._collect())  # without a yield if it is quick
             except StoreError as exc:
                 self.error = exc
                 self._wake.set()
                 raise _as_seen(exc) from exc
+            finally:
+                self._lock.release()
             return
         self._requested += 1
         ticket = self._requested
@@ -161,67 +193,78 @@ class Journal:
         `meta` is called when it is this transaction's turn, so that no older state overwrites a newer one.
         """
         async with self._lock:
-            ticket = self._requested
-            sequence = self._core.change_sequence
-            self._core.write_back()
             self._core.inodes.evict()
-            pairs = self._core.overlay.take_unjournaled()
-            cuts, self._core.cuts = self._core.cuts, {}
-            records = self._core.recorder.take_unjournaled()
-            rows = [codec.encode(Cut(ino, size)) for ino, size in cuts.items()]
-            groups = [pairs[start : start + _PAIRS_PER_ROW] for start in range(0, len(pairs), _PAIRS_PER_ROW)]
-            rows += [codec.encode(Pairs(tuple(group))) for group in groups]
-            chunks = self._files.take_fresh_chunks()
-            for chunk in chunks:
-                rows += [
-                    codec.encode(Page(chunk.ino, chunk.index, offset, data)) for offset, data in chunk.take_fresh()
-                ]
-            if records:
-                rows.append(codec.encode(Records(self.records_journaled, tuple(records))))
-            staged, gone = self._entries.take_new(), self._entries.take_gone()
-            if rows or staged or gone or meta is not None or truncate_before is not None:
-                try:
-                    is_plain = not staged and meta is None and truncate_before is None
-                    if is_plain and self._store.is_quick(sum(map(len, rows))):
-                        self._write(rows, staged, gone, None, None)
-                    else:
-                        await trio.to_thread.run_sync(
-                            self._write, rows, staged, gone, meta() if meta is not None else None, truncate_before
-                        )
-                except BaseException:
-                    # Everything collected is still in memory: give it back, so that the next commit has it.
-                    self._core.overlay.restore_unjournaled([key for key, _value in pairs])
-                    for ino, size in cuts.items():
-                        self._core.truncated(ino, size)
-                    self._core.recorder.unjournaled[:0] = records
-                    self._entries.put_back(staged, gone)
-                    self._files.give_back(chunks)
-                    raise
-                self.records_journaled += len(records)
-                self.commits += 1
-                if self._store.wants_preparation:
-                    self._urgent.set()
-                    self._wake.set()
-            self._finished = max(self._finished, ticket)
-            self.durable_sequence = max(self.durable_sequence, sequence)
-            self.error = None
-        self._tell()
-        if staged:
-            self.on_durable(staged)
+            group = self._collect()
+            group.meta, group.truncate_before = meta, truncate_before
+            await self._commit_group(group)
 
-    def _write(
-        self,
-        rows: list[bytes],
-        staged: list[tuple[EntryId, Location]],
-        gone: list[EntryId],
-        meta: bytes | None,
-        truncate_before: int | None,
-    ) -> None:
-        """Sync the segments, then commit. Worker thread. Data before metadata."""
-        if staged:
+    def _collect(self) -> _Group:
+        """Take everything that the journal lacks."""
+        core = self._core
+        core.write_back()
+        pairs = core.overlay.take_unjournaled()
+        cuts, core.cuts = core.cuts, {}
+        records = core.recorder.take_unjournaled()
+        chunks = self._files.take_fresh_chunks()
+        rows = [codec.encode(Cut(ino, size)) for ino, size in cuts.items()]
+        parts = (pairs[start : start + _PAIRS_PER_ROW] for start in range(0, len(pairs), _PAIRS_PER_ROW))
+        rows += [codec.encode(Pairs(tuple(part))) for part in parts]
+        for chunk in chunks:
+            rows += [codec.encode(Page(chunk.ino, chunk.index, offset, data)) for offset, data in chunk.take_fresh()]
+        if records:
+            rows.append(codec.encode(Records(self.records_journaled, tuple(records))))
+        staged, gone = self._entries.take_new(), self._entries.take_gone()
+        return _Group(self._requested, core.change_sequence, rows, pairs, cuts, records, chunks, staged, gone)
+
+    def _give_back(self, group: _Group) -> None:
+        """Everything collected is still in memory: have the next group take it."""
+        self._core.overlay.restore_unjournaled([key for key, _value in group.pairs])
+        for ino, size in group.cuts.items():
+            self._core.truncated(ino, size)
+        self._core.recorder.unjournaled[:0] = group.records
+        self._entries.put_back(group.staged, group.gone)
+        self._files.give_back(group.chunks)
+
+    async def _commit_group(self, group: _Group) -> None:
+        """Write a group, with the lock held: here if that is quick, else in a worker thread. Raises StoreError."""
+        try:
+            meta = group.meta() if group.meta is not None else None
+            if group.is_plain and self._store.is_quick(group.size):
+                if group.rows or group.gone:
+                    self._write(group, None)
+            elif group.rows or group.gone or not group.is_plain:
+                await trio.to_thread.run_sync(self._write, group, meta)
+        except BaseException:
+            self._give_back(group)
+            raise
+        self._committed(group)
+
+    def _write(self, group: _Group, meta: bytes | None) -> None:
+        """Sync the segments, then commit. Data before metadata."""
+        if group.staged:
             self._entries.segments.sync()
         metas = {META: meta} if meta is not None else {}
-        self._store.commit(rows, staged=staged, unstaged=gone, meta=metas, truncate_before=truncate_before)
+        self._store.commit(
+            group.rows,
+            staged=group.staged,
+            unstaged=group.gone,
+            meta=metas,
+            truncate_before=group.truncate_before,
+        )
+
+    def _committed(self, group: _Group) -> None:
+        """The group is durable: tell everybody who waits for it."""
+        self.records_journaled += len(group.records)
+        self.commits += 1
+        self._finished = max(self._finished, group.ticket)
+        self.durable_sequence = max(self.durable_sequence, group.change_sequence)
+        self.error = None
+        self._tell()
+        if group.staged:
+            self.on_durable(group.staged)
+        if self._store.wants_preparation:
+            self._urgent.set()
+            self._wake.set()
 
     async def _prepare(self) -> None:
         """Have the next log file ready before it is needed."""
