@@ -170,7 +170,7 @@ class StateStore:
             self._wal.append(sequence, payload)
             taken = time.monotonic() - started
             # A single slow one ends the quick ones for a while; a run of quick ones brings them back.
-            self._duration = max(taken, 0.9 * self._duration + 0.1 * taken)
+            self._duration = max(taken, 0.8 * self._duration + 0.2 * taken)
             self._slowest = max(self._slowest, taken)
             self._last_sequence = sequence
             self._commits += 1
