@@ -16,6 +16,10 @@ from fsdecloud.errors import UsageError
 from fsdecloud.limits import CACHE_SIZE, HANDLER_DEADLINE, MIB, STAGE_SIZE
 from fsdecloud.units import format_duration, format_size, parse_duration, parse_size
 
+RELATIME: Final = "relatime"
+STRICTATIME: Final = "strictatime"
+NOATIME: Final = "noatime"
+
 LONG_TIMEOUT: Final = 3600.0
 """Seconds the kernel may keep names and attributes: this mount is the volume's only writer."""
 
@@ -49,15 +53,25 @@ class MountOptions:
     """Name of the systemd credential that holds the passphrase."""
     passfile: str = ""
     """File that holds the passphrase, mode 0600."""
+    acl: bool = False
+    """POSIX access control lists are kept and obeyed."""
+    atime: str = RELATIME
+    """When reading moves the access time: RELATIME, STRICTATIME or NOATIME."""
+    nodiratime: bool = False
+    """Access times of directories stay."""
+    snapshot: str = ""
+    """Mount this snapshot, read-only, instead of the volume: a sequence number, a name, a time, or `latest`."""
+    show_snapshots: bool = False
+    """Listing the root shows `.snapshots`."""
     kernel: tuple[str, ...] = ()
-    """Flags handed to the kernel as they are: noexec, nosuid, suid, nodev, dev, noatime, sync, dirsync, allow_root."""
+    """Flags handed to the kernel as they are: noexec, nosuid, suid, nodev, dev, sync, dirsync, allow_root."""
 
 
 IGNORED: Final = frozenset(
     (
         "", "_netdev", "auto", "defaults", "group", "loud", "mand", "noauto", "nobootwait", "nofail", "nogroup", "nomand",
-        "norelatime", "noowner", "nostrictatime", "nouser", "nousers", "nolazytime", "lazytime", "noiversion", "iversion",
-        "owner", "relatime", "silent", "strictatime", "user", "users", "rbind", "default_permissions",
+        "noowner", "nouser", "nousers", "nolazytime", "lazytime", "noiversion", "iversion",
+        "owner", "silent", "user", "users", "rbind", "default_permissions",
     )
 )  # fmt: skip
 """Said to mount(8), systemd or about things that do not exist here: accepted without effect."""
@@ -65,16 +79,14 @@ IGNORED: Final = frozenset(
 IGNORED_PREFIXES: Final = ("x-", "X-", "comment=", "subtype=", "uhelper=", "helper=")
 
 _KERNEL: Final = {
-    "noexec": "exec", "nosuid": "suid", "nodev": "dev", "noatime": "atime", "nodiratime": "diratime", "sync": "async",
-    "dirsync": "", "allow_root": "",
+    "noexec": "exec", "nosuid": "suid", "nodev": "dev", "sync": "async", "dirsync": "", "allow_root": "",
 }  # fmt: skip
 """Kernel flag and the option that takes it back."""
 
-_KERNEL_SENT: Final = frozenset(
-    ("noexec", "nosuid", "suid", "nodev", "dev", "noatime", "sync", "dirsync", "allow_root")
-)
-"""Those libfuse knows, and suid and dev, because libfuse mounts without both unless told; nodiratime follows from noatime for a
-file system whose access times are its own."""
+_SNAPSHOT_MAX: Final = 64
+
+_KERNEL_SENT: Final = frozenset((*_KERNEL, "suid", "dev"))
+"""Those libfuse knows, and suid and dev, because libfuse mounts without both unless told."""
 
 SECRET_WORDS: Final = (
     "pass",
@@ -91,7 +103,7 @@ SECRET_WORDS: Final = (
 )
 """Names under which a secret might be passed where every process can read it."""
 
-_FLAGS: Final[dict[str, tuple[str, bool]]] = {
+_FLAGS: Final[dict[str, tuple[str, Any]]] = {
     "ro": ("read_only", True),
     "rw": ("read_only", False),
     "allow_other": ("allow_other", True),
@@ -99,6 +111,18 @@ _FLAGS: Final[dict[str, tuple[str, bool]]] = {
     "nonempty": ("nonempty", True),
     "writeback": ("writeback", True),
     "nowriteback": ("writeback", False),
+    "show_snapshots": ("show_snapshots", True),
+    "noshow_snapshots": ("show_snapshots", False),
+    "acl": ("acl", True),
+    "noacl": ("acl", False),
+    "relatime": ("atime", RELATIME),
+    "atime": ("atime", RELATIME),
+    "norelatime": ("atime", RELATIME),
+    "nostrictatime": ("atime", RELATIME),
+    "strictatime": ("atime", STRICTATIME),
+    "noatime": ("atime", NOATIME),
+    "nodiratime": ("nodiratime", True),
+    "diratime": ("nodiratime", False),
 }
 
 _VALUES: Final[dict[str, Callable[[str, str], Any]]] = {
@@ -111,6 +135,7 @@ _VALUES: Final[dict[str, Callable[[str, str], Any]]] = {
     "fsname": lambda text, what: _checked_text(text, what),
     "credential": lambda text, what: _checked_text(text, what),
     "passfile": lambda text, what: _checked_path(text, what),
+    "snapshot": lambda text, what: _checked_snapshot(text, what),
 }
 
 _DESCRIPTIONS: Final[dict[str, str]] = {
@@ -122,6 +147,12 @@ _DESCRIPTIONS: Final[dict[str, str]] = {
     "nonempty": "mount over a directory that has files",
     "writeback": "let the kernel collect writes (the default)",
     "nowriteback": "pass every write on at once",
+    "snapshot": "mount a snapshot, read-only: its number, name or time, or latest",
+    "show_snapshots": "list .snapshots at the root (it is there in any case)",
+    "acl": "keep and obey POSIX access control lists",
+    "noatime": "reading moves no access time",
+    "strictatime": "reading always moves the access time (default: relatime, as on Linux disks)",
+    "nodiratime": "listing moves no directory's access time",
     "cache_size": f"bound on cached data on the disk (default {format_size(CACHE_SIZE)})",
     "stage_size": f"bound on data that waits for peers (default {format_size(STAGE_SIZE)})",
     "timeout": f"a request that needs the network fails after this (default {format_duration(HANDLER_DEADLINE)})",
@@ -180,6 +211,8 @@ def parse_options(
             unknown.append(name)
         else:
             raise UsageError(f"unknown mount option {name!r}{_suggest(key)}")
+    if values.get("snapshot"):
+        values["read_only"] = True
     return MountOptions(**values, kernel=tuple(kernel)), tuple(unknown)
 
 
@@ -193,7 +226,7 @@ def format_options(options: MountOptions) -> str:
             words += value
         elif value == getattr(default, field.name):
             continue
-        elif isinstance(value, bool):
+        elif isinstance(value, bool) or field.name == "atime":
             words.append(next(name for name, meaning in _FLAGS.items() if meaning == (field.name, value)))
         elif isinstance(value, float):
             words.append(f"{field.name}={value:.6f}".rstrip("0").rstrip("."))
@@ -232,6 +265,12 @@ def _escape(value: str) -> str:
 def _checked_text(text: str, what: str) -> str:
     if not text or any(ord(c) < 32 or ord(c) == 127 for c in text):
         raise UsageError(f"{what} cannot be {text!r}: write printable text")
+    return text
+
+
+def _checked_snapshot(text: str, what: str) -> str:
+    if not 0 < len(text) <= _SNAPSHOT_MAX or not all(c.isascii() and (c.isalnum() or c in "._-:") for c in text):
+        raise UsageError(f"{what} cannot be {text!r}: use a snapshot's number, name or time, or latest")
     return text
 
 

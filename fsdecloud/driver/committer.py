@@ -9,7 +9,7 @@ new root and the journal from the freeze on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,7 +18,7 @@ import trio
 
 from fsdecloud import codec, limits
 from fsdecloud.crypto.seal import Kind
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import INODES_RESERVED, Core
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
@@ -36,6 +36,13 @@ from fsdecloud.types import Ref
 log = logging.getLogger(__name__)
 
 _RETRY: Final = 2.0
+
+_LAZY_TIMES: Final = 600.0
+"""Seconds after which moved access times make a change of their own, if reading goes on: as often as reads make an anchor."""
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,13 @@ class Committer:
         self._wake = trio.Event()
         self._done = trio.Event()
         self._lock = trio.Lock()
+        self._times_written = trio.current_time()
         self.on_commit: Callable[[], None] = lambda: None
+        self.prepare: Callable[[], Awaitable[None]] = _nothing
+        """Called before each freeze, to have at hand what `add_rows` needs. Raises nothing of ours."""
+        self.add_rows: Callable[[bool], frozenset[int]] = lambda _changed: frozenset()
+        """Called at each freeze, with whether it changes anything but read records: puts rows of anchors (`VolumeMeta.history`)
+        into the overlay and returns their sequence numbers. They leave the meta when this commit is durable."""
         self.last_error = ""
 
     def poke(self) -> None:
@@ -126,6 +139,7 @@ class Committer:
         """Commit everything that changed before this call. Raises RemoteError, StoreError, NoSpace."""
         async with self._lock:
             frozen = _Frozen()
+            await self.prepare()
             barrier = await self._journal.freeze(lambda: self._freeze(frozen))
             try:
                 await self._wait_sealed(frozen)
@@ -133,6 +147,7 @@ class Committer:
                 batches = await self._close_batches(frozen)
                 root = await self._update_tree()
                 mark = self._entries.order
+                bound = self._core.next_inode + INODES_RESERVED
 
                 def committed() -> VolumeMeta:
                     return msgspec.structs.replace(
@@ -141,6 +156,8 @@ class Committer:
                         batches=self.meta.batches + batches,
                         batched=self.meta.batched + len(frozen.records),
                         changes=self.meta.changes + frozen.changes,
+                        inode_bound=bound,
+                        history=tuple(row for row in self.meta.history if row.snapshot.sequence not in frozen.rows),
                     )
 
                 await self._journal.commit(lambda: codec.encode(committed()), barrier)
@@ -152,6 +169,7 @@ class Committer:
             self._core.overlay.commit(root)
             # Not what was encoded: an anchor may have come into a block meanwhile, and its next save says so.
             meta = self.meta = committed()
+            self._core.inode_bound = bound
             self.latest = Commit(root, frozen.change_sequence, mark, meta.batches, meta.changes)
         self.on_commit()
         return self.latest
@@ -170,12 +188,20 @@ class Committer:
         """Begin a new generation. Everything dirty belongs to the frozen one."""
         core = self._core
         self._files.record_open_handles()
-        core.write_back()
+        if core.inodes.dirty or core.overlay.has_changes or trio.current_time() - self._times_written > _LAZY_TIMES:
+            core.inodes.touch_lazy()
+            self._times_written = trio.current_time()
+        core.write_back(whole=True)  # the commit waits for the bytes
         self._files.seal_all()
         frozen.chunks = self._sealer.waiting_chunks()
+        for chunk in frozen.chunks:
+            live = core.inodes.peek(chunk.ino)
+            if live is not None:
+                core.inodes.touch(live)  # group commits until then must not have the size without them
         frozen.change_sequence = core.change_sequence
         frozen.records, core.recorder.pending = core.recorder.pending, []
         frozen.changes, core.recorder.pending_changes = core.recorder.pending_changes, 0
+        frozen.rows = self.add_rows(core.overlay.has_changes or frozen.changes > 0)
         frozen.generation = core.overlay.freeze()
 
     async def _wait_sealed(self, frozen: _Frozen) -> None:
@@ -231,3 +257,4 @@ class _Frozen:
         self.chunks: list[DirtyChunk] = []
         self.records: list[bytes] = []
         self.changes = 0
+        self.rows: frozenset[int] = frozenset()

@@ -20,7 +20,7 @@ import trio
 
 from fsdecloud import codec, limits
 from fsdecloud.crypto.keys import VolumeKeys
-from fsdecloud.driver.inodes import InodeTable, LiveInode
+from fsdecloud.driver.inodes import INODES_KEPT, InodeTable, LiveInode
 from fsdecloud.driver.recorder import Caller, Recorder
 from fsdecloud.driver.supervisor import describe
 from fsdecloud.errors import NoSpace, ReadOnly, RemoteTimeout, StoreError
@@ -119,6 +119,11 @@ class Core:
         finally:
             self.waiters -= 1
 
+    async def fetch_node(self, ref: bytes) -> None:
+        """Bring a tree node into memory, as one request that waits. Raises RemoteError."""
+        with self.waiting():
+            await self._fetch_node(ref)
+
     async def run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As `run`, in a worker thread: for work that would hold up the event loop."""
         call = partial(function, *args, **kwargs)
@@ -193,16 +198,22 @@ class Core:
         self.bytes += delta
         self._superblock_dirty = True
 
-    def write_back(self) -> None:
-        """Put all that lives outside the map into it: dirty inodes and the counters.
+    def evict(self) -> None:
+        """Bound the inodes in memory: for reads, which make no group commit that would."""
+        self.inodes.evict()
+        if len(self.inodes.dirty) > INODES_KEPT // 2:
+            self.changed()
+
+    def write_back(self, *, whole: bool = False) -> None:
+        """Put all that lives outside the map into it: dirty inodes and the counters; see InodeTable.write_back.
 
         Every group commit begins with this. Raises StoreError in failsafe, so that none is made.
         """
         self.check_sound()
-        self.inodes.write_back()
+        missing = self.inodes.write_back(whole=whole)
         if self._superblock_dirty:
-            self._superblock_dirty = False
-            block = Superblock(1, limits.CHUNK_SIZE, self.next_inode, self.files, self.bytes)
+            self._superblock_dirty = missing > 0
+            block = Superblock(1, limits.CHUNK_SIZE, self.next_inode, self.files, self.bytes - missing)
             self.overlay.put(SUPERBLOCK, codec.encode(block))
 
     # ---- records -----------------------------------------------------------------------------------------------------

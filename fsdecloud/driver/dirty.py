@@ -32,7 +32,7 @@ class Layer:
 class DirtyChunk:
     """The dirty layers of one chunk, oldest first; never without one."""
 
-    __slots__ = ("fresh", "index", "ino", "is_stuck", "journal_closed", "layers", "queued", "since")
+    __slots__ = ("dropped", "fresh", "index", "ino", "is_stuck", "journal_closed", "layers", "queued", "since", "solid")
 
     def __init__(self, ino: int, index: int, since: float) -> None:
         self.ino = ino
@@ -45,8 +45,14 @@ class DirtyChunk:
         """Whether sealing waits for a base that peers do not give now."""
         self.journal_closed = False
         """Whether the journal must take the closed layers as pages, because sealing them would take too long."""
+        self.dropped: int | None = None
+        """The overlay's generation when the chunk was cut off or its file removed: what is left is for the commit that was
+        in progress then, and for nothing after it."""
         self.since = since
         """When the first dirty byte came (monotonic seconds)."""
+        self.solid = 0
+        """Up to here the next group commit leaves no byte of the chunk missing: no file is longer on disk than its bytes.
+        **Invariant:** never less than what group commits before made of the file's size within this chunk."""
 
     def write(self, offset: int, data: bytes | memoryview, generation: int) -> int:
         """Take in bytes at an offset within the chunk; return by how much the held bytes grew."""
@@ -76,6 +82,14 @@ class DirtyChunk:
         self.layers.append(layer)
         self.fresh = []
         return self.size - before
+
+    def settle(self, length: int) -> int | None:
+        """Return up to where the chunk has its bytes after the group commit that is collected now, None if that is all of
+        it; `length` is the file's size within it. What is missing are closed layers on their way into entries."""
+        if not self.journal_closed and any(layer.closed and layer.extents.end > self.solid for layer in self.layers):
+            return self.solid
+        self.solid = max(self.solid, length)
+        return None
 
     @property
     def open_layer(self) -> Layer | None:
@@ -144,4 +158,5 @@ class DirtyChunk:
         for layer in self.layers:
             layer.extents.truncate(length)
         self.fresh = [[start, min(end, length)] for start, end in self.fresh if start < length]
+        self.solid = min(self.solid, length)
         return before - self.size

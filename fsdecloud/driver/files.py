@@ -7,9 +7,11 @@ touches LMDB. Called only from the event loop. Not here: reading (`reader`), sea
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Final
 
 import trio
@@ -32,9 +34,10 @@ from fsdecloud.errors import (
     RemoteTimeout,
     StaleHandle,
 )
-from fsdecloud.fs.chunks import clip, decode_chunk, encode_chunk, extent
+from fsdecloud.fs.chunks import Chunk, Hole, clip, decode_chunk, encode_chunk, extent, held
 from fsdecloud.fs.extents import Extents
-from fsdecloud.fs.keys import chunk_key, chunk_prefix, orphan_key, split_chunk_key, xattr_prefix
+from fsdecloud.fs.inode import decode_inode
+from fsdecloud.fs.keys import chunk_key, chunk_prefix, inode_key, orphan_key, parent_key, split_chunk_key, xattr_prefix
 from fsdecloud.fs.records import Operation
 from fsdecloud.types import Handle
 
@@ -42,6 +45,9 @@ CHUNK: Final = limits.CHUNK_SIZE
 
 _DIRECT_REAP: Final = 64
 """Up to this many chunks, a removed file's keys are deleted by number; above, by what the tree lists."""
+
+_STEP: Final = 1024
+"""Keys looked at before other requests get their turn: under 2 ms."""
 
 
 class Files:
@@ -155,6 +161,8 @@ class Files:
             self._write_piece(live, index, start, piece)
             position += size
         if end > live.size:
+            if offset > live.size:
+                self._extend(live, offset)
             self._core.count_bytes(end - live.size)
             live.size = end
         if not self._kernel_times:
@@ -166,6 +174,7 @@ class Files:
         chunk = live.chunks.get(index)
         if chunk is None:
             chunk = DirtyChunk(live.ino, index, time.monotonic())
+            chunk.solid = min(max(live.size - index * CHUNK, 0), CHUNK)
             live.chunks[index] = chunk
             self._sealer.dirty_chunks += 1
         key = (live.ino, index)
@@ -266,33 +275,62 @@ class Files:
         try:
             while size < live.size:
                 await self.wait_sealed(live)
-                keys = await self._core.run(self._keys_from, live, size)
-                if any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
-                    continue  # written and sealed again while tree nodes came
-                self._shrink(live, size, keys)
-                break
+                sealed = live.sealed
+                keys = await self._keys_from(live, size)
+                if await self._core.run(self._shrink, live, size, keys, sealed):
+                    break  # else written and sealed again while tree nodes came
         finally:
             live.opens -= 1
+        if size > live.size:
+            self._extend(live, size)
         self._core.count_bytes(size - live.size)
         live.size = size
         live.mtime = live.ctime = time.time_ns()
         self._core.inodes.touch(live)
         self._core.changed()
 
-    def _keys_from(self, live: LiveInode, size: int) -> list[tuple[bytes, bytes]]:
-        """Return the chunk values at or past the new end. May raise NodeMissing."""
-        start = chunk_key(live.ino, size // CHUNK)
-        stop = chunk_key(live.ino, -(-live.size // CHUNK) + 1)
-        return list(self._core.overlay.scan(start, stop))
+    def _extend(self, live: LiveInode, size: int) -> None:
+        """The chunk with the file's end gets zeros after it, which are there as soon as its other bytes are."""
+        index = live.size // CHUNK
+        chunk = live.chunks.get(index)
+        if chunk is not None:
+            if chunk.settle(0) is not None:
+                self.journal_closed([chunk])
+            chunk.solid = max(chunk.solid, min(size - index * CHUNK, CHUNK))
 
-    def _shrink(self, live: LiveInode, size: int, keys: list[tuple[bytes, bytes]]) -> None:
+    async def _keys_from(self, live: LiveInode, size: int) -> list[tuple[bytes, int]]:
+        """Return the keys of all chunks past the one with the new end, and how many bytes each holds."""
+        start = chunk_key(live.ino, size // CHUNK + 1)
+        stop = chunk_key(live.ino, -(-live.size // CHUNK) + 1)
+        found: list[tuple[bytes, int]] = []
+        while True:
+            part = await self._core.run(self._some_values, start, stop)
+            found += [(key, held(decode_chunk(raw))) for key, raw in part]
+            if len(part) < _STEP:
+                return found
+            start = part[-1][0] + b"\0"
+            await trio.lowlevel.checkpoint()
+
+    def _some_values(self, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        """Return up to _STEP pairs of the map. May raise NodeMissing."""
+        return list(islice(self._core.overlay.scan(start, stop), _STEP))
+
+    def _shrink(self, live: LiveInode, size: int, keys: list[tuple[bytes, int]], sealed: int) -> bool:
+        """Cut a file; False if it was sealed again since its keys were listed. May raise NodeMissing before any change."""
         border, cut = divmod(size, CHUNK)
-        for key, raw in keys:
-            number = split_chunk_key(key)[1]
+        key = chunk_key(live.ino, border)
+        raw = self._core.overlay.get(key)
+        if live.sealed != sealed or any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
+            return False
+        if raw is not None:
             old = decode_chunk(raw)
-            new = clip(old, cut) if number == border and cut else None
-            live.allocated = max(0, live.allocated + (extent(new) if new is not None else 0) - extent(old))
-            self._core.overlay.put(key, encode_chunk(new) if new is not None and extent(new) else None)
+            new = clip(old, cut)
+            live.allocated -= held(old) - held(new)
+            self._core.overlay.put(key, encode_chunk(new) if extent(new) else None)
+        for key, size_held in keys:
+            live.allocated -= size_held
+            self._core.overlay.put(key, None)
+        live.allocated = max(0, live.allocated)
         live.values.clear()
         for index, chunk in list(live.chunks.items()):
             if index > border or (index == border and not cut):
@@ -305,12 +343,16 @@ class Files:
                 if not chunk.size:
                     self._drop_chunk(live, chunk)
         self._core.truncated(live.ino, size)
+        return True
 
     def _drop_chunk(self, live: LiveInode, chunk: DirtyChunk) -> None:
         """Forget dirty bytes, but for layers that a commit in progress still needs."""
         self.dirty.pop((chunk.ino, chunk.index), None)
         self._fresh.pop((chunk.ino, chunk.index), None)
-        kept = [layer for layer in chunk.layers if layer.closed and layer.generation < self._core.overlay.generation]
+        overlay = self._core.overlay
+        in_commit = [layer for layer in chunk.layers if layer.closed and layer.generation < overlay.generation]
+        kept = in_commit if overlay.is_committing else []
+        chunk.dropped = overlay.generation
         self._sealer.dirty_bytes -= chunk.size - sum(layer.extents.size for layer in kept)
         chunk.layers = kept
         chunk.fresh = []
@@ -319,17 +361,33 @@ class Files:
         self._sealer.notify()
 
     # ---- removal -----------------------------------------------------------------------------------------------------
-    def reap(self, live: LiveInode) -> None:
-        """Delete everything of an inode without names, handles or look-ups. May raise NodeMissing before any change."""
-        doomed = [orphan_key(live.ino), b"I" + live.ino.to_bytes(8, "big")]
-        count = -(-live.size // CHUNK) if not live.is_dir and not live.target else 0
-        if count <= _DIRECT_REAP:
-            doomed += [chunk_key(live.ino, index) for index in range(count)]
-        else:
-            doomed += [key for key, _raw in self._core.overlay.scan_prefix(chunk_prefix(live.ino))]
+    async def reap(self, live: LiveInode) -> None:
+        """Delete everything of an inode without names, handles or look-ups; an end in between leaves it an orphan."""
+        live.opens += 1  # stays in memory meanwhile
+        try:
+            start, stop = chunk_prefix(live.ino), chunk_prefix(live.ino + 1)
+            count = -(-live.size // CHUNK) if not live.is_dir and not live.target else 0
+            while count > _DIRECT_REAP:
+                part = await self._core.run(self._some_values, start, stop)
+                for key, _raw in part:
+                    self._core.overlay.put(key, None)
+                if len(part) < _STEP:
+                    count = 0
+                    break
+                start = part[-1][0] + b"\0"
+                self._core.changed()
+                await trio.lowlevel.checkpoint()
+            await self._core.run(self._reap_rest, live, count)
+        finally:
+            live.opens -= 1
+
+    def _reap_rest(self, live: LiveInode, count: int) -> None:
+        doomed = [orphan_key(live.ino), inode_key(live.ino)]
+        if live.is_dir:
+            doomed.append(parent_key(live.ino))
         if live.xattrs:
             doomed += [key for key, _raw in self._core.overlay.scan_prefix(xattr_prefix(live.ino))]
-        doomed += [chunk_key(live.ino, index) for index in live.chunks]
+        doomed += [chunk_key(live.ino, index) for index in {*range(count), *live.chunks}]
         for key in doomed:
             self._core.overlay.put(key, None)
         for chunk in list(live.chunks.values()):
@@ -343,6 +401,7 @@ class Files:
         live = self._core.inodes.peek(ino)
         if live is not None:
             live.values.pop(index, None)
+            live.sealed += 1
             chunk = live.chunks.get(index)
             if chunk is not None and (chunk.fresh or chunk.journal_closed):
                 self._fresh[ino, index] = chunk
@@ -379,7 +438,13 @@ class Files:
                 self._replayed[key].truncate(length)
 
     async def install_replayed(self) -> None:
-        """Lay the replayed pages over their files, those that still exist."""
+        """Lay the replayed pages over their files, those that still exist.
+
+        A file whose last bytes were still being sealed is shorter than what of them the journal has: that is cut off.
+        """
+        for ino, size in self._replayed_sizes():
+            self.cut_pages(ino, size)
+            self._cut_values(ino, size)
         replayed, self._replayed = self._replayed, {}
         for (ino, index), extents in replayed.items():
             try:
@@ -393,3 +458,26 @@ class Files:
                 chunk.fresh = []
                 chunk.layers[-1].journaled = True
         self._fresh.clear()
+
+    def _replayed_sizes(self) -> list[tuple[int, int]]:
+        """Return number and size of every file that the journal has a row of."""
+        rows = [(key, raw) for key, raw in self._changed(b"I", b"J") if raw is not None]
+        values = [(int.from_bytes(key[1:9], "big"), decode_inode(raw)) for key, raw in rows]
+        return [(ino, value.size) for ino, value in values if stat.S_ISREG(value.mode)]
+
+    def _cut_values(self, ino: int, size: int) -> None:
+        """Take the chunk values past a file's end out of what the journal has; the tree has none."""
+        for key, raw in self._changed(chunk_key(ino, size // CHUNK), chunk_prefix(ino + 1)):
+            end = size - split_chunk_key(key)[1] * CHUNK
+            old: Chunk = decode_chunk(raw) if raw is not None else Hole()
+            if extent(old) > max(end, 0):
+                new = clip(old, end)
+                self._core.overlay.put(key, encode_chunk(new) if extent(new) else None)
+                live = self._core.inodes.get(ino)
+                live.allocated = max(0, live.allocated + held(new) - held(old))
+                self._core.inodes.touch(live)
+
+    def _changed(self, start: bytes, stop: bytes) -> list[tuple[bytes, bytes | None]]:
+        """Return what a freshly replayed journal says of the keys from `start` to before `stop`."""
+        current = self._core.overlay.current
+        return [(key, current[key]) for key in current.irange(start, stop, (True, False))]

@@ -9,7 +9,7 @@ import stat
 from collections import OrderedDict
 from typing import Final
 
-from fsdecloud import codec
+from fsdecloud import codec, limits
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.errors import NotFound
 from fsdecloud.fs.inode import InodeValue, decode_inode
@@ -26,7 +26,7 @@ class LiveInode:
 
     __slots__ = (
         "allocated", "atime", "attributes", "btime", "chunks", "ctime", "dirty", "gid", "ino", "mode", "mtime", "name", "nlink",
-        "opens", "parent", "rdev", "size", "target", "uid", "values", "xattrs",
+        "opens", "parent", "rdev", "sealed", "size", "target", "uid", "values", "xattrs",
     )  # fmt: skip
 
     def __init__(self, ino: Inode, value: InodeValue) -> None:
@@ -51,6 +51,8 @@ class LiveInode:
         """Chunks with bytes that are not in an entry yet."""
         self.values: dict[int, bytes] = {}
         """Encoded chunk values looked up before (b"" for a hole), so that a read decodes no tree node."""
+        self.sealed = 0
+        """How often one of its chunks got a new value."""
         self.attributes: object = None
         """The adapter's converted attributes; None when they must be made again."""
         self.parent = Inode(0)
@@ -62,10 +64,20 @@ class LiveInode:
         """Whether it is a directory."""
         return stat.S_ISDIR(self.mode)
 
-    def to_value(self) -> InodeValue:
-        """Return the value the tree holds."""
+    def solid_size(self) -> int:
+        """Return the size that the group commit which is collected now has all bytes for."""
+        size = self.size
+        for index, chunk in self.chunks.items():
+            start = index * limits.CHUNK_SIZE
+            end = chunk.settle(min(max(self.size - start, 0), limits.CHUNK_SIZE))
+            if end is not None:
+                size = min(size, start + end)
+        return size
+
+    def to_value(self, size: int) -> InodeValue:
+        """Return the value the tree holds, with this size."""
         return InodeValue(
-            self.mode, self.uid, self.gid, self.nlink, self.size, self.atime, self.mtime, self.ctime, self.btime, self.rdev,
+            self.mode, self.uid, self.gid, self.nlink, size, self.atime, self.mtime, self.ctime, self.btime, self.rdev,
             self.allocated, self.xattrs, self.target,
         )  # fmt: skip
 
@@ -73,13 +85,16 @@ class LiveInode:
 class InodeTable:
     """All inodes in memory, and the kernel's lookup counts.
 
-    **Invariant:** an inode is in memory while it is dirty, open, or has dirty chunks.
+    **Invariant:** an inode is in memory while it is dirty, open, has dirty chunks, or an access time that is not written.
     """
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
         self._live: OrderedDict[int, LiveInode] = OrderedDict()
         self.dirty: dict[int, LiveInode] = {}
+        self.lazy: dict[int, LiveInode] = {}
+        """Clean inodes whose access time moved: written when there is something else to write, or after a while."""
+        self.kept = INODES_KEPT
         self.lookups: dict[int, int] = {}
         """How often the kernel was told of an inode and has not forgotten it."""
 
@@ -111,25 +126,49 @@ class InodeTable:
         if not live.dirty:
             live.dirty = True
             self.dirty[live.ino] = live
+            if self.lazy:
+                self.lazy.pop(live.ino, None)
+
+    def touch_lazily(self, live: LiveInode) -> None:
+        """Note that the inode's access time moved: no reason by itself to write anything."""
+        live.attributes = None
+        if not live.dirty:
+            self.lazy[live.ino] = live
+
+    def touch_lazy(self) -> None:
+        """Have all moved access times written with the next changes."""
+        for live in list(self.lazy.values()):
+            self.touch(live)
 
     def drop(self, live: LiveInode) -> None:
         """Forget an inode that no longer exists."""
         live.dirty = False
         self.dirty.pop(live.ino, None)
+        self.lazy.pop(live.ino, None)
         self._live.pop(live.ino, None)
 
-    def write_back(self) -> None:
-        """Put all dirty inodes into the overlay."""
-        rows = [(inode_key(live.ino), codec.encode(live.to_value())) for live in self.dirty.values()]
-        for key, row in rows:
-            self._overlay.put(key, row)
+    def write_back(self, *, whole: bool) -> int:
+        """Put all dirty inodes into the overlay: with their sizes if `whole`, else, for a group commit, no longer than what
+        it has the bytes of. Return by how much they are shorter; those stay dirty until their bytes are there."""
+        rows: list[tuple[LiveInode, int, bytes]] = []
         for live in self.dirty.values():
-            live.dirty = False
-        self.dirty.clear()
+            size = live.size if whole or not live.chunks else live.solid_size()
+            rows.append((live, size, codec.encode(live.to_value(size))))
+        missing = 0
+        for live, size, row in rows:
+            self._overlay.put(inode_key(live.ino), row)
+            if size == live.size:
+                live.dirty = False
+                del self.dirty[live.ino]
+            missing += live.size - size
+        return missing
 
     def evict(self) -> None:
-        """Drop the least used clean inodes past INODES_KEPT. Only between requests: nobody may hold one it will change."""
-        if len(self._live) > INODES_KEPT:
+        """Drop the least used clean inodes past `kept`. Only between requests: nobody may hold one it will change.
+
+        One whose access time moved becomes dirty, and goes the next time.
+        """
+        if len(self._live) > self.kept:
             self._evict()
 
     def count_lookup(self, ino: int) -> None:
@@ -150,7 +189,9 @@ class InodeTable:
 
     def _evict(self) -> None:
         """Drop the oldest clean tenth; inodes in use go to the young end."""
-        for _ in range(INODES_KEPT // 10):
+        for _ in range(self.kept // 10):
             ino, live = self._live.popitem(last=False)
+            if ino in self.lazy:
+                self.touch(live)
             if live.dirty or live.opens or live.chunks:
                 self._live[ino] = live

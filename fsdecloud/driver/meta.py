@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from fsdecloud import codec
+from fsdecloud.fs.history import AnchorRow
 from fsdecloud.fs.records import BatchEntry
 
 
@@ -43,3 +45,14 @@ class VolumeMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     inflight_hosts: bytes = b""
     takeover: bool = False
     """The next anchor takes the writer's lease over: the volume was recovered from its phrase on this machine."""
+    inflight_row: AnchorRow | None = None
+    """What the tree will say of the anchor in flight; None if a release that knew no snapshots made it."""
+    history: tuple[AnchorRow, ...] = ()
+    """Anchors in blocks whose rows are in no committed tree yet, oldest first (`driver.snapshots` bounds them)."""
+    inode_bound: int = 0
+    """Every inode number given out so far is below; 0 in the state of the first releases."""
+
+
+def decode_meta(data: bytes) -> VolumeMeta:
+    """Return the stored value, also of a release that had fewer fields. Raises MalformedError."""
+    return codec.decode_loose(data, VolumeMeta)

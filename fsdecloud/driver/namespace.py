@@ -1,33 +1,31 @@
-"""The rules of names: lookup, create, remove, rename, link, list, extended attributes. POSIX.1-2017, as ext4 does it.
+"""The rules of names: lookup, create, remove, rename, link, list, attributes. POSIX.1-2017, as ext4 does it.
 
 The kernel has checked permissions (`default_permissions`) and serialises changes within a directory. Every function is
 synchronous and follows `core`: first all look-ups (tree.NodeMissing may come out), then the change, then the record.
-Not here: file data (`files`), conversion to FUSE types (`fuse`).
+Not here: file data (`files`), extended attributes (`xattrs`), conversion to FUSE types (`fuse`).
 """
 
 from __future__ import annotations
 
-import os
 import stat
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from fsdecloud import codec, limits
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.recorder import Caller
+from fsdecloud.driver.xattrs import Xattrs
 from fsdecloud.errors import (
     Exists,
     InvalidArgument,
     IsDirectory,
     NameTooLong,
-    NoAttribute,
     NotDirectory,
     NotEmpty,
     NotFound,
     NotPermitted,
-    NotSupported,
-    OutOfRange,
     TooManyLinks,
 )
 from fsdecloud.fs.inode import EntryValue, InodeValue, decode_entry
@@ -36,31 +34,42 @@ from fsdecloud.fs.keys import (
     entry_key,
     entry_prefix,
     orphan_key,
+    parent_key,
     prefix_end,
     split_entry_key,
-    xattr_key,
-    xattr_prefix,
 )
 from fsdecloud.fs.records import Operation
 from fsdecloud.types import Inode
+
+_SEARCH_STEP: Final = 1000
+"""Entries looked at before others get their turn."""
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 """renameat2(2)."""
 
-XATTR_CREATE: Final = os.XATTR_CREATE
-XATTR_REPLACE: Final = os.XATTR_REPLACE
 
-_XATTR_PART: Final = limits.XATTR_INLINE_MAX
-_XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
-"""xattr(7); the kernel decides who may use which."""
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    """What setattr changes; None stays. Times in nanoseconds since 1970."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+    ctime: int | None = None
+    """None: now."""
+    by_program: bool = True
+    """Whether a program asked for it, and not the kernel, which writes back times of its own."""
 
 
 class Namespace:
     """The directory tree of one volume."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, xattrs: Xattrs) -> None:
         self._core = core
+        self._xattrs = xattrs
         self._secret = core.keys.border_secret
 
     # ---- look-ups ------------------------------------------------------------------------------------------------
@@ -74,10 +83,29 @@ class Namespace:
         live.parent, live.name = directory.ino, name
         return live
 
-    def lookup_parent(self, ino: int) -> LiveInode:
-        """Return the parent of a directory, as far as it was seen; the root's parent is the root."""
+    def lookup_parent(self, ino: int) -> LiveInode | None:
+        """Return the parent of a directory; the root's is the root. None: the volume is from a time when it was not kept."""
+        if ino == ROOT:
+            return self._core.inodes.get(ROOT)
         live = self._core.inodes.get(ino)
-        return self._core.inodes.get(live.parent or ROOT)
+        if live.parent:
+            return self._core.inodes.get(live.parent)
+        data = self._core.overlay.get(parent_key(ino))
+        return self._core.inodes.get(int.from_bytes(data, "big")) if data is not None else None
+
+    def search_parent(self, ino: int, after: bytes) -> tuple[LiveInode | None, bytes]:
+        """Look through some directory entries past the key `after` for the one that names a directory.
+
+        Returns its parent or None, and the key to go on after, b"" at the end.
+        """
+        found = after
+        for number, (key, data) in enumerate(self._core.overlay.scan(after + b"\0", b"E")):
+            if number == _SEARCH_STEP:
+                return None, found
+            found = key
+            if decode_entry(split_entry_key(key)[1], data).inode == ino:
+                return self._core.inodes.get(int.from_bytes(key[1:9], "big")), b""
+        return None, b""
 
     def listing(self, ino: int, after: int, limit: int) -> list[tuple[int, bytes, LiveInode]]:
         """Return up to `limit` entries with a cookie over `after`, ascending: (cookie, name, inode)."""
@@ -114,10 +142,8 @@ class Namespace:
         return self.create(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> LiveInode:
-        """Make a directory. Raises Exists, TooManyLinks."""
+        """Make a directory. Raises Exists. As many as one likes: past LINK_MAX, ext4 stops counting them, we stop showing."""
         directory = self._new_name(parent, name)
-        if directory.nlink >= limits.LINK_MAX:
-            raise TooManyLinks
         live = self._make(directory, name, stat.S_IFDIR | stat.S_IMODE(mode), caller, 0, b"")
         directory.nlink += 1
         self._core.record(Operation.MKDIR, caller, live, self._core.child_path(directory, name))
@@ -200,8 +226,6 @@ class Namespace:
                 raise IsDirectory
             if other.is_dir:
                 self._check_empty(other)
-        elif live.is_dir and source is not dest and dest.nlink >= limits.LINK_MAX:
-            raise TooManyLinks
         self._remove_entry(source, name)
         if live.is_dir:
             source.nlink -= 1
@@ -216,64 +240,37 @@ class Namespace:
         self._core.record(Operation.RENAME, caller, live, old_path, path2=new_path)
         return other
 
-    # ---- extended attributes -----------------------------------------------------------------------------------------
-    def get_xattr(self, ino: int, name: bytes) -> bytes:
-        """Return an attribute's value. Raises NoAttribute."""
-        live = self._core.inodes.get(ino)
-        _check_xattr_name(name)
-        if not live.xattrs:
-            raise NoAttribute
-        parts = [value for _key, value in self._core.overlay.scan_prefix(xattr_key(ino, name + b"\0"))]
-        if not parts:
-            raise NoAttribute
-        return b"".join(parts)
-
-    def list_xattrs(self, ino: int) -> list[bytes]:
-        """Return the names of all attributes."""
-        live = self._core.inodes.get(ino)
-        if not live.xattrs:
-            return []
-        return [
-            key[9:-3] for key, _value in self._core.overlay.scan_prefix(xattr_prefix(ino)) if key.endswith(b"\0\0\0")
-        ]
-
-    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
-        """Set an attribute; flags as in setxattr(2). A long value takes several rows, each small enough for a tree node."""
+    # ---- attributes --------------------------------------------------------------------------------------------------
+    def set_attributes(self, ino: int, change: AttributeChange, caller: Caller) -> LiveInode:
+        """Set what `change` names: chmod(2), chown(2), utimensat(2). An access control list follows the mode."""
         self._core.check_writable()
         live = self._core.inodes.get(ino)
-        _check_xattr_name(name)
-        if len(value) > limits.XATTR_VALUE_MAX:
-            raise OutOfRange
-        prefix = xattr_key(ino, name + b"\0")
-        old = [key for key, _value in self._core.overlay.scan_prefix(prefix)]
-        if old and flags & XATTR_CREATE:
-            raise Exists
-        if not old and flags & XATTR_REPLACE:
-            raise NoAttribute
-        parts = [value[start : start + _XATTR_PART] for start in range(0, max(1, len(value)), _XATTR_PART)]
-        for key in old[len(parts) :]:
-            self._core.overlay.put(key, None)
-        for index, part in enumerate(parts):
-            self._core.overlay.put(prefix + index.to_bytes(2, "big"), part)
-        live.xattrs += not old
-        live.ctime = time.time_ns()
+        follow = self._xattrs.mode_change(live, change.mode) if change.mode is not None else None
+        if change.mode is not None:
+            live.mode = stat.S_IFMT(live.mode) | stat.S_IMODE(change.mode)
+        if follow is not None:
+            follow()
+        if change.uid is not None:
+            live.uid = change.uid
+        if change.gid is not None:
+            live.gid = change.gid
+        if change.atime is not None:
+            live.atime = _clamped(change.atime)
+        if change.mtime is not None:
+            live.mtime = _clamped(change.mtime)
+        live.ctime = _clamped(change.ctime) if change.ctime is not None else time.time_ns()
+        if change.by_program:
+            self._core.record(Operation.ATTRIBUTES, caller, live, self._core.path_of(live))
         self._touch(live)
-        self._core.record(Operation.SETXATTR, caller, live, self._core.path_of(live), path2=name, amount=len(value))
+        return live
 
-    def remove_xattr(self, ino: int, name: bytes, caller: Caller) -> None:
-        """Remove an attribute. Raises NoAttribute."""
-        self._core.check_writable()
-        live = self._core.inodes.get(ino)
-        _check_xattr_name(name)
-        old = [key for key, _value in self._core.overlay.scan_prefix(xattr_key(ino, name + b"\0"))]
-        if not old:
-            raise NoAttribute
-        for key in old:
-            self._core.overlay.put(key, None)
-        live.xattrs -= 1
-        live.ctime = time.time_ns()
-        self._touch(live)
-        self._core.record(Operation.REMOVEXATTR, caller, live, self._core.path_of(live), path2=name)
+    def drop_privileges(self, live: LiveInode, caller: Caller) -> None:
+        """Take the set-user-ID bit and, from a program, the set-group-ID bit away: who wrote is not root."""
+        if caller.uid and live.mode & (stat.S_ISUID | stat.S_ISGID) and stat.S_ISREG(live.mode):
+            live.mode &= ~stat.S_ISUID
+            if live.mode & stat.S_IXGRP:
+                live.mode &= ~stat.S_ISGID
+            self._touch(live)
 
     # ---- pieces ------------------------------------------------------------------------------------------------------
     def _directory(self, ino: int) -> LiveInode:
@@ -314,6 +311,7 @@ class Namespace:
     def _make(
         self, directory: LiveInode, name: bytes, mode: int, caller: Caller, rdev: int, target: bytes
     ) -> LiveInode:
+        mode, lists = self._xattrs.inherited(directory, mode, caller.umask)
         now = time.time_ns()
         gid = caller.gid
         if directory.mode & stat.S_ISGID:  # ext4: the group is inherited, and by directories the bit too
@@ -325,6 +323,7 @@ class Namespace:
         live = self._core.new_inode(
             InodeValue(mode, caller.uid, gid, nlink, size, now, now, now, now, rdev, 0, 0, target)
         )
+        self._xattrs.give(live, lists)
         self._put_entry(directory, name, live)
         self._touch(live)
         return live
@@ -332,6 +331,8 @@ class Namespace:
     def _put_entry(self, directory: LiveInode, name: bytes, live: LiveInode) -> None:
         value = codec.encode(EntryValue(Inode(live.ino), stat.S_IFMT(live.mode)))
         self._core.overlay.put(entry_key(self._secret, directory.ino, name), value)
+        if live.is_dir and live.parent != directory.ino:
+            self._core.overlay.put(parent_key(live.ino), directory.ino.to_bytes(8, "big"))
         live.parent, live.name = directory.ino, name
         directory.mtime = directory.ctime = time.time_ns()
         self._touch(directory)
@@ -346,6 +347,7 @@ class Namespace:
         live.nlink = 0 if live.is_dir else live.nlink - 1
         live.ctime = time.time_ns()
         if live.nlink == 0:
+            self._core.orphans.add(live.ino)
             self._core.overlay.put(orphan_key(live.ino), b"")
         self._touch(live)
 
@@ -371,11 +373,6 @@ class Namespace:
         self._core.changed()
 
 
-def _check_xattr_name(name: bytes) -> None:
-    """Raise NotSupported for a namespace that ext4 does not have either, and for POSIX ACLs, which need the kernel's help."""
-    if not name.startswith(_XATTR_NAMESPACES):
-        raise NotSupported
-    if name in _XATTR_NAMESPACES:
-        raise InvalidArgument
-    if not 0 < len(name) <= limits.XATTR_NAME_MAX or b"\0" in name:
-        raise OutOfRange
+def _clamped(nanoseconds: int) -> int:
+    """Return a time that 64 bits can hold (the years 1678 to 2262), as ext4 clamps to what it can hold."""
+    return min(max(nanoseconds, -(1 << 63)), (1 << 63) - 1)

@@ -7,6 +7,7 @@ agent, in this order, and lays the dirty layers over it. Only the last two wait.
 from __future__ import annotations
 
 import logging
+from copy import copy
 from functools import partial
 from typing import Final
 
@@ -47,6 +48,7 @@ class OpenFile:
         "path",
         "program",
         "streak",
+        "was_read",
     )
 
     def __init__(self, inode: LiveInode, flags: int, caller: Caller, program: bytes, path: bytes) -> None:
@@ -57,6 +59,8 @@ class OpenFile:
         self.path = path
         self.bytes_read = 0
         self.bytes_written = 0
+        self.was_read = False
+        """Whether a read ever came."""
         self.next_read = 0
         """Where a sequential reader reads next."""
         self.streak = 0
@@ -82,6 +86,12 @@ class Reader:
     def stop(self) -> None:
         """End what `start` began."""
         self._opener.stop()
+
+    def of(self, core: Core) -> Reader:
+        """Return a reader of another state, with the same memory, thread and place for reading ahead."""
+        other = copy(self)
+        other._core = core  # noqa: SLF001 - our own copy
+        return other
 
     # ---- reading -----------------------------------------------------------------------------------------------------
     async def read(self, handle: OpenFile, offset: int, size: int) -> Plain:

@@ -35,6 +35,7 @@ from fsdecloud.fs.chunks import (
     decode_chunk,
     encode_chunk,
     extent,
+    held,
     needs_fold,
     with_patch,
 )
@@ -163,6 +164,8 @@ class Sealer:
     async def _seal_batch(self, batch: list[DirtyChunk]) -> None:
         plans = []
         for chunk in batch.copy():
+            if not self._is_wanted(chunk):
+                self._forget(chunk)
             if not chunk.layers:
                 continue
             try:
@@ -215,18 +218,32 @@ class Sealer:
         chunk, layer = plan.chunk, plan.layer
         if not chunk.layers or chunk.layers[0] is not layer:
             return  # the file was removed meanwhile
+        if not self._is_wanted(chunk):
+            self._forget(chunk)
+            return
         chunk.layers.pop(0)
         chunk.is_stuck = False
+        chunk.solid = max(chunk.solid, layer.extents.end)
         self.dirty_bytes -= layer.extents.size
         raw = encode_chunk(value)
         self._core.overlay.put_at(layer.generation, chunk_key(chunk.ino, chunk.index), raw)
         chunk.renew()
         live = self._core.inodes.peek(chunk.ino)
-        if live is not None:
-            live.allocated = max(0, live.allocated + extent(value) - extent(plan.old))
+        if live is not None and chunk.dropped is None:
+            live.allocated = max(0, live.allocated + held(value) - held(plan.old))
             self._core.inodes.touch(live)
         self.on_value(chunk.ino, chunk.index)
         self._core.changed()
+
+    def _is_wanted(self, chunk: DirtyChunk) -> bool:
+        """Tell whether a chunk's layers still belong anywhere. What was cut off or removed during a commit belongs to that
+        commit alone: a later generation has its deletion, which a late value would undo."""
+        overlay = self._core.overlay
+        return chunk.dropped is None or (overlay.is_committing and overlay.generation == chunk.dropped)
+
+    def _forget(self, chunk: DirtyChunk) -> None:
+        self.dirty_bytes -= chunk.size
+        chunk.layers.clear()
 
     def _after(self, chunk: DirtyChunk) -> None:
         """Queue the chunk's next closed layer, or let go of a clean chunk."""

@@ -17,25 +17,30 @@ from typing import Final
 import trio
 import trio.lowlevel
 
-from fsdecloud import codec, limits
+from fsdecloud import limits
 from fsdecloud.config import Paths, make_private_dir, read_private_file, write_private_file
 from fsdecloud.crypto.keys import CONTEXT_PREFIX, VolumeKeys, derive
 from fsdecloud.crypto.slots import VolumeDocument
+from fsdecloud.driver.accesstimes import AccessTimes
 from fsdecloud.driver.agentlink import AgentEvents, AgentLink
 from fsdecloud.driver.anchors import Anchors, fetch_manifest
 from fsdecloud.driver.committer import Committer
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import INODES_RESERVED, Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
 from fsdecloud.driver.grants import Grants
+from fsdecloud.driver.history import AnchoredStates
 from fsdecloud.driver.journal import META, Journal, replay
-from fsdecloud.driver.meta import VolumeMeta
+from fsdecloud.driver.meta import VolumeMeta, decode_meta
 from fsdecloud.driver.namespace import Namespace
 from fsdecloud.driver.reader import Reader
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
+from fsdecloud.driver.snapshots import Snapshots
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
+from fsdecloud.driver.views import Views
+from fsdecloud.driver.xattrs import Xattrs
 from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, NoSpace, RemoteError, StoreError, UsageError
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.overlay import Overlay
@@ -91,7 +96,7 @@ class Volume:
         self.cache = cache
         data = store.meta(META)
         self.is_new = data is None
-        self.meta = codec.decode(data, VolumeMeta) if data is not None else VolumeMeta()
+        self.meta = decode_meta(data) if data is not None else VolumeMeta()
         self.nodes = TreeNodes(keys.seal_secret)
         self.grants = Grants(keys.grant_secret)
         self.agent = AgentLink(
@@ -104,7 +109,9 @@ class Volume:
         self.core = Core(keys, Overlay(self.nodes.get, self.meta.root), self.nodes.fetch)
         if options.read_only:
             self.core.read_only = "mounted with -o ro"
-        self.namespace = Namespace(self.core)
+        self.xattrs = Xattrs(self.core, has_acl=options.acl)
+        self.namespace = Namespace(self.core, self.xattrs)
+        self.access_times = AccessTimes(self.core, options)
         self.reader = Reader(self.core, self.entries)
         self.sealer = Sealer(self.core, self.entries, self.reader.load_plain)
         self.files = Files(
@@ -127,6 +134,12 @@ class Volume:
         self.committer.on_commit = self._committed
         self.handler_errors = 0
         self.last_error = ""
+        self.states = AnchoredStates(setup.paths, keys, self.agent, self.read_fetched)
+        self.snapshots = Snapshots(self.core, self.committer, self.states, lambda: self.ledger_time)
+        self.views = Views(self.core, self.reader, self.snapshots, has_acl=options.acl)
+        self.anchors.on_anchored = self.snapshots.look_for_gaps
+        self.ledger_time = 0
+        """Time of the ledger's tip, seconds since 1970; 0 while unknown."""
         self.ledger_height = -1
         self._ledger_came = trio.Event()
         self._agent_status: AgentStatus | None = None
@@ -169,7 +182,7 @@ class Volume:
     def _tip(self, notice: LedgerTip) -> None:
         if self.ledger_height < 0 <= notice.height:
             self._ledger_came.set()
-        self.ledger_height = notice.height
+        self.ledger_height, self.ledger_time = notice.height, notice.time
 
     # ---- commits and their levels ------------------------------------------------------------------------------------
     def _committed(self) -> None:
@@ -198,10 +211,9 @@ class Volume:
     # ---- removed files ---------------------------------------------------------------------------------------------------
     def maybe_reap(self, ino: int) -> None:
         """Delete a file's contents if it has no name, no handle and no look-up left."""
-        live = self.core.inodes.peek(ino)
-        if live is None or live.nlink or live.opens or self.core.inodes.lookups.get(ino):
-            return
-        self._reap_queue.append(live.ino)
+        if ino not in self.core.orphans or self.core.inodes.lookups.get(ino):
+            return  # what was removed before this mount is `reap_orphans`' business
+        self._reap_queue.append(Inode(ino))
         self._reap_wake.set()
 
     async def _run_reaper(self) -> None:
@@ -215,7 +227,7 @@ class Volume:
         try:
             live = await self.core.run(self.core.inodes.get, ino)
             if live.nlink == 0 and not live.opens and not self.core.inodes.lookups.get(ino):
-                await self.core.run(self.files.reap, live)
+                await self.files.reap(live)
         except FsdecloudError as exc:
             log.info("inode %d is reaped later: %s", ino, exc)  # it stays listed as an orphan
 
@@ -248,8 +260,10 @@ class Volume:
         await self.core.run(self.core.load_superblock)
         if not self.core.overlay.root and self.core.overlay.get(b"I" + ROOT.to_bytes(8, "big")) is None:
             self.core.create_root(os.getuid(), os.getgid())
+            self.snapshots.note_new_volume()
         else:
             await self.core.run(self.core.inodes.get, ROOT)
+        self._reserve_inodes()
         if self.core.overlay.has_changes or self.core.recorder.pending:
             self.core.changed()
         self.reader.start(nursery)
@@ -261,6 +275,7 @@ class Volume:
             self.uploads.run_release,
             self._run_reaper,
             self._run_head_check,
+            self.snapshots.run_filler,
         ):
             nursery.start_soon(task)
         nursery.start_soon(self.uploads.run, self.agent)
@@ -268,8 +283,18 @@ class Volume:
             nursery.start_soon(self._reap_orphans_in_time)
         self.core.recorder.record(Operation.MOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
         self.core.changed()
+        if not self.core.read_only:
+            await self.committer.save_meta(inode_bound=self.core.inode_bound)
         await self.journal.flush()
         self.committer.poke()
+
+    def _reserve_inodes(self) -> None:
+        """Begin with inode numbers that nobody can have seen: a crash may have forgotten the last ones given out."""
+        core, meta = self.core, self.committer.meta
+        if self.is_new and meta.root:
+            core.next_inode += INODES_RESERVED  # the machine that wrote this volume may have been further
+        core.next_inode = max(core.next_inode, meta.inode_bound)
+        core.inode_bound = core.next_inode + INODES_RESERVED
 
     async def _adopt_ledger(self) -> None:
         """Take the volume's latest anchored state from the ledger, on a machine that has none of its own."""
@@ -345,6 +370,7 @@ class Volume:
     async def stop(self) -> None:
         """Record the unmount, let go of what is stored, and make everything D1."""
         self.core.recorder.record(Operation.UNMOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
+        self.core.inodes.touch_lazy()
         self.core.changed()
         self.uploads.roll_when_stored()
         try:
@@ -352,6 +378,8 @@ class Volume:
         except StoreError as exc:
             log.warning("a stored segment stays in the staging area: %s", exc)
         await self._make_durable()
+        if not self.core.read_only:
+            await self.committer.save_meta(inode_bound=self.core.next_inode)
 
     async def _make_durable(self) -> None:
         """Bring every dirty byte to D1: closed layers sealed or, where that cannot be, as pages."""

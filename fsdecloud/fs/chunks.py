@@ -108,6 +108,17 @@ def extent(value: Chunk) -> int:
     return len(value.data) if isinstance(value, Inline) else 0
 
 
+def held(value: Chunk) -> int:
+    """Return how many of the chunk's bytes inline data, base or patches cover: what st_blocks counts, holes left out."""
+    if not isinstance(value, Stored) or not value.patches:
+        return extent(value)
+    covered, reach = 0, 0
+    for start, end in sorted([(0, value.length), *((patch.offset, patch.end) for patch in value.patches)]):
+        covered += max(0, end - max(start, reach))
+        reach = max(reach, end)
+    return covered
+
+
 def clip(value: Chunk, length: int) -> Chunk:
     """Return the value after a truncation to `length` bytes of the chunk: what lies beyond reads as zeros for ever."""
     if length <= 0:

@@ -19,6 +19,9 @@ _TYPES: Final = frozenset(
     (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFBLK, stat.S_IFCHR)
 )
 
+RELATIME_AGE: Final = 24 * 3600 * 10**9
+"""Nanoseconds after which an access time moves although nothing changed."""
+
 
 class InodeValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One inode as the tree holds it."""
@@ -95,6 +98,11 @@ def decode_superblock(data: bytes) -> Superblock:
     if value.next_inode < 2 or value.files < 0 or value.bytes < 0:
         raise MalformedError("a superblock with a count out of range")
     return value
+
+
+def moves_atime(now: int, atime: int, mtime: int, ctime: int) -> bool:
+    """Tell whether reading moves the access time under relatime: it is older than the last change, or than a day (mount(8))."""
+    return atime <= mtime or atime <= ctime or now - atime >= RELATIME_AGE
 
 
 def is_name(name: bytes) -> bool:

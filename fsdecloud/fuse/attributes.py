@@ -7,7 +7,7 @@ from typing import Final
 import pyfuse3
 
 from fsdecloud.driver.inodes import LiveInode
-from fsdecloud.limits import CHUNK_SIZE
+from fsdecloud.limits import CHUNK_SIZE, LINK_MAX
 
 DIRECTORY_SIZE: Final = 4096
 """What ext4 shows for a small directory; programs read nothing into it."""
@@ -24,7 +24,7 @@ def attributes_of(live: LiveInode, entry_timeout: float, attr_timeout: float) ->
     attributes.entry_timeout = entry_timeout
     attributes.attr_timeout = attr_timeout
     attributes.st_mode = live.mode
-    attributes.st_nlink = live.nlink
+    attributes.st_nlink = live.nlink if live.nlink <= LINK_MAX or not live.is_dir else 1  # as ext4's dir_nlink
     attributes.st_uid = live.uid
     attributes.st_gid = live.gid
     attributes.st_rdev = live.rdev

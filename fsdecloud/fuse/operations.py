@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Concatenate, Final, ParamSpec, cast
 
 import pyfuse3
 
 from fsdecloud import limits
 from fsdecloud.driver.inodes import LiveInode
+from fsdecloud.driver.namespace import AttributeChange
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.volume import Volume
 from fsdecloud.errors import Exists, FsError, InvalidArgument, NotFound
+from fsdecloud.fs.acl import ACCESS as ACL_ACCESS
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.records import Operation
 from fsdecloud.fuse.attributes import attributes_of, negative_entry
@@ -39,7 +41,6 @@ class Operations(pyfuse3.Operations):
     """All handlers of one mount."""
 
     supports_dot_lookup = True
-    enable_acl = False
 
     def __init__(self, volume: Volume) -> None:
         super().__init__()
@@ -51,6 +52,9 @@ class Operations(pyfuse3.Operations):
         self._inodes = volume.core.inodes
         options = volume.setup.options
         self.enable_writeback_cache = options.writeback and not options.read_only
+        self.enable_acl = options.acl
+        self._xattrs = volume.xattrs
+        self._access_times = volume.access_times
         self._entry_timeout = options.entry_timeout
         self._attr_timeout = options.attr_timeout
         self._directories: dict[int, int] = {}
@@ -68,8 +72,9 @@ class Operations(pyfuse3.Operations):
         if name == b".":
             live = await self._core.run(self._inodes.get, parent_inode)
         elif name == b"..":
-            live = await self._core.run(self._namespace.lookup_parent, parent_inode)
+            live = await self._parent(parent_inode)
         else:
+            self._core.evict()
             try:
                 live = await self._core.run(self._namespace.lookup, parent_inode, name)
             except NotFound:
@@ -161,6 +166,7 @@ class Operations(pyfuse3.Operations):
         live = await self._core.run(self._inodes.get, inode)
         if not stat.S_ISLNK(live.mode):
             raise InvalidArgument
+        self._access_times.looked(live)
         return live.target
 
     # ---- attributes --------------------------------------------------------------------------------------------------
@@ -178,29 +184,23 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         self._core.check_writable()
-        live = await self._core.run(self._inodes.get, inode)
         caller = _caller(ctx)
         if fields.update_size:
+            live = await self._core.run(self._inodes.get, inode)
             await self._files.truncate(live, attr.st_size)
             self._core.record(Operation.TRUNCATE, caller, live, self._core.path_of(live), amount=attr.st_size)
-        if fields.update_mode:
-            live.mode = stat.S_IFMT(live.mode) | stat.S_IMODE(attr.st_mode)
-        if fields.update_uid:
-            live.uid = attr.st_uid
-        if fields.update_gid:
-            live.gid = attr.st_gid
-        if fields.update_atime:
-            live.atime = _clamped(attr.st_atime_ns)
-        if fields.update_mtime:
-            live.mtime = _clamped(attr.st_mtime_ns)
-        live.ctime = _clamped(attr.st_ctime_ns) if fields.update_ctime else time.time_ns()
         # The kernel's own write-back of times comes with a handle and without atime: that is no operation of anybody's.
         by_program = fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime
-        if by_program or (fields.update_mtime and fh is None):
-            self._core.record(Operation.ATTRIBUTES, caller, live, self._core.path_of(live))
-        self._inodes.touch(live)
-        self._core.changed()
-        return self._attributes(live)
+        change = AttributeChange(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime=attr.st_atime_ns if fields.update_atime else None,
+            mtime=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime=attr.st_ctime_ns if fields.update_ctime else None,
+            by_program=by_program or (fields.update_mtime and fh is None),
+        )
+        return self._attributes(await self._core.run(self._namespace.set_attributes, inode, change, caller))
 
     @guarded
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -220,20 +220,25 @@ class Operations(pyfuse3.Operations):
     # ---- extended attributes -------------------------------------------------------------------------------------------
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._core.run(self._namespace.get_xattr, inode, name)
+        return await self._core.run(self._xattrs.get, inode, name)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return await self._core.run(self._namespace.list_xattrs, inode)
+        return await self._core.run(partial(self._xattrs.names, inode, is_root=ctx.uid == 0))
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         # pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE by asking getxattr.
-        await self._core.run(self._namespace.set_xattr, inode, name, value, 0, _caller(ctx))
+        caller = _caller(ctx)
+        in_group = True
+        if name == ACL_ACCESS and caller.uid:
+            live = await self._core.run(self._inodes.get, inode)
+            in_group = live.gid == caller.gid or live.gid in _groups(caller.pid)
+        await self._core.run(partial(self._xattrs.set, inode, name, value, 0, caller, in_group=in_group))
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._core.run(self._namespace.remove_xattr, inode, name, _caller(ctx))
+        await self._core.run(self._xattrs.remove, inode, name, _caller(ctx))
 
     # ---- files -------------------------------------------------------------------------------------------------------
     @guarded
@@ -266,12 +271,16 @@ class Operations(pyfuse3.Operations):
             except BaseException:
                 self._files.release(handle)
                 raise
+            self._namespace.drop_privileges(live, caller)  # for this one truncation the kernel does not ask us to
             self._core.record(Operation.TRUNCATE, caller, live, self._core.path_of(live))
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return cast("bytes", await self._reader.read(self._files.handle(fh), off, size))  # pyfuse3 takes any buffer
+        handle = self._files.handle(fh)
+        data = await self._reader.read(handle, off, size)
+        self._access_times.read(handle)
+        return cast("bytes", data)  # pyfuse3 takes any buffer
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -280,11 +289,15 @@ class Operations(pyfuse3.Operations):
             await self._files.wait_room()
         self._files.write_nowait(handle.inode, off, buf)
         handle.bytes_written += len(buf)
+        if handle.flags & os.O_DIRECT:  # through its cache the kernel does this by itself
+            self._namespace.drop_privileges(handle.inode, handle.caller)
         return len(buf)
 
     @guarded
     async def flush(self, fh: int) -> None:
-        self._files.check_error(self._files.handle(fh).inode)
+        handle = self._files.handle(fh)
+        self._access_times.closed(handle)
+        self._files.check_error(handle.inode)
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -308,10 +321,11 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         ino = self._directories[fh]
+        self._core.evict()
+        self._access_times.looked(await self._core.run(self._inodes.get, ino))
         for cookie, name in ((1, b"."), (2, b"..")):
             if start_id < cookie:
-                find = self._inodes.get if cookie == 1 else self._namespace.lookup_parent
-                live = await self._core.run(find, ino)
+                live = await (self._core.run(self._inodes.get, ino) if cookie == 1 else self._parent(ino))
                 if not pyfuse3.readdir_reply(token, name, self._attributes(live), cookie):
                     return
         after = max(start_id, 2)
@@ -348,6 +362,14 @@ class Operations(pyfuse3.Operations):
             self._core.record_failure(operation, caller, parent, name, exc)
             raise
 
+    async def _parent(self, ino: int) -> LiveInode:
+        """Return a directory's parent, also in a volume from before parents were kept."""
+        live = await self._core.run(self._namespace.lookup_parent, ino)
+        after = b"D"
+        while live is None and after:
+            live, after = await self._core.run(self._namespace.search_parent, ino, after)
+        return await self._core.run(self._inodes.get, ROOT) if live is None else live
+
     def _attributes(self, live: LiveInode) -> pyfuse3.EntryAttributes:
         return attributes_of(live, self._entry_timeout, self._attr_timeout)
 
@@ -356,9 +378,12 @@ class Operations(pyfuse3.Operations):
         return attributes_of(live, self._entry_timeout, self._attr_timeout)
 
 
-def _clamped(nanoseconds: int) -> int:
-    """Return a time that 64 bits can hold (the years 1678 to 2262), as ext4 clamps to what it can hold."""
-    return min(max(nanoseconds, -(1 << 63)), (1 << 63) - 1)
+def _groups(pid: int) -> set[int]:
+    """Return a process's supplementary groups; none if it is gone."""
+    try:
+        return pyfuse3.get_sup_groups(pid)
+    except (OSError, RuntimeError):
+        return set()
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

@@ -81,7 +81,8 @@ def test_remount_is_refused() -> None:
 def test_the_last_word_counts() -> None:
     assert parse("ro,rw") == MountOptions()
     assert parse("noexec,nosuid,exec").kernel == ("nosuid",)
-    assert parse("noatime,nodiratime").kernel == ("noatime",)
+    assert parse("noatime,nodiratime,diratime") == MountOptions(atime="noatime")
+    assert parse("noatime,strictatime,nostrictatime,nodiratime") == MountOptions(nodiratime=True)
     options, _ = parse_options("rw,suid", base=MountOptions(read_only=True, kernel=("nosuid", "nodev")))
     assert options == MountOptions(kernel=("nodev", "suid"))
     assert parse("nosuid,suid,dev,dev").kernel == ("suid", "dev")
@@ -122,7 +123,8 @@ printable = st.text(
         timeout=st.integers(1, 3600).map(float), attr_timeout=st.integers(0, 86400000).map(lambda n: n / 1000),
         entry_timeout=st.integers(0, 86400).map(float), mount_timeout=st.integers(1, 3600).map(float),
         fsname=printable | st.just(""), credential=printable, passfile=printable.map(lambda s: "/" + s),
-        kernel=st.lists(st.sampled_from(["noexec", "nosuid", "dev", "noatime", "sync", "dirsync"]), unique=True).map(tuple),
+        kernel=st.lists(st.sampled_from(["noexec", "nosuid", "dev", "sync", "dirsync"]), unique=True).map(tuple),
+        acl=st.booleans(), nodiratime=st.booleans(), atime=st.sampled_from(["relatime", "strictatime", "noatime"]),
     )
 )  # fmt: skip
 def test_160_every_option_survives_the_round_trip(options: MountOptions) -> None:
