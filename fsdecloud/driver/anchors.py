@@ -29,6 +29,9 @@ from fsdecloud.driver.core import Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError
+from fsdecloud.fs.history import AnchorRow, Snapshot
+from fsdecloud.fs.inode import InodeValue, decode_inode, decode_superblock
+from fsdecloud.fs.keys import ROOT, SUPERBLOCK, inode_key
 from fsdecloud.fs.manifest import AnchorPayload, Manifest, commitment, decode_manifest, decode_payload, encode_manifest
 from fsdecloud.ledger.transactions import NO_LINK, Anchor, decode_tx, link, sign_anchor
 from fsdecloud.limits import BLOB_MAX
@@ -90,6 +93,8 @@ class Anchors:
         self._inflight_mark = (0, 0)
         self.last_error = ""
         self.on_change: Callable[[], None] = lambda: None
+        self.on_anchored: Callable[[], None] = lambda: None
+        """Called when an anchor is in a block."""
 
     def poke(self, *, urgent: bool = False) -> None:
         """There may be something to anchor; with `urgent` even if it is only reads."""
@@ -145,7 +150,9 @@ class Anchors:
         ref, sealed = seal(keys.seal_secret, Kind.MANIFEST, encode_manifest(manifest))
         holders = await self._agent.call("store_manifest", StoreManifest(sealed), Holders)
         records = sum(batch.count for batch in commit.batches)
-        payload = AnchorPayload(1, ref, len(sealed), holders.peers[:3], records, self._core.files, self._core.bytes)
+        top, files, size = await describe_state(self._core, commit.root)
+        payload = AnchorPayload(1, ref, len(sealed), holders.peers[:3], records, files, size)
+        snapshot = Snapshot(1, sequence, manifest.time, commit.root, files, size, records, top)
         committed = commitment(ref, root, commit.batches)
         previous = link(keys.volume_id, meta.sequence, meta.commitment) if meta.sequence else NO_LINK
         tx = await trio.to_thread.run_sync(
@@ -169,6 +176,7 @@ class Anchors:
             inflight_batches=len(commit.batches),
             inflight_map=locations.map_root,
             inflight_hosts=locations.host_map,
+            inflight_row=AnchorRow(snapshot, ref),
         )
         self._inflight_changes = commit.change_sequence
         self._inflight_mark = (self._entries.stored_count, self._entries.stored_bytes)
@@ -211,6 +219,9 @@ class Anchors:
     def _finish(self, meta: VolumeMeta, height: int) -> None:
         """The in-flight anchor is in a block: it becomes the anchored state."""
         left = meta.batches[meta.inflight_batches :]
+        history = meta.history
+        if meta.inflight_row is not None:
+            history += (msgspec.structs.replace(meta.inflight_row, batches=meta.batches[: meta.inflight_batches]),)
         self._committer.meta = msgspec.structs.replace(
             meta,
             batches=left,
@@ -228,6 +239,8 @@ class Anchors:
             inflight_map=b"",
             inflight_hosts=b"",
             takeover=False,
+            inflight_row=None,
+            history=history,
         )
         self._committer.forget_batches(meta.inflight_batches)
         self.height = height
@@ -235,6 +248,7 @@ class Anchors:
         self.anchored_count, self.anchored_bytes = self._inflight_mark
         self._settled.set()
         self._wake.set()
+        self.on_anchored()
 
     # ---- what the ledger says ------------------------------------------------------------------------------------------
     async def check_head(self) -> None:
@@ -257,6 +271,17 @@ class Anchors:
             )
             log.error("read-only: %s", self._core.read_only)
         self.on_change()
+
+
+async def describe_state(core: Core, root: bytes) -> tuple[InodeValue, int, int]:
+    """Return the root directory, the number of files and the bytes of a committed state. Raises RemoteError."""
+    tree = core.overlay.at(root)
+    top = await core.run(tree.get, inode_key(ROOT))
+    block = await core.run(tree.get, SUPERBLOCK)
+    if top is None or block is None:
+        raise MalformedError("a committed tree without a root directory or superblock")
+    counters = decode_superblock(block)
+    return decode_inode(top), counters.files, counters.bytes
 
 
 def open_anchor(keys: VolumeKeys, anchor: Anchor) -> AnchorPayload:

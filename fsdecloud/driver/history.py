@@ -8,18 +8,25 @@ the first of the next. The ledger daemon is asked over its local socket; batches
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
+from fsdecloud.config import Paths
+from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.crypto.seal import Kind
+from fsdecloud.driver.agentlink import AgentLink
 from fsdecloud.driver.anchors import fetch_manifest, open_anchor
-from fsdecloud.driver.volume import Volume
 from fsdecloud.errors import InvalidArgument, LedgerUnavailable, MalformedError
 from fsdecloud.fs.manifest import Manifest
 from fsdecloud.fs.records import BatchEntry, batch_root, decode_records, split_rows
 from fsdecloud.ledger.transactions import Anchor, decode_tx, tx_id
 from fsdecloud.net.unix import connect_unix, open_rpc
+from fsdecloud.wire.agentapi import FetchedEntry
 from fsdecloud.wire.controlapi import AnchorContents, AnchorNumber, LogLine, LogPage, LogQuery
 from fsdecloud.wire.ledgerapi import AnchorList, AnchorQuery, VolumeAnchor
+
+if TYPE_CHECKING:
+    from fsdecloud.driver.volume import Volume
 
 LEDGER_TIMEOUT: Final = 20.0
 _MANIFESTS_KEPT: Final = 64
@@ -28,12 +35,49 @@ _PAGES: Final = 1 << 32
 """More batches than any anchor takes or ever wait for one."""
 
 
+class AnchoredStates:
+    """A volume's anchors by sequence number, each with the manifest it names; the last few are remembered."""
+
+    def __init__(
+        self, paths: Paths, keys: VolumeKeys, agent: AgentLink, read_fetched: Callable[[FetchedEntry], bytes]
+    ) -> None:
+        self._paths = paths
+        self._keys = keys
+        self._agent = agent
+        self._read_fetched = read_fetched
+        self._manifests: dict[int, tuple[VolumeAnchor, Anchor, Manifest]] = {}
+
+    async def get(self, sequence: int) -> tuple[VolumeAnchor, Anchor, Manifest] | None:
+        """Return an anchor of the best chain and the manifest it names, None past the last one.
+
+        Raises RemoteError when the manifest cannot be fetched, LedgerUnavailable when the ledger daemon does not answer.
+        """
+        known = self._manifests.get(sequence)
+        if known is not None:
+            return known
+        stream = await connect_unix(self._paths.socket("ledger"), error=LedgerUnavailable)
+        async with open_rpc(stream, lost=LedgerUnavailable) as ledger:
+            found = await ledger.call(
+                "anchors", AnchorQuery(self._keys.volume_id, sequence, 1), AnchorList, timeout=LEDGER_TIMEOUT
+            )
+        if not found.anchors:
+            return None
+        anchor = decode_tx(found.anchors[0].tx)
+        if not isinstance(anchor, Anchor) or anchor.sequence != sequence:
+            raise MalformedError(f"the ledger daemon did not answer with anchor {sequence}")
+        manifest = await fetch_manifest(self._keys, anchor, self._agent, self._read_fetched)
+        if len(self._manifests) > _MANIFESTS_KEPT:
+            self._manifests.clear()
+        self._manifests[sequence] = (found.anchors[0], anchor, manifest)
+        return self._manifests[sequence]
+
+
 class History:
     """Reads one volume's records."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
-        self._manifests: dict[int, tuple[VolumeAnchor, Anchor, Manifest]] = {}
+        self._states = volume.states
 
     async def page(self, query: LogQuery) -> LogPage:
         """Return the records of one batch, and the cursor of the next (-1 after the last).
@@ -44,7 +88,7 @@ class History:
         if query.batch < 0:
             raise InvalidArgument("a log cursor is not negative")
         sequence = max(sequence, 1)
-        while (found := await self._anchor(sequence)) is not None:
+        while (found := await self._states.get(sequence)) is not None:
             place, anchor, manifest = found
             if index < len(manifest.batches):
                 rows = await self._rows(manifest.batches[index])
@@ -63,7 +107,7 @@ class History:
 
     async def contents(self, params: AnchorNumber) -> AnchorContents:
         """Return what the anchor with this sequence number commits to, for `log --verify`."""
-        found = await self._anchor(params.sequence)
+        found = await self._states.get(params.sequence)
         if found is None:
             return AnchorContents(b"", b"", ())
         manifest = found[2]
@@ -75,29 +119,6 @@ class History:
         if len(rows) != batch.count or batch_root(rows) != batch.root:
             raise MalformedError("a record batch is not what its manifest says")
         return rows
-
-    async def _anchor(self, sequence: int) -> tuple[VolumeAnchor, Anchor, Manifest] | None:
-        """Return an anchor of the best chain and the manifest it names, None past the last one."""
-        known = self._manifests.get(sequence)
-        if known is not None:
-            return known
-        volume = self._volume
-        keys = volume.setup.keys
-        stream = await connect_unix(volume.setup.paths.socket("ledger"), error=LedgerUnavailable)
-        async with open_rpc(stream, lost=LedgerUnavailable) as ledger:
-            found = await ledger.call(
-                "anchors", AnchorQuery(keys.volume_id, sequence, 1), AnchorList, timeout=LEDGER_TIMEOUT
-            )
-        if not found.anchors:
-            return None
-        anchor = decode_tx(found.anchors[0].tx)
-        if not isinstance(anchor, Anchor) or anchor.sequence != sequence:
-            raise MalformedError(f"the ledger daemon did not answer with anchor {sequence}")
-        manifest = await fetch_manifest(keys, anchor, volume.agent, volume.read_fetched)
-        if len(self._manifests) > _MANIFESTS_KEPT:
-            self._manifests.clear()
-        self._manifests[sequence] = (found.anchors[0], anchor, manifest)
-        return self._manifests[sequence]
 
 
 def _manifest_id(volume: Volume, anchor: Anchor) -> bytes:

@@ -52,6 +52,10 @@ class Overlay:
             return self.frozen[key]  # type: ignore[no-any-return]
         return lookup(self._get, self.root, key) if self.root else None
 
+    def at(self, root: bytes) -> Overlay:
+        """Return another state of the same tree, without pending changes."""
+        return Overlay(self._get, root)
+
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set a key; None deletes it."""
         self.puts += 1

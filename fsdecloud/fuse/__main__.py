@@ -32,7 +32,7 @@ from fsdecloud.crypto.slots import decode_document
 from fsdecloud.driver.control import serve_control
 from fsdecloud.driver.volume import Volume, VolumeSetup, open_volume
 from fsdecloud.errors import FsdecloudError, StoreLocked, UsageError
-from fsdecloud.fuse.operations import Operations
+from fsdecloud.fuse.routing import MountOperations
 from fsdecloud.mountoptions import parse_options
 from fsdecloud.readiness import notify, report_failure, report_ready
 from fsdecloud.store.lockfile import acquire_lock
@@ -129,7 +129,7 @@ async def _serve(setup: VolumeSetup, ready_fd: int | None) -> None:
     async with open_volume(setup) as volume:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_control, volume, setup.paths)
-            pyfuse3.init(Operations(volume), setup.mountpoint, _fuse_options(setup))
+            pyfuse3.init(MountOperations(volume), setup.mountpoint, _fuse_options(setup))
             unmount = False
             try:
                 nursery.start_soon(_announce, setup, ready_fd)

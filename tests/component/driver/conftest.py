@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from fsdecloud import codec
 from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.driver.committer import Committer
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
 from fsdecloud.driver.journal import META, Journal, replay
-from fsdecloud.driver.meta import VolumeMeta
+from fsdecloud.driver.meta import VolumeMeta, decode_meta
 from fsdecloud.driver.reader import OpenFile, Reader
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
@@ -45,7 +44,7 @@ class Driver:
         self.directory = directory
         self.store = StateStore(directory / "state.lmdb", KEYS.at_rest_key, KEYS.volume_id)
         data = self.store.meta(META)
-        meta = codec.decode(data, VolumeMeta) if data else VolumeMeta()
+        meta = decode_meta(data) if data else VolumeMeta()
         self.staged, self.cache = SegmentStore(directory / "staged", "staged"), CacheStore(directory / "cache")
         self.nodes = TreeNodes(KEYS.seal_secret)
         self.entries = Entries(KEYS.seal_secret, self.staged, self.cache, SilentAgent(), 0.5)
