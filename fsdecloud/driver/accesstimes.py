@@ -12,10 +12,9 @@ Called only from the event loop; on the path of every read.
 from __future__ import annotations
 
 import os
-import time
 from typing import Final
 
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import Core, now
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.reader import OpenFile
 from fsdecloud.fs.inode import moves_atime
@@ -54,7 +53,7 @@ class AccessTimes:
     def _move(self, live: LiveInode) -> None:
         if self._is_off:
             return
-        now = time.time_ns()
-        if (self._is_strict or moves_atime(now, live.atime, live.mtime, live.ctime)) and not self._core.read_only:
-            live.atime = now
+        moment = now()
+        if (self._is_strict or moves_atime(moment, live.atime, live.mtime, live.ctime)) and not self._core.read_only:
+            live.atime = moment
             self._core.inodes.touch_lazily(live)

@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from fsdecloud import limits
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import Core, now
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.inodes import LiveInode
@@ -166,7 +166,7 @@ class Files:
             self._core.count_bytes(end - live.size)
             live.size = end
         if not self._kernel_times:
-            live.mtime = live.ctime = time.time_ns()
+            live.mtime = live.ctime = now()
         self._core.inodes.touch(live)
         self._core.changed()
 
@@ -285,7 +285,7 @@ class Files:
             self._extend(live, size)
         self._core.count_bytes(size - live.size)
         live.size = size
-        live.mtime = live.ctime = time.time_ns()
+        live.mtime = live.ctime = now()
         self._core.inodes.touch(live)
         self._core.changed()
 

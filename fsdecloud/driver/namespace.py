@@ -8,12 +8,11 @@ Not here: file data (`files`), extended attributes (`xattrs`), conversion to FUS
 from __future__ import annotations
 
 import stat
-import time
 from dataclasses import dataclass
 from typing import Final
 
 from fsdecloud import codec, limits
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import Core, now
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.xattrs import Xattrs
@@ -161,7 +160,7 @@ class Namespace:
             raise TooManyLinks
         old = self._core.path_of(live)
         live.nlink += 1
-        live.ctime = time.time_ns()
+        live.ctime = now()
         self._put_entry(directory, name, live)
         self._touch(live)
         self._core.record(Operation.LINK, caller, live, old, path2=self._core.child_path(directory, name))
@@ -235,7 +234,7 @@ class Namespace:
                 dest.nlink -= 1
             self._drop_link(other)
         self._put_entry(dest, new_name, live)
-        live.ctime = time.time_ns()
+        live.ctime = now()
         self._touch(live)
         self._core.record(Operation.RENAME, caller, live, old_path, path2=new_path)
         return other
@@ -258,7 +257,7 @@ class Namespace:
             live.atime = _clamped(change.atime)
         if change.mtime is not None:
             live.mtime = _clamped(change.mtime)
-        live.ctime = _clamped(change.ctime) if change.ctime is not None else time.time_ns()
+        live.ctime = _clamped(change.ctime) if change.ctime is not None else now()
         if change.by_program:
             self._core.record(Operation.ATTRIBUTES, caller, live, self._core.path_of(live))
         self._touch(live)
@@ -312,7 +311,7 @@ class Namespace:
         self, directory: LiveInode, name: bytes, mode: int, caller: Caller, rdev: int, target: bytes
     ) -> LiveInode:
         mode, lists = self._xattrs.inherited(directory, mode, caller.umask)
-        now = time.time_ns()
+        moment = now()
         gid = caller.gid
         if directory.mode & stat.S_ISGID:  # ext4: the group is inherited, and by directories the bit too
             gid = directory.gid
@@ -321,7 +320,7 @@ class Namespace:
         nlink = 2 if stat.S_ISDIR(mode) else 1
         size = len(target)
         live = self._core.new_inode(
-            InodeValue(mode, caller.uid, gid, nlink, size, now, now, now, now, rdev, 0, 0, target)
+            InodeValue(mode, caller.uid, gid, nlink, size, moment, moment, moment, moment, rdev, 0, 0, target)
         )
         self._xattrs.give(live, lists)
         self._put_entry(directory, name, live)
@@ -334,18 +333,18 @@ class Namespace:
         if live.is_dir and live.parent != directory.ino:
             self._core.overlay.put(parent_key(live.ino), directory.ino.to_bytes(8, "big"))
         live.parent, live.name = directory.ino, name
-        directory.mtime = directory.ctime = time.time_ns()
+        directory.mtime = directory.ctime = now()
         self._touch(directory)
 
     def _remove_entry(self, directory: LiveInode, name: bytes) -> None:
         self._core.overlay.put(entry_key(self._secret, directory.ino, name), None)
-        directory.mtime = directory.ctime = time.time_ns()
+        directory.mtime = directory.ctime = now()
         self._touch(directory)
 
     def _drop_link(self, live: LiveInode) -> None:
         """Take a name away. An inode without names is remembered in the tree until it is reaped."""
         live.nlink = 0 if live.is_dir else live.nlink - 1
-        live.ctime = time.time_ns()
+        live.ctime = now()
         if live.nlink == 0:
             self._core.orphans.add(live.ino)
             self._core.overlay.put(orphan_key(live.ino), b"")
@@ -360,7 +359,7 @@ class Namespace:
             delta = 1 if live.is_dir else -1
             source.nlink -= delta
             dest.nlink += delta
-        live.ctime = other.ctime = time.time_ns()
+        live.ctime = other.ctime = now()
         self._touch(live)
         self._touch(other)
 

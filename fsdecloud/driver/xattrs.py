@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable
 from typing import Final
 
 from fsdecloud import limits
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import Core, now
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.errors import AccessDenied, Exists, InvalidArgument, NoAttribute, NotSupported, OutOfRange
@@ -181,6 +180,6 @@ class Xattrs:
             self._core.overlay.put(prefix + index.to_bytes(2, "big"), value[start : start + _PART])
 
     def _note(self, live: LiveInode) -> None:
-        live.ctime = time.time_ns()
+        live.ctime = now()
         self._core.inodes.touch(live)
         self._core.changed()
