@@ -32,7 +32,19 @@ class Layer:
 class DirtyChunk:
     """The dirty layers of one chunk, oldest first; never without one."""
 
-    __slots__ = ("dropped", "fresh", "index", "ino", "is_stuck", "journal_closed", "layers", "queued", "since", "solid")
+    __slots__ = (
+        "dropped",
+        "fresh",
+        "index",
+        "ino",
+        "is_stuck",
+        "journal_closed",
+        "layers",
+        "queued",
+        "since",
+        "solid",
+        "solid_before",
+    )
 
     def __init__(self, ino: int, index: int, since: float) -> None:
         self.ino = ino
@@ -53,6 +65,8 @@ class DirtyChunk:
         self.solid = 0
         """Up to here the next group commit leaves no byte of the chunk missing: no file is longer on disk than its bytes.
         **Invariant:** never less than what group commits before made of the file's size within this chunk."""
+        self.solid_before = 0
+        """What `solid` was before the last group commit was collected."""
 
     def write(self, offset: int, data: bytes | memoryview, generation: int) -> int:
         """Take in bytes at an offset within the chunk; return by how much the held bytes grew."""
@@ -86,6 +100,7 @@ class DirtyChunk:
     def settle(self, length: int) -> int | None:
         """Return up to where the chunk has its bytes after the group commit that is collected now, None if that is all of
         it; `length` is the file's size within it. What is missing are closed layers on their way into entries."""
+        self.solid_before = self.solid
         if not self.journal_closed and any(layer.closed and layer.extents.end > self.solid for layer in self.layers):
             return self.solid
         self.solid = max(self.solid, length)
@@ -158,5 +173,5 @@ class DirtyChunk:
         for layer in self.layers:
             layer.extents.truncate(length)
         self.fresh = [[start, min(end, length)] for start, end in self.fresh if start < length]
-        self.solid = min(self.solid, length)
+        self.solid, self.solid_before = min(self.solid, length), min(self.solid_before, length)
         return before - self.size

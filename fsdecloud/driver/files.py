@@ -174,7 +174,7 @@ class Files:
         chunk = live.chunks.get(index)
         if chunk is None:
             chunk = DirtyChunk(live.ino, index, time.monotonic())
-            chunk.solid = min(max(live.size - index * CHUNK, 0), CHUNK)
+            chunk.solid = chunk.solid_before = min(max(live.size - index * CHUNK, 0), CHUNK)
             live.chunks[index] = chunk
             self._sealer.dirty_chunks += 1
         key = (live.ino, index)
@@ -238,6 +238,10 @@ class Files:
             if chunk.layers:
                 chunk.journal_closed = True
                 self._fresh[chunk.ino, chunk.index] = chunk
+
+    def keep_whole(self, live: LiveInode) -> None:
+        """Have the next group commit take all of a file: it replaces another one, and half of it would be neither."""
+        self.journal_closed([chunk for chunk in live.chunks.values() if chunk.layers and chunk.layers[0].closed])
 
     async def fsync(self, live: LiveInode, flush: Callable[[], Awaitable[None]]) -> None:
         """Make everything written to a file so far D1; `flush` is the group commit. Raises NoSpace, StoreError.
@@ -416,6 +420,7 @@ class Files:
         """Have the journal take these chunks' pages again, after a group commit that failed."""
         for chunk in chunks:
             chunk.renew()
+            chunk.solid = chunk.solid_before
             self._fresh[chunk.ino, chunk.index] = chunk
 
     def replay_page(self, ino: int, index: int, offset: int, data: bytes) -> None:

@@ -8,6 +8,7 @@ Not here: file data (`files`), extended attributes (`xattrs`), conversion to FUS
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,6 +71,8 @@ class Namespace:
         self._core = core
         self._xattrs = xattrs
         self._secret = core.keys.border_secret
+        self.on_replace: Callable[[LiveInode], None] = lambda _live: None
+        """Called with a file that takes the name of another one."""
 
     # ---- look-ups ------------------------------------------------------------------------------------------------
     def lookup(self, parent: int, name: bytes) -> LiveInode:
@@ -233,6 +236,7 @@ class Namespace:
             if other.is_dir:
                 dest.nlink -= 1
             self._drop_link(other)
+            self.on_replace(live)
         self._put_entry(dest, new_name, live)
         live.ctime = now()
         self._touch(live)
