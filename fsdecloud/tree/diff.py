@@ -15,12 +15,14 @@ _ITEM = -1
 """Level of an item, in the sense in which a leaf has level 0."""
 
 
-def diff(get: Get, a: bytes, b: bytes) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
+def diff(
+    get: Get, a: bytes, b: bytes, start: bytes = b"", stop: bytes | None = None
+) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
     """Yield, ascending, (key, value in a, value in b) for each key whose values differ; None stands for no value.
 
-    Raises NodeMissing, MalformedError.
+    Only keys with start <= key, and key < stop unless stop is None. Raises NodeMissing, MalformedError.
     """
-    left, right = _Stream(get, a), _Stream(get, b)
+    left, right = _Stream(get, a, start, stop), _Stream(get, b, start, stop)
     while not (left.is_done and right.is_done):
         if right.is_done or (not left.is_done and left.key < right.key):
             if left.level == _ITEM:
@@ -55,10 +57,12 @@ class _Stream:
     `key` is the head's (first) key, `content` its ref or value.
     """
 
-    __slots__ = ("_get", "_stack", "content", "is_done", "key", "level")
+    __slots__ = ("_get", "_stack", "_start", "_stop", "content", "is_done", "key", "level")
 
-    def __init__(self, get: Get, root: bytes) -> None:
+    def __init__(self, get: Get, root: bytes, start: bytes, stop: bytes | None) -> None:
         self._get = get
+        self._start = start
+        self._stop = stop
         # From the top down: a node, the position in it of the head or of the subtree the head lies in, its keys' bound.
         self._stack: list[tuple[Node, int, bytes | None]] = []
         self.is_done = not root
@@ -81,9 +85,26 @@ class _Stream:
             node = load_child(self._get, parent, index, upper)
         self._stack.append((node, 0, upper))
         self._show()
+        if self._is_before():
+            self.skip()
 
     def skip(self) -> None:
         """Go on to what follows the head."""
+        self._next()
+        while not self.is_done and self._is_before():
+            self._next()
+
+    def _is_before(self) -> bool:
+        """Whether all of the head lies before the range."""
+        if self.key >= self._start:
+            return False
+        if self.level == _ITEM:
+            return True
+        parent, index, bound = self._stack[-1]
+        upper = parent.keys[index + 1] if index + 1 < len(parent.keys) else bound
+        return upper is not None and upper <= self._start
+
+    def _next(self) -> None:
         while self._stack:
             node, index, upper = self._stack.pop()
             if index + 1 < len(node.keys):
@@ -97,6 +118,7 @@ class _Stream:
         self.key = node.keys[index]
         self.level = node.level - 1
         self.content = node.refs[index] if isinstance(node, Inner) else node.values[index]
+        self.is_done = self._stop is not None and self.key >= self._stop
 
 
 def walk(get: Get, root: bytes, *, is_known: Callable[[bytes], bool] | None = None) -> Iterator[tuple[bytes, Node]]:
@@ -123,3 +145,37 @@ def walk(get: Get, root: bytes, *, is_known: Callable[[bytes], bool] | None = No
         yield ref, node
         if isinstance(node, Inner):
             stack.append((node, 0, upper))
+
+
+def replaced(get: Get, old: bytes, new: bytes) -> Iterator[bytes]:
+    """Yield the refs of the nodes of the tree `old` that are not in the tree `new`, reading only what differs.
+
+    Level by level, so that memory follows what differs. Raises NodeMissing: start again after fetching the node.
+    """
+    if not old or old == new:
+        return
+    theirs = {old}
+    ours = {new} if new else set()
+    level = get(old).level
+    # Bring the taller tree down to the other's height first: nodes of different levels are never the same.
+    while ours and get(next(iter(ours))).level > level:
+        ours = _children(get, ours)
+    bottom = get(next(iter(ours))).level if ours else -1
+    while theirs:
+        if level <= bottom:
+            theirs, ours = theirs - ours, ours - theirs
+        yield from theirs
+        if level == 0:
+            return
+        theirs = _children(get, theirs)
+        if ours and level <= bottom:
+            ours = _children(get, ours)
+        level -= 1
+
+
+def _children(get: Get, refs: set[bytes]) -> set[bytes]:
+    return {child for ref in refs for child in _refs(get(ref))}
+
+
+def _refs(node: Node) -> tuple[bytes, ...]:
+    return node.refs if isinstance(node, Inner) else ()

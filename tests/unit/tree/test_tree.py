@@ -19,7 +19,7 @@ from fsdecloud.limits import (
     TREE_KEY_MAX,
     TREE_VALUE_MAX,
 )
-from fsdecloud.tree.diff import diff, walk
+from fsdecloud.tree.diff import diff, replaced, walk
 from fsdecloud.tree.lookup import lookup, missing, missing_range, prefix_end, scan, scan_prefix
 from fsdecloud.tree.node import ITEM_OVERHEAD, Inner, Leaf, NodeMissing, decode_node, encode_node
 from fsdecloud.tree.proof import check_proof, prove
@@ -407,6 +407,30 @@ def test_walk_skips_what_is_known():
 
 
 # ---- proofs ---------------------------------------------------------------------------------------------------------
+@given(st.integers(0, 1500), st.integers(0, 1500), st.integers(0, 3), st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_the_nodes_that_a_change_replaces(before, after, seed, changed):
+    nodes = Nodes()
+    items, other = make_items(before, seed), make_items(after, seed)
+    for key in list(other)[:: max(1, len(other) // (changed + 1))][:changed]:
+        other[key] = b"changed"
+    old, new = nodes.build(items), nodes.build(other)
+    found = list(replaced(nodes.get, old, new))
+    assert len(found) == len(set(found))
+    assert set(found) == {ref for ref, _ in walk(nodes.get, old)} - {ref for ref, _ in walk(nodes.get, new)}
+
+
+def test_a_small_change_replaces_few_nodes_and_reads_few():
+    nodes = Nodes()
+    root = nodes.build(make_items(20_000))
+    key = sorted(make_items(20_000))[777]
+    other = nodes.update(root, [(key, b"new")])
+    nodes.gets = 0
+    found = list(replaced(nodes.get, root, other))
+    assert 2 <= len(found) <= 6
+    assert nodes.gets <= 20
+
+
 def test_proofs_of_presence_and_absence():
     items = make_items(4000)
     keys = sorted(items)
