@@ -25,7 +25,7 @@ from fsdecloud.driver.recorder import Caller, Recorder
 from fsdecloud.driver.supervisor import describe
 from fsdecloud.errors import NoSpace, ReadOnly, RemoteTimeout, StoreError
 from fsdecloud.fs.inode import InodeValue, Superblock, decode_superblock
-from fsdecloud.fs.keys import ROOT, SUPERBLOCK
+from fsdecloud.fs.keys import INODE_BITS, ROOT, SUPERBLOCK
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.fs.records import Operation
 from fsdecloud.tree.node import NodeMissing
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-INODES_RESERVED: Final = 1 << 24
+INODES_RESERVED: Final = 1 << 20
 """Inode numbers set aside at a mount and at each commit: more than can be made in between."""
 
 _COARSE_CLOCK: Final = 5
@@ -188,14 +188,18 @@ class Core:
 
     def new_inode(self, value: InodeValue) -> LiveInode:
         """Make an inode with a number never used before. Raises NoSpace when no more may be given out until a commit."""
-        if self.next_inode >= self.inode_bound:
+        live = LiveInode(self.take_number(), value)
+        self.inodes.add(live)
+        return live
+
+    def take_number(self) -> Inode:
+        """Return the number of one more inode; `count_gone` takes it out of the count. Raises NoSpace."""
+        if self.next_inode >= min(self.inode_bound, 1 << INODE_BITS):
             raise NoSpace("too many files were made since the last commit")
-        live = LiveInode(Inode(self.next_inode), value)
         self.next_inode += 1
         self.files += 1
         self._superblock_dirty = True
-        self.inodes.add(live)
-        return live
+        return Inode(self.next_inode - 1)
 
     def count_gone(self, live: LiveInode) -> None:
         """Note that an inode is gone."""

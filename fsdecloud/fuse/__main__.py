@@ -32,8 +32,9 @@ from fsdecloud.crypto.slots import decode_document
 from fsdecloud.driver.control import serve_control
 from fsdecloud.driver.volume import Volume, VolumeSetup, open_volume
 from fsdecloud.errors import FsdecloudError, StoreLocked, UsageError
+from fsdecloud.fuse.mounting import mount_with_acl, unmount_with_acl
 from fsdecloud.fuse.routing import MountOperations
-from fsdecloud.mountoptions import parse_options
+from fsdecloud.mountoptions import NOATIME, parse_options
 from fsdecloud.readiness import notify, report_failure, report_ready
 from fsdecloud.store.lockfile import acquire_lock
 
@@ -129,7 +130,11 @@ async def _serve(setup: VolumeSetup, ready_fd: int | None) -> None:
     async with open_volume(setup) as volume:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_control, volume, setup.paths)
-            pyfuse3.init(MountOperations(volume), setup.mountpoint, _fuse_options(setup))
+            has_own_mount = setup.options.acl and os.geteuid() == 0
+            place = setup.mountpoint
+            if has_own_mount:
+                place = mount_with_acl(setup.mountpoint, _fsname(setup), setup.options)
+            pyfuse3.init(MountOperations(volume), place, _fuse_options(setup))
             unmount = False
             try:
                 nursery.start_soon(_announce, setup, ready_fd)
@@ -142,14 +147,22 @@ async def _serve(setup: VolumeSetup, ready_fd: int | None) -> None:
                 raise
             finally:
                 pyfuse3.close(unmount=unmount)
+                if unmount and has_own_mount:
+                    unmount_with_acl(setup.mountpoint)
                 nursery.cancel_scope.cancel()
         notify("STOPPING=1")
 
 
+def _fsname(setup: VolumeSetup) -> str:
+    return setup.options.fsname or f"decloud:{setup.document.name}"
+
+
 def _fuse_options(setup: VolumeSetup) -> set[str]:
     options = setup.options
-    chosen = {"default_permissions", "subtype=decloud", f"fsname={options.fsname or 'decloud:' + setup.document.name}"}
+    chosen = {"default_permissions", "subtype=decloud", f"fsname={_fsname(setup)}"}
     chosen.update(options.kernel)
+    if options.atime == NOATIME:
+        chosen.add(NOATIME)
     if options.allow_other:
         chosen.add("allow_other")
     if options.read_only:

@@ -39,9 +39,10 @@ def scenario(function: Callable[[], Any]) -> Callable[[], Any]:
 
 def load() -> dict[str, Callable[[], Any]]:
     """Return all scenarios."""
-    from tests.fuse import access_time_scenarios, content_scenarios, metadata_scenarios, name_scenarios
+    from tests.fuse import access_time_scenarios, acl_scenarios, content_scenarios, metadata_scenarios, name_scenarios
 
     assert access_time_scenarios
+    assert acl_scenarios
     assert content_scenarios
     assert metadata_scenarios
     assert name_scenarios
