@@ -149,6 +149,13 @@ def as_json(view: View) -> dict[str, object]:
     }
     for name in ("files", "logical_bytes", "cache_bytes", "uploaded_bytes", "downloaded_bytes", "handler_errors"):
         result[name] = getattr(driver, name) if driver else None
+    for name in ("agent_restarts", "slow_requests", "timed_out_requests"):
+        result[name] = getattr(driver, name) if driver else None
+    result["failsafe"] = driver.is_failsafe if driver else None
+    result["incidents"] = [
+        {"where": found.where, "count": found.count, "last": found.last}
+        for found in (driver.incidents if driver else ())
+    ]
     result["last_error"] = (driver.last_error or None) if driver else None
     result["problems"] = view.problems
     return result
@@ -176,6 +183,10 @@ def as_lines(view: View) -> list[str]:
         lines.append(f"  driver pid {driver.driver_pid}, agent pid {driver.agent_pid or '-'}")
         if driver.last_error:
             lines.append(f"  last error: {clean(driver.last_error)}")
+        lines += [
+            f"  internal error in {clean(found.where)}, {found.count} times: {clean(found.last)}"
+            for found in driver.incidents
+        ]
     elif view.volume is not None:
         lines.append(f"{view.volume}: driver pid {view.driver_pid or '-'} does not answer")
     lines.append(ledger_line(view))

@@ -27,8 +27,14 @@ R = TypeVar("R")
 START_TIMEOUT: Final = 30.0
 """Seconds until a starting agent must answer: Python and its libraries load in one, a busy machine needs more."""
 
-RESTART_MAX: Final = 5.0
-"""Longest pause between restarts of an agent that dies at once."""
+RESTART_MAX: Final = 60.0
+"""Longest pause between restarts of an agent that dies at once: starting Python takes a second of processor time."""
+
+SOUND_AFTER: Final = 20.0
+"""Seconds after which an agent that ends did not die at once."""
+
+_TROUBLE: Final = 5
+"""Agents in a row that died at once: from then on `trouble` says so."""
 
 STOP_TIMEOUT: Final = 5.0
 
@@ -58,6 +64,8 @@ class AgentLink:
         self._scope: trio.CancelScope | None = None
         self.pid = 0
         self.restarts = 0
+        self.trouble = ""
+        """What `status` says while no agent stays alive."""
 
     @property
     def connection(self) -> RpcConnection | None:
@@ -66,16 +74,20 @@ class AgentLink:
 
     async def run(self) -> None:
         """Keep an agent running until cancelled."""
-        pause = 0.1
+        pause, quick = 0.1, 0
         while True:
-            started = trio.current_time()
+            started, reason = trio.current_time(), "it ended by itself"
             try:
                 await self._run_once()
             except (FsdecloudError, OSError) as exc:  # OSError: no descriptor or process to be had just now
-                log.warning("agent: %s", exc)
+                reason = str(exc)
             self.restarts += 1
-            pause = 0.1 if trio.current_time() - started > 2 * RESTART_MAX else min(pause * 2, RESTART_MAX)
-            log.warning("the agent ended; starting it again")
+            if trio.current_time() - started > SOUND_AFTER:
+                pause, quick = 0.1, 0
+            pause, quick = min(pause * 2, RESTART_MAX), quick + 1
+            if quick >= _TROUBLE:
+                self.trouble = f"the agent ended {quick} times within seconds ({reason}); next start in {pause:.0f} s"
+            log.warning("the agent ended (%s); starting it again in %.1f s", reason, pause)
             await trio.sleep(pause)
 
     def restart(self) -> None:
@@ -130,6 +142,10 @@ class AgentLink:
                     self._connected.set()
                     self._events.ready()
                     with trio.CancelScope() as self._scope:
+                        with trio.move_on_after(SOUND_AFTER):
+                            await connection.wait_closed()
+                            return
+                        self.trouble = ""
                         await connection.wait_closed()
             finally:
                 self._disconnect()

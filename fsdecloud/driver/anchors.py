@@ -103,6 +103,7 @@ class Anchors:
 
     async def run(self) -> None:
         """Anchor commits until cancelled."""
+        self._wake.set()  # a run before this one may have ended in the middle
         while True:
             await self._wake.wait()
             self._wake = trio.Event()

@@ -25,6 +25,7 @@ from fsdecloud.driver.files import Files
 from fsdecloud.driver.journal import Journal
 from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.driver.sealer import Sealer
+from fsdecloud.driver.supervisor import describe, is_thread_shortage
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.errors import FsdecloudError
 from fsdecloud.fs.inode import decode_inode
@@ -160,24 +161,39 @@ class Committer:
                         history=tuple(row for row in self.meta.history if row.snapshot.sequence not in frozen.rows),
                     )
 
-                await self._journal.commit(lambda: codec.encode(committed()), barrier)
+                await self._write(lambda: codec.encode(committed()), barrier)
             except BaseException:
                 self._core.overlay.thaw()
                 self._core.recorder.pending[:0] = frozen.records
                 self._core.recorder.pending_changes += frozen.changes
                 raise
-            self._core.overlay.commit(root)
-            # Not what was encoded: an anchor may have come into a block meanwhile, and its next save says so.
-            meta = self.meta = committed()
-            self._core.inode_bound = bound
-            self.latest = Commit(root, frozen.change_sequence, mark, meta.batches, meta.changes)
+            try:
+                self._core.overlay.commit(root)
+                # Not what was encoded: an anchor may have come into a block meanwhile, and its next save says so.
+                meta = self.meta = committed()
+                self._core.inode_bound = bound
+                self.latest = Commit(root, frozen.change_sequence, mark, meta.batches, meta.changes)
+            except Exception as exc:
+                self._core.fail_safe(f"a commit is on the disk and not in memory: {describe(exc)}")
+                raise
         self.on_commit()
         return self.latest
 
     async def save_meta(self, **changes: object) -> None:
         """Change fields of the anchor's state, none of the commit's, and make that durable. Raises StoreError."""
         self.meta = msgspec.structs.replace(self.meta, **changes)
-        await self._journal.commit(lambda: codec.encode(self.meta))
+        await self._write(lambda: codec.encode(self.meta))
+
+    async def _write(self, meta: Callable[[], bytes], truncate_before: int | None = None) -> None:
+        """Make the meta durable with the next group. After an unexpected failure nobody knows what the disk has."""
+        try:
+            await self._journal.commit(meta, truncate_before)
+        except FsdecloudError:
+            raise
+        except Exception as exc:
+            if not is_thread_shortage(exc):
+                self._core.fail_safe(f"journal: {describe(exc)}")
+            raise
 
     def forget_batches(self, count: int) -> None:
         """The oldest batches are anchored."""

@@ -52,6 +52,24 @@ def now() -> int:
     return time.clock_gettime_ns(_COARSE_CLOCK)
 
 
+class Waiters:
+    """Requests of one mount that wait for the network or for room; snapshots and the live tree count together."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one for the length of the body. Raises RemoteTimeout when as many wait as may (design.md)."""
+        if self.count >= limits.WAITERS_MAX:
+            raise RemoteTimeout(f"{self.count} requests wait already")
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+
 class Core:
     """Shared state of one mounted volume."""
 
@@ -66,8 +84,7 @@ class Core:
         """Why nothing goes to the disk any more (failsafe); empty while all is well."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called once, when the volume turns failsafe."""
-        self.waiters = 0
-        """Requests that wait for the network or for room."""
+        self.waiters = Waiters()
         self.next_inode = 2
         self.inode_bound = 1 << 63
         """Numbers from here on may not be given out: what is durable promises only those below to be new after a crash."""
@@ -113,28 +130,16 @@ class Core:
                 if self.overlay.puts != before:
                     self.fail_safe("a tree node was missing in the middle of a change")
                     raise
-                with self.waiting():
+                with self.waiters.one():
                     await self._fetch_node(missing.ref)
             except Exception as exc:
                 if self.overlay.puts != before:
                     self.fail_safe(f"a change ended in the middle: {describe(exc)}")
                 raise
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count one request that waits for the network or for room. Raises RemoteTimeout when too many do (design.md)."""
-        if self.waiters >= limits.WAITERS_MAX:
-            raise RemoteTimeout(f"{self.waiters} requests wait already")
-        self.waiters += 1
-        try:
-            yield
-        finally:
-            self.waiters -= 1
-
     async def fetch_node(self, ref: bytes) -> None:
-        """Bring a tree node into memory, as one request that waits. Raises RemoteError."""
-        with self.waiting():
-            await self._fetch_node(ref)
+        """Bring a tree node into memory, for another state of the tree, whose core counts its waiters. Raises RemoteError."""
+        await self._fetch_node(ref)
 
     async def run_in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As `run`, in a worker thread: for work that would hold up the event loop."""

@@ -148,6 +148,11 @@ class Entries:
         if new:
             self._new.append((entry, location))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many entries are staged as memory may hold the places of."""
+        return len(self.staged) > limits.STAGED_ENTRIES_MAX
+
     def take_new(self) -> list[tuple[EntryId, Location]]:
         """Return what the next group commit must index."""
         new, self._new = self._new, []
@@ -288,7 +293,8 @@ class Entries:
             flight.done.set()
 
     async def _load(self, ref: Ref, kind: Kind, ahead: bool) -> bytes:
-        local = await trio.to_thread.run_sync(self._open_local, ref, kind)
+        # A thread that a dying disk holds is left behind: the request has a deadline.
+        local = await trio.to_thread.run_sync(self._open_local, ref, kind, abandon_on_cancel=True)
         if local is not None:
             return local
         if ahead:
@@ -336,12 +342,14 @@ class Entries:
         if answer.data:
             if entry_id(answer.data) != ref.id:
                 raise BlobCorrupt(f"the agent sent something else than entry {ref.id.hex()[:16]}")
-            self._recent[ref.id] = answer.data
+            if len(self._recent) < limits.FETCHED_MAX:
+                self._recent[ref.id] = answer.data
             self._cache_wake.set()
             return _open(ref, kind, answer.data)
         location = Location(answer.segment, answer.offset, answer.length)
-        plaintext = await trio.to_thread.run_sync(self._open_fetched, ref, kind, location)
-        self._located[ref.id] = location
+        plaintext = await trio.to_thread.run_sync(self._open_fetched, ref, kind, location, abandon_on_cancel=True)
+        if len(self._located) < limits.FETCHED_MAX:
+            self._located[ref.id] = location
         self._cache_wake.set()
         return plaintext
 
@@ -373,10 +381,11 @@ class Entries:
                 await trio.to_thread.run_sync(self._write_cache, small, located, cache_size)
             except StoreError as exc:
                 log.warning("cache: %s", exc)
-            for entry, _data in small:
-                self._recent.pop(entry, None)
-            for entry, _location in located:
-                self._located.pop(entry, None)
+            finally:  # what cannot be cached is fetched again
+                for entry, _data in small:
+                    self._recent.pop(entry, None)
+                for entry, _location in located:
+                    self._located.pop(entry, None)
 
     def wake_cache_writer(self) -> None:
         """The cache grew: have its size looked at."""

@@ -43,6 +43,9 @@ from fsdecloud.types import Handle
 
 CHUNK: Final = limits.CHUNK_SIZE
 
+_VALUES_KEPT: Final = 64
+"""Chunk values that a file which nobody has open any more may keep in memory."""
+
 _DIRECT_REAP: Final = 64
 """Up to this many chunks, a removed file's keys are deleted by number; above, by what the tree lists."""
 
@@ -96,8 +99,10 @@ class Files:
         handle = self._handles.pop(number, None)
         if handle is None:
             return None
-        self.record_use(handle, closing=True)
         handle.inode.opens -= 1
+        self.record_use(handle, closing=True)
+        if handle.inode.opens == 0 and len(handle.inode.values) > _VALUES_KEPT:
+            handle.inode.values.clear()
         return handle.inode if handle.inode.opens == 0 else None
 
     def record_use(self, handle: OpenFile, *, closing: bool = False) -> None:
@@ -126,15 +131,16 @@ class Files:
     # ---- writing -------------------------------------------------------------------------------------------------
     async def wait_room(self) -> None:
         """Wait until a write may come in. Raises NoSpace when the staging area or the disk stays full."""
-        with trio.move_on_after(limits.HANDLER_DEADLINE):
+        with trio.move_on_after(limits.HANDLER_DEADLINE), self._core.waiters.one():
             while self._sealer.dirty_bytes > limits.DIRTY_MAX:
-                if self._sealer.error is not None:
-                    raise NoSpace(str(self._sealer.error))
+                self._sealer.check()
                 self.seal_oldest(self._sealer.dirty_bytes - limits.DIRTY_MAX // 2)
                 await self._sealer.wait_progress()
-            while self._entries.staged_bytes > self._stage_size:
+            while self._entries.staged_bytes > self._stage_size or self._entries.is_full:
                 await self._entries.wait_progress()
             return
+        if self._entries.is_full:
+            raise NoSpace(f"{len(self._entries.staged)} entries wait for peers, as many as memory may hold")
         if self._entries.staged_bytes > self._stage_size:
             raise NoSpace(
                 f"{self._entries.staged_bytes} bytes wait for peers; the limit is stage_size={self._stage_size}"
@@ -144,7 +150,11 @@ class Files:
     @property
     def has_room(self) -> bool:
         """Whether a write needs not wait."""
-        return self._sealer.dirty_bytes <= limits.DIRTY_MAX and self._entries.staged_bytes <= self._stage_size
+        return (
+            self._sealer.dirty_bytes <= limits.DIRTY_MAX
+            and self._entries.staged_bytes <= self._stage_size
+            and not self._entries.is_full
+        )
 
     def write_nowait(self, live: LiveInode, offset: int, data: bytes | memoryview) -> None:
         """Take in written bytes. Raises FileTooBig, ReadOnly."""
@@ -211,10 +221,9 @@ class Files:
 
     async def wait_sealed(self, live: LiveInode) -> None:
         """Wait until no layer of this file is closed and unsealed. Raises what sealing failed with."""
-        with trio.move_on_after(limits.HANDLER_DEADLINE) as scope:
+        with trio.move_on_after(limits.HANDLER_DEADLINE) as scope, self._core.waiters.one():
             while any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
-                if self._sealer.error is not None:
-                    raise NoSpace(str(self._sealer.error))
+                self._sealer.check()
                 await self._sealer.wait_progress()
         if scope.cancelled_caught:
             raise RemoteTimeout("the file's older contents are on peers that do not answer")
@@ -225,8 +234,7 @@ class Files:
         layers = [(chunk, layer) for chunk in chunks for layer in chunk.layers if layer.closed]
         for chunk, layer in layers:
             while layer in chunk.layers and not chunk.is_stuck:
-                if self._sealer.error is not None:
-                    raise NoSpace(str(self._sealer.error))
+                self._sealer.check()
                 await self._sealer.wait_progress()
             if layer in chunk.layers:
                 chunk.journal_closed = True
@@ -249,6 +257,7 @@ class Files:
         A layer that was open when the group commit was asked for may be closed, by a commit, before it is collected; its
         bytes then come with the chunk's value, so once more around.
         """
+        self._core.check_sound()
         written = [(chunk, layer) for chunk in live.chunks.values() for layer in chunk.layers]
         while True:
             for chunk in list(live.chunks.values()):
@@ -262,8 +271,8 @@ class Files:
 
     def check_error(self, live: LiveInode) -> None:
         """Raise NoSpace when this file has bytes that cannot be staged: a program may still learn it at close."""
-        if self._sealer.error is not None and live.chunks:
-            raise NoSpace(str(self._sealer.error))
+        if live.chunks:
+            self._sealer.check()
 
     # ---- truncation ------------------------------------------------------------------------------------------------
     async def truncate(self, live: LiveInode, size: int) -> None:

@@ -17,6 +17,7 @@ from queue import SimpleQueue
 import trio
 
 from fsdecloud.driver.plaincache import Plain
+from fsdecloud.errors import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,19 @@ class Opener:
         self._token: trio.lowlevel.TrioToken | None = None
 
     def start(self) -> None:
-        """Start the thread; it ends with `stop`, or with the process."""
+        """Start the thread; it ends with `stop`, or with the process. Raises StoreError when the system gives none."""
         self._token = trio.lowlevel.current_trio_token()
-        threading.Thread(target=self._run, name="open-ahead", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="open-ahead", daemon=True).start()
+        except RuntimeError as exc:
+            raise StoreError(f"cannot start a thread: {exc}; the limit on processes or memory is reached") from exc
 
     def stop(self) -> None:
         """End the thread."""
         self._queue.put(None)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
 
     def __contains__(self, raw: object) -> bool:
         return raw in self._jobs

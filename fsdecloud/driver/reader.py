@@ -7,6 +7,7 @@ agent, in this order, and lays the dirty layers over it. Only the last two wait.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from copy import copy
 from functools import partial
 from typing import Final
@@ -76,11 +77,13 @@ class Reader:
         self._entries = entries
         self._plain = PlainCache(limits.READ_CACHE)
         self._opener = Opener()
-        self._nursery: trio.Nursery | None = None
+        self._spawn: Callable[[Callable[[], Awaitable[None]]], None] | None = None
+        self._fetching = 0
+        """Chunks that are being brought here ahead of their readers."""
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Give read-ahead a place to run in."""
-        self._nursery = nursery
+    def start(self, spawn: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
+        """Let read-ahead begin; `spawn` runs a task that may fail. Raises StoreError when the system gives no thread."""
+        self._spawn = spawn
         self._opener.start()
 
     def stop(self) -> None:
@@ -214,13 +217,14 @@ class Reader:
             return plain
         value = decode_chunk(raw)
         assert isinstance(value, Stored)
-        if value.patches or value.ref is None:
-            base, patches = await self._load_parts(value)
-            plain = assemble(value, base, patches, extent(value))
-        else:
-            plain = await self._entries.get(value.ref, Kind.CHUNK)
-            if len(plain) != value.length:
-                plain = assemble(value, plain, (), value.length)
+        with self._core.waiters.one():
+            if value.patches or value.ref is None:
+                base, patches = await self._load_parts(value)
+                plain = assemble(value, base, patches, extent(value))
+            else:
+                plain = await self._entries.get(value.ref, Kind.CHUNK)
+                if len(plain) != value.length:
+                    plain = assemble(value, plain, (), value.length)
         self._plain.put(raw, plain)
         return plain
 
@@ -250,7 +254,7 @@ class Reader:
             handle.streak = 0
             handle.ahead = 0
         handle.next_read = max(offset + size, handle.next_read) if handle.streak else offset + size
-        if handle.streak < 2 or self._nursery is None:
+        if handle.streak < 2 or self._spawn is None:
             return
         live = handle.inode
         first = max(handle.ahead, (offset + size) // CHUNK)
@@ -261,7 +265,10 @@ class Reader:
             if index in live.chunks or raw == b"" or (raw is not None and raw in self._plain):
                 continue
             if raw is None or not self._open_ahead(raw):
-                self._nursery.start_soon(self._prefetch, live, index)
+                if self._fetching >= limits.READ_AHEAD_MAX:
+                    return
+                self._fetching += 1
+                self._spawn(partial(self._prefetch, live, index))
 
     def _open_ahead(self, raw: bytes) -> bool:
         """Have a chunk opened by the thread if its entry is on this machine; return False if it must be fetched."""
@@ -270,6 +277,10 @@ class Reader:
             return True
         if not self._entries.is_local(value.ref.id):
             return False
+        if len(self._opener) >= limits.READ_AHEAD_MAX:
+            self._collect_opened()  # of readers that never came back for them
+            if len(self._opener) >= limits.READ_AHEAD_MAX:
+                return True
         self._opener.request(
             raw,
             partial(self._entries.will_need, value.ref.id),
@@ -291,3 +302,5 @@ class Reader:
             self._plain.put(raw, plain if len(plain) == value.length else assemble(value, plain, (), value.length))
         except FsdecloudError as exc:
             log.debug("read-ahead: %s", exc)
+        finally:
+            self._fetching -= 1

@@ -24,7 +24,8 @@ from fsdecloud.driver.core import Core
 from fsdecloud.driver.dirty import DirtyChunk, Layer
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.plaincache import Plain
-from fsdecloud.errors import FsdecloudError, RemoteError, StoreError
+from fsdecloud.driver.supervisor import describe
+from fsdecloud.errors import FsdecloudError, NoSpace, RemoteError, StoreError, StoreFull
 from fsdecloud.fs.chunks import (
     Chunk,
     Hole,
@@ -112,8 +113,16 @@ class Sealer:
         event, self._progress = self._progress, trio.Event()
         event.set()
 
+    def check(self) -> None:
+        """Raise NoSpace, or StoreError for any other reason, while sealing stands still."""
+        if self.error is not None:
+            raise NoSpace(str(self.error)) if isinstance(self.error, StoreFull) else StoreError(str(self.error))
+
     async def run(self) -> None:
-        """Seal until cancelled."""
+        """Seal until cancelled. After an unexpected exception it can be run again: what was being sealed is queued again."""
+        self._queue.extendleft(self._busy)
+        self._busy.clear()
+        self._wake.set()
         async with trio.open_nursery() as nursery:
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
@@ -148,6 +157,10 @@ class Sealer:
                 self._queue.extendleft(reversed(batch))
                 self._busy.difference_update(batch)
                 continue
+            except Exception as exc:  # a bug: whoever waits must know; `driver.supervisor` starts `run` again
+                self.error = StoreError(f"internal error while sealing: {describe(exc)}")
+                self.notify()
+                raise
             self._busy.difference_update(batch)
             self.notify()
 
@@ -179,10 +192,15 @@ class Sealer:
                 self.notify()
         parts = [part for plan in plans for part in plan.parts]
         results = iter(await self._entries.stage(parts) if parts else [])
-        for plan in plans:
-            self._apply(plan, plan.finish([next(results) for _ in plan.parts]))
-        for chunk in batch:
-            self._after(chunk)
+        values = [plan.finish([next(results) for _ in plan.parts]) for plan in plans]
+        try:
+            for plan, value in zip(plans, values, strict=True):
+                self._apply(plan, value)
+            for chunk in batch:
+                self._after(chunk)
+        except Exception as exc:
+            self._core.fail_safe(f"a sealed chunk was half applied: {describe(exc)}")
+            raise
 
     async def _plan(self, chunk: DirtyChunk, layer: Layer) -> SealPlan:
         """Decide what the layer becomes. The layer is closed, so nothing here can change under us but the base value's

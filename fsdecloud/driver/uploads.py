@@ -34,6 +34,9 @@ BATCH: Final = 512
 _RECEIPTS_KEPT: Final = 1024
 """Verified receipts remembered: one covers shards of many blobs."""
 
+_DEALS_KEPT: Final = 4096
+"""Deal keys remembered: the agent says which peers there are."""
+
 QUIET: Final = 0.3
 """Seconds without a write after which staged entries go to the agent: coding and sending them takes the cores that a
 running copy needs."""
@@ -170,6 +173,8 @@ class Uploads:
         receipt = verify_receipt(data)
         deal = self._deals.get(receipt.peer)
         if deal is None:
+            if len(self._deals) >= _DEALS_KEPT:
+                self._deals.clear()
             deal = self._deals[receipt.peer] = sign.public_key(deal_seed(self._deal_secret, receipt.peer))
         if receipt.deal != deal:
             raise SealError("a receipt for another deal")
@@ -186,6 +191,7 @@ class Uploads:
 
     async def run_release(self) -> None:
         """Hand finished segments to the cache until cancelled."""
+        self._release.set()  # a run before this one may have ended in the middle
         while True:
             await self._release.wait()
             await trio.sleep(_RELEASE_DELAY)

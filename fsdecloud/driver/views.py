@@ -132,9 +132,11 @@ class Views:
         """Return a view of its own: for a task that looks at everything."""
         tree = self._core.overlay.at(row.root)
         base = tag_of(row.sequence) << INODE_BITS
-        return View(
+        view = View(
             row, self._core.keys, tree, self._core.fetch_node, self._reader.of, base=base, has_acl=self._has_acl
         )
+        view.core.waiters = self._core.waiters
+        return view
 
     def forget(self, sequence: int) -> None:
         """A snapshot was forgotten: names in it are stale from now on; open files stay readable for a while."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
@@ -37,6 +38,7 @@ from fsdecloud.driver.reader import Reader
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.snapshots import Snapshots
+from fsdecloud.driver.supervisor import Incidents, Supervisor, describe, is_thread_shortage
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
 from fsdecloud.driver.views import Views
@@ -60,7 +62,7 @@ from fsdecloud.wire.agentapi import (
     LedgerTip,
     LedgerVolume,
 )
-from fsdecloud.wire.controlapi import Count, DriverStatus
+from fsdecloud.wire.controlapi import Count, DriverStatus, IncidentCount
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ SEAL_TIMEOUT: Final = 30.0
 """Seconds that making everything durable waits for sealing; what is left then goes into the journal as it is."""
 
 LEDGER_RETRY: Final = 0.25
+
+_MARKS_KEPT: Final = 1024
 
 _ORPHAN_PREFIX: Final = b"O"
 
@@ -133,7 +137,10 @@ class Volume:
         self.uploads = Uploads(self.entries, keys.deal_secret, self.core.changed_quietly, lambda: self.files.last_write)
         self.journal.on_durable = self.uploads.add
         self.committer.on_commit = self._committed
-        self.handler_errors = 0
+        self.incidents = Incidents()
+        self.supervisor = Supervisor(self.incidents, self.core.fail_safe)
+        self.slow_requests: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """How many requests were slow, and how many were ended by the deadline; the adapter knows."""
         self.last_error = ""
         self.states = AnchoredStates(setup.paths, keys, self.agent, self.read_fetched)
         self.snapshots = Snapshots(self.core, self.committer, self.states, lambda: self.ledger_time)
@@ -189,6 +196,8 @@ class Volume:
     def _committed(self) -> None:
         commit = self.committer.latest
         self._commit_marks.append((commit.mark, commit.change_sequence))
+        if len(self._commit_marks) > _MARKS_KEPT:
+            del self._commit_marks[1::2]  # while the peers are away for days, this is known less finely
         self._advance()
         self.anchors.poke()
 
@@ -197,6 +206,18 @@ class Volume:
         while self._commit_marks and self.entries.is_complete(self._commit_marks[0][0]):
             self._stored_sequence = self._commit_marks.pop(0)[1]
 
+    async def flush(self) -> None:
+        """Make everything done so far D1. Raises NoSpace, StoreError; an unexpected failure turns the volume failsafe."""
+        self.core.check_sound()
+        try:
+            await self.journal.flush()
+        except FsdecloudError:
+            raise
+        except Exception as exc:
+            if not is_thread_shortage(exc):
+                self.core.fail_safe(f"journal: {describe(exc)}")
+            raise
+
     async def sync(self, wait: str) -> None:
         """Make everything written so far D1; for "stored" and "anchored" also start committing it."""
         await self._make_durable()
@@ -204,7 +225,7 @@ class Volume:
             self.anchors.poke(urgent=True)
             self.committer.poke()
             await self.committer.request()
-            await self.journal.flush()
+            await self.flush()
             self.uploads.hurry()
             self.uploads.roll_when_stored()
             self.anchors.poke(urgent=wait == "anchored")
@@ -219,10 +240,10 @@ class Volume:
 
     async def _run_reaper(self) -> None:
         while True:
-            await self._reap_wake.wait()
-            self._reap_wake = trio.Event()
             while self._reap_queue:
                 await self._reap(self._reap_queue.pop())
+            await self._reap_wake.wait()
+            self._reap_wake = trio.Event()
 
     async def _reap(self, ino: int) -> None:
         try:
@@ -251,9 +272,17 @@ class Volume:
         Raises UsageError when a first mount cannot learn from the ledger where the volume stands.
         """
         self._load_staged()
-        nursery.start_soon(self.agent.run)
-        nursery.start_soon(self.entries.run_cache_writer, self.setup.options.cache_size)
-        nursery.start_soon(self.entries.run_syncer)
+        await _check_threads()
+
+        def run(name: str, task: Callable[[], Awaitable[None]], *, vital: bool = False, doubtful: bool = False) -> None:
+            nursery.start_soon(partial(self.supervisor.run, name, task, vital=vital, doubtful=doubtful), name=name)
+
+        def run_once(name: str, task: Callable[[], Awaitable[None]]) -> None:
+            nursery.start_soon(self.supervisor.once, name, task)
+
+        run("agent link", self.agent.run)
+        run("cache writer", partial(self.entries.run_cache_writer, self.setup.options.cache_size))
+        run("syncer", self.entries.run_syncer)
         if self.is_new:
             await self._adopt_ledger()
         self.journal.records_journaled = replay(self.core, self.files, self.store.replay(), self.committer.meta.batched)
@@ -267,26 +296,23 @@ class Volume:
         self._reserve_inodes()
         if self.core.overlay.has_changes or self.core.recorder.pending:
             self.core.changed()
-        self.reader.start(nursery)
-        for task in (
-            self.sealer.run,
-            self.journal.run,
-            self.committer.run,
-            self.anchors.run,
-            self.uploads.run_release,
-            self._run_reaper,
-            self._run_head_check,
-            self.snapshots.run_filler,
-        ):
-            nursery.start_soon(task)
-        nursery.start_soon(self.uploads.run, self.agent)
+        self.reader.start(partial(run_once, "read-ahead"))
+        run("sealer", self.sealer.run, vital=True)
+        run("journal", self.journal.run, vital=True, doubtful=True)
+        run("committer", self.committer.run, vital=True)
+        run("anchors", self.anchors.run)
+        run("uploads", partial(self.uploads.run, self.agent))
+        run("release", self.uploads.run_release)
+        run("reaper", self._run_reaper)
+        run("head check", self._run_head_check)
+        run("snapshots", self.snapshots.run_filler)
         if not self.core.read_only:
-            nursery.start_soon(self._reap_orphans_in_time)
+            run_once("orphans", self._reap_orphans_in_time)
         self.core.recorder.record(Operation.MOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
         self.core.changed()
         if not self.core.read_only:
             await self.committer.save_meta(inode_bound=self.core.inode_bound)
-        await self.journal.flush()
+        await self.flush()
         self.committer.poke()
 
     def _reserve_inodes(self) -> None:
@@ -369,7 +395,9 @@ class Volume:
             self.anchors.poke()
 
     async def stop(self) -> None:
-        """Record the unmount, let go of what is stored, and make everything D1."""
+        """Record the unmount, let go of what is stored, and make everything D1. In failsafe, leave the disk as it is."""
+        if self.core.failure:
+            return
         self.core.recorder.record(Operation.UNMOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
         self.core.inodes.touch_lazy()
         self.core.changed()
@@ -387,7 +415,7 @@ class Volume:
         with trio.move_on_after(SEAL_TIMEOUT), suppress(NoSpace):
             await self.files.make_sealed_or_pages(self.sealer.waiting_chunks())
         self.files.journal_closed(self.sealer.waiting_chunks())
-        await self.journal.flush()
+        await self.flush()
 
     # ---- showing -------------------------------------------------------------------------------------------------------
     async def status(self) -> DriverStatus:
@@ -401,6 +429,12 @@ class Volume:
         known = self._agent_status
         dirty_bytes = self.sealer.dirty_bytes
         warnings = [known.warning] if known is not None and known.warning else []
+        warnings += self.supervisor.failing()
+        if self.agent.trouble:
+            warnings.append(self.agent.trouble)
+        if self.core.recorder.dropped:
+            warnings.append(f"{self.core.recorder.dropped} reads could not be recorded")
+        slow, timed_out = self.slow_requests()
         errors = [self.anchors.last_error, self.committer.last_error, self.uploads.last_error, self.last_error]
         if known is not None:
             errors.append(known.last_error)
@@ -435,8 +469,13 @@ class Volume:
             cache_bytes=self.cache.used_bytes,
             uploaded_bytes=known.uploaded_bytes if known is not None else 0,
             downloaded_bytes=known.downloaded_bytes if known is not None else 0,
-            handler_errors=self.handler_errors,
+            handler_errors=self.incidents.count("handler"),
             last_error=next((error for error in errors if error), ""),
+            is_failsafe=bool(self.core.failure),
+            incidents=tuple(IncidentCount(found.where, found.count, found.last) for found in self.incidents.all()),
+            agent_restarts=self.agent.restarts,
+            slow_requests=slow,
+            timed_out_requests=timed_out,
         )
 
 
@@ -458,12 +497,22 @@ async def open_volume(setup: VolumeSetup) -> AsyncIterator[Volume]:
         async with trio.open_nursery() as nursery:
             try:
                 await volume.start(nursery)
-                yield volume
-                with trio.CancelScope(shield=True), trio.move_on_after(limits.HANDLER_DEADLINE):
-                    await volume.stop()
+                try:
+                    yield volume
+                finally:  # whatever ended the body: what programs wrote is made durable
+                    with trio.CancelScope(shield=True), trio.move_on_after(limits.HANDLER_DEADLINE):
+                        await volume.supervisor.once("stop", volume.stop)
             finally:
                 volume.reader.stop()
                 nursery.cancel_scope.cancel()
+
+
+async def _check_threads() -> None:
+    """Raise StoreError when the system gives no thread: everything that touches a disk needs one (fault 29)."""
+    try:
+        await trio.to_thread.run_sync(os.getpid)
+    except RuntimeError as exc:
+        raise StoreError(f"cannot start a thread: {exc}; the limit on processes or memory is reached") from exc
 
 
 def device_seed(paths: Paths) -> bytes:

@@ -21,11 +21,13 @@ import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import Final
 
 import pyfuse3
 import trio
 
+from fsdecloud import limits
 from fsdecloud.config import check_name, find_paths, read_private_file
 from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.crypto.slots import decode_document
@@ -48,7 +50,6 @@ back half a dozen times for each chunk: at ten times this value, writing 256 MiB
 READ_AHEAD_KIB: Final = 4096
 """bdi read-ahead: the kernel then asks in 1 MiB requests, four at a time, instead of 128 KiB."""
 
-MAX_TASKS: Final = 99
 PR_SET_DUMPABLE: Final = 4
 UNMOUNT_TIMEOUT: Final = 8.0
 
@@ -75,6 +76,9 @@ def main() -> None:
         if failures is None:
             log.exception("the driver failed")
         _fail(arguments.ready_fd, _leaf(failures or group))
+    except Exception as exc:
+        log.exception("the driver failed")
+        _fail(arguments.ready_fd, exc)
     sys.exit(0)
 
 
@@ -129,19 +133,24 @@ def _harden() -> None:
 async def _serve(setup: VolumeSetup, ready_fd: int | None) -> None:
     async with open_volume(setup) as volume:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, volume, setup.paths)
+            supervisor = volume.supervisor
+            await nursery.start(_keep_control, volume, setup)
+            operations = MountOperations(volume)
+            operations.requests.start()
+            volume.slow_requests = lambda: (operations.requests.slow, operations.requests.timed_out)
+            nursery.start_soon(supervisor.run, "watchdog", operations.requests.run_watchdog)
             has_own_mount = setup.options.acl and os.geteuid() == 0
             place = setup.mountpoint
             if has_own_mount:
                 place = mount_with_acl(setup.mountpoint, _fsname(setup), setup.options)
-            pyfuse3.init(MountOperations(volume), place, _fuse_options(setup))
+            pyfuse3.init(operations, place, _fuse_options(setup))
             unmount = False
             try:
-                nursery.start_soon(_announce, setup, ready_fd)
-                nursery.start_soon(_watch_signals, volume)
-                nursery.start_soon(_watch_stop, setup, volume)
+                nursery.start_soon(supervisor.once, "announcement", partial(_announce, volume, ready_fd))
+                nursery.start_soon(supervisor.run, "signals", partial(_watch_signals, volume))
+                nursery.start_soon(supervisor.run, "unmount", partial(_watch_stop, setup, volume))
                 gc.freeze()
-                await pyfuse3.main(max_tasks=MAX_TASKS)
+                await pyfuse3.main(max_tasks=limits.FUSE_TASKS)
             except BaseException:
                 unmount = True
                 raise
@@ -157,6 +166,32 @@ def _fsname(setup: VolumeSetup) -> str:
     return setup.options.fsname or f"decloud:{setup.document.name}"
 
 
+class _Started:
+    """Passes on that the control socket serves, and remembers it."""
+
+    def __init__(self, status: trio.TaskStatus[None]) -> None:
+        self._status = status
+        self.is_set = False
+
+    def started(self, value: None = None) -> None:
+        self.is_set = True
+        self._status.started(value)
+
+
+async def _keep_control(
+    volume: Volume, setup: VolumeSetup, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve the control socket; once it served, whatever ends it only starts it again."""
+    started = _Started(task_status)
+    try:
+        await serve_control(volume, setup.paths, task_status=started)
+    except Exception as exc:
+        if not started.is_set:
+            raise
+        volume.incidents.note("task control", exc)
+    await volume.supervisor.run("control", partial(serve_control, volume, setup.paths))
+
+
 def _fuse_options(setup: VolumeSetup) -> set[str]:
     options = setup.options
     chosen = {"default_permissions", "subtype=decloud", f"fsname={_fsname(setup)}"}
@@ -170,13 +205,19 @@ def _fuse_options(setup: VolumeSetup) -> set[str]:
     return chosen
 
 
-async def _announce(setup: VolumeSetup, ready_fd: int | None) -> None:
+async def _announce(volume: Volume, ready_fd: int | None) -> None:
     """Say that the mount serves once it answers another process: a stat from in here could not be answered."""
+    setup = volume.setup
     probe = ["stat", "--file-system", "--format=%T", setup.mountpoint]
-    result = await trio.run_process(probe, capture_stdout=True, capture_stderr=True, check=False)
-    if result.returncode:
-        log.error("the mount does not answer: %s", result.stderr.decode(errors="replace").strip())
-    await trio.to_thread.run_sync(_raise_read_ahead, setup.mountpoint)
+    try:
+        result = await trio.run_process(probe, capture_stdout=True, capture_stderr=True, check=False)
+    except OSError as exc:
+        log.error("cannot see whether the mount answers: %s", exc)
+    else:
+        if result.returncode:
+            log.error("the mount does not answer: %s", result.stderr.decode(errors="replace").strip())
+    set_read_ahead = partial(trio.to_thread.run_sync, _raise_read_ahead, setup.mountpoint)
+    await volume.supervisor.once("read-ahead setting", set_read_ahead)
     log.info("serving %s at %s", setup.document.name, setup.mountpoint)
     report_ready(ready_fd, {"mountpoint": setup.mountpoint})
 

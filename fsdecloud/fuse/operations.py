@@ -7,6 +7,7 @@ kernel took (fuse.md, 8).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -20,17 +21,21 @@ from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.namespace import AttributeChange
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.volume import Volume
-from fsdecloud.errors import Exists, FsError, InvalidArgument, NotFound
+from fsdecloud.errors import Exists, FsdecloudError, FsError, InvalidArgument, NotFound
 from fsdecloud.fs.acl import ACCESS as ACL_ACCESS
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.records import Operation
 from fsdecloud.fuse.attributes import attributes_of, negative_entry
 from fsdecloud.fuse.errnos import guarded
+from fsdecloud.fuse.requests import Requests
 
 P = ParamSpec("P")
 
 _LIST_BATCH: Final = 64
 """Entries prepared for the kernel at a time: about what one 4 KiB to 32 KiB reply holds."""
+
+_CHANGING: Final = frozenset(("create", "fsync", "fsyncdir", "open", "setattr", "write"))
+"""Handlers that may wait for something to become durable, or for room."""
 
 _BLOCK: Final = 4096
 _CAPACITY: Final = 1 << 50
@@ -59,12 +64,19 @@ class Operations(pyfuse3.Operations):
         self._attr_timeout = options.attr_timeout
         self._directories: dict[int, int] = {}
         self._next_directory = 1
+        self.requests = Requests()
+        volume.core.on_failure = self._end_changes
 
-    def count_error(self, where: str, error: BaseException, *, unexpected: bool) -> None:
+    def count_error(self, where: str, error: Exception, *, unexpected: bool) -> None:
         """Note a failed request for `status`."""
         if unexpected:
-            self._volume.handler_errors += 1
-        self._volume.last_error = f"{where}: {error}"
+            self._volume.last_error = f"{where}: {self._volume.incidents.note(f'handler {where}', error).last}"
+        else:
+            self._volume.last_error = f"{where}: {error}"
+
+    def _end_changes(self) -> None:
+        """Nothing becomes durable any more: answer those who wait for it."""
+        self.requests.interrupt(_CHANGING, errno.EIO)
 
     # ---- names -------------------------------------------------------------------------------------------------------
     @guarded
@@ -269,7 +281,9 @@ class Operations(pyfuse3.Operations):
             try:
                 await self._files.truncate(live, 0)
             except BaseException:
-                self._files.release(handle)
+                closed = self._files.release(handle)
+                if closed is not None and not closed.nlink:
+                    self._volume.maybe_reap(closed.ino)
                 raise
             self._namespace.drop_privileges(live, caller)  # for this one truncation the kernel does not ask us to
             self._core.record(Operation.TRUNCATE, caller, live, self._core.path_of(live))
@@ -301,7 +315,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._files.fsync(self._files.handle(fh).inode, self._volume.journal.flush)
+        await self._files.fsync(self._files.handle(fh).inode, self._volume.flush)
 
     @guarded
     async def release(self, fh: int) -> None:
@@ -329,12 +343,21 @@ class Operations(pyfuse3.Operations):
                 if not pyfuse3.readdir_reply(token, name, self._attributes(live), cookie):
                     return
         after = max(start_id, 2)
-        while batch := await self._core.run(self._namespace.listing, ino, after, _LIST_BATCH):
-            for cookie, name, live in batch:
-                if not pyfuse3.readdir_reply(token, name, self._attributes(live), cookie):
-                    return
-                self._inodes.count_lookup(live.ino)
-                after = cookie
+        given: list[int] = []
+        try:
+            while batch := await self._core.run(self._namespace.listing, ino, after, _LIST_BATCH):
+                for cookie, name, live in batch:
+                    if not pyfuse3.readdir_reply(token, name, self._attributes(live), cookie):
+                        return
+                    self._inodes.count_lookup(live.ino)
+                    given.append(live.ino)
+                    after = cookie
+        except BaseException as exc:
+            if given and isinstance(exc, FsdecloudError):
+                return  # the kernel takes these, asks for the rest, and gets the error then
+            for number in given:  # it never sees these
+                self._inodes.forget(number, 1)
+            raise
 
     @guarded
     async def releasedir(self, fh: int) -> None:
@@ -342,7 +365,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._volume.journal.flush()
+        await self._volume.flush()
 
     # ---- pieces ------------------------------------------------------------------------------------------------------
     async def _change(

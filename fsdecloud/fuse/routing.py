@@ -45,11 +45,12 @@ class MountOperations(Operations):
             top,
             timeouts=(options.entry_timeout, options.attr_timeout),
             count_error=self._count_error,
+            requests=self.requests,
             program=volume.core.recorder.program,
             on_close=self._record_read,
         )
 
-    def _count_error(self, where: str, error: BaseException, unexpected: bool) -> None:
+    def _count_error(self, where: str, error: Exception, unexpected: bool) -> None:
         self.count_error(where, error, unexpected=unexpected)
 
     def _record_read(self, handle: OpenFile, view: View) -> None:

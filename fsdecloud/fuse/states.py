@@ -25,6 +25,7 @@ from fsdecloud.fs.inode import InodeValue
 from fsdecloud.fs.keys import INODE_BITS, ROOT
 from fsdecloud.fuse.attributes import attributes_of, negative_entry
 from fsdecloud.fuse.errnos import guarded
+from fsdecloud.fuse.requests import Requests
 from fsdecloud.types import Inode
 
 HANDLE_BIT: Final = 1 << 62
@@ -35,7 +36,7 @@ NAMES_TIMEOUT: Final = 1.0
 
 _LIST_BATCH: Final = 64
 
-CountError = Callable[[str, BaseException, bool], None]
+CountError = Callable[[str, Exception, bool], None]
 Record = Callable[[OpenFile, View], None]
 
 
@@ -59,6 +60,7 @@ class StateOperations(pyfuse3.Operations):
         *,
         timeouts: tuple[float, float],
         count_error: CountError,
+        requests: Requests,
         program: Callable[[int], bytes],
         on_close: Record,
         prefix: bytes = b"",
@@ -68,6 +70,7 @@ class StateOperations(pyfuse3.Operations):
         self._only = view
         self._timeouts = timeouts
         self._count_error = count_error
+        self.requests = requests
         self._program = program
         self._on_close = on_close
         self._prefix = prefix
@@ -75,7 +78,7 @@ class StateOperations(pyfuse3.Operations):
         self._directories: dict[int, int] = {}
         self._next_handle = HANDLE_BIT
 
-    def count_error(self, where: str, error: BaseException, *, unexpected: bool) -> None:
+    def count_error(self, where: str, error: Exception, *, unexpected: bool) -> None:
         """Note a failed request for `status`."""
         self._count_error(where, error, unexpected)
 
@@ -265,11 +268,19 @@ class SnapshotOperations(StateOperations):
         *,
         timeouts: tuple[float, float],
         count_error: CountError,
+        requests: Requests,
         program: Callable[[int], bytes],
         on_close: Record,
     ) -> None:
         """`top` is the live root directory: `.snapshots` has its owner and its permissions, but for writing."""
-        super().__init__(None, timeouts=timeouts, count_error=count_error, program=program, on_close=on_close)
+        super().__init__(
+            None,
+            timeouts=timeouts,
+            count_error=count_error,
+            requests=requests,
+            program=program,
+            on_close=on_close,
+        )
         self._views = views
         self._snapshots = snapshots
         self._top = top

@@ -21,6 +21,15 @@ class Count(msgspec.Struct, frozen=True, array_like=True):
     bytes: int
 
 
+class IncidentCount(msgspec.Struct, frozen=True, array_like=True):
+    """Unexpected exceptions in one place of the driver ("handler read", "task sealer")."""
+
+    where: str
+    count: int
+    last: str
+    """The last one, as one line without names or keys."""
+
+
 class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     """One mount's state; `decloud status --json` prints it as one object."""
 
@@ -62,6 +71,15 @@ class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     handler_errors: int
     """Unexpected exceptions in FUSE handlers since the mount."""
     last_error: str
+    is_failsafe: bool = False
+    """An internal error stopped all writing; `read_only` says which, and what to do."""
+    incidents: tuple[IncidentCount, ...] = ()
+    """All places of the driver that had unexpected exceptions since the mount."""
+    agent_restarts: int = 0
+    slow_requests: int = 0
+    """Requests that took longer than `limits.SLOW_REQUEST`."""
+    timed_out_requests: int = 0
+    """Requests that were ended by `limits.HANDLER_DEADLINE`."""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
