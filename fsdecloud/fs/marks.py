@@ -127,7 +127,7 @@ class Marks:
 
 
 def _layer_size(index: int) -> int:
-    return FIRST_LAYER << (2 * index) * BITS_PER_ID // 8
+    return (FIRST_LAYER << (2 * index)) * BITS_PER_ID // 8
 
 
 def _has(layer: bytes | bytearray, first: int, step: int) -> bool:
