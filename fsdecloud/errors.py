@@ -3,8 +3,8 @@
     FsdecloudError
     +-- FsError(OSError)            local and normal; class attribute ERRNO
     |   +-- NotFound Exists NotDirectory IsDirectory NotEmpty NotPermitted AccessDenied InvalidArgument
-    |   +-- NameTooLong NoSpace FileTooBig ReadOnly CrossDevice TooManyLinks NoAttribute OutOfRange
-    |   +-- NotSupported StaleHandle DamagedData
+    |   +-- NameTooLong NoSpace(QuotaExceeded) FileTooBig ReadOnly CrossDevice TooManyLinks NoAttribute
+    |   +-- OutOfRange NotSupported StaleHandle DamagedData
     +-- RemoteError                 a peer, the agent or the network could not do it
     |   +-- PeerUnavailable PeerRefused BlobMissing BlobCorrupt NotEnoughPeers RemoteTimeout AgentLost
     +-- ProtocolError
@@ -100,6 +100,12 @@ class NoSpace(FsError):
     """The staging area or the volume is full."""
 
     ERRNO = errno.ENOSPC
+
+
+class QuotaExceeded(NoSpace):
+    """The local disk's quota is used up."""
+
+    ERRNO = errno.EDQUOT
 
 
 class FileTooBig(FsError):
@@ -233,7 +239,11 @@ class StoreCorrupt(StoreError):
 
 
 class StoreFull(StoreError):
-    """The disk, the map or the quota is full."""
+    """The disk, the map or the quota is full; `errno` says which: ENOSPC or EDQUOT."""
+
+    def __init__(self, message: str, code: int = errno.ENOSPC) -> None:
+        super().__init__(message)
+        self.errno = code
 
 
 class StoreLocked(StoreError):
@@ -246,3 +256,13 @@ class UsageError(FsdecloudError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def as_seen(error: FsdecloudError) -> FsdecloudError:
+    """Return a new error to raise for a failure of local storage that was noted earlier: what a program's call fails with.
+
+    A full disk is NoSpace or QuotaExceeded, whatever else stays what it is (EIO).
+    """
+    if isinstance(error, StoreFull):
+        return QuotaExceeded(str(error)) if error.errno == errno.EDQUOT else NoSpace(str(error))
+    return StoreError(str(error)) if isinstance(error, StoreError) else error

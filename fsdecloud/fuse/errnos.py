@@ -40,7 +40,7 @@ def errno_of(error: FsdecloudError) -> int:
     if isinstance(error, FsError):
         return error.ERRNO
     if isinstance(error, StoreFull):
-        return errno.ENOSPC
+        return error.errno
     return errno.EIO
 
 

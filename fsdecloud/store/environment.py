@@ -250,7 +250,7 @@ def map_error(exc: lmdb.Error, path: Path) -> StoreError:
         return StoreError(f"{path}: an earlier write failed on the disk; restart to open it anew")
     code = getattr(exc, "code", 0)
     if code in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"{path}: {os.strerror(code)}")
+        return StoreFull(f"{path}: {os.strerror(code)}", code)
     return StoreError(f"{path}: {exc}")
 
 
@@ -330,7 +330,7 @@ def file_system_type(path: Path) -> int:
 
 def _os_error(exc: OSError, path: Path) -> StoreError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"{path}: {exc.strerror}")
+        return StoreFull(f"{path}: {exc.strerror}", exc.errno)
     return StoreError(f"{path}: {exc.strerror or exc}")
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from fsdecloud.config import make_private_dir
 from fsdecloud.errors import StoreLocked
+from fsdecloud.store.segments import store_error
 
 _PROBE_WAIT: Final = 0.2
 """`lock_holder` takes the lock for microseconds to see whether it is free; a daemon that starts just then tries again."""
@@ -42,12 +43,16 @@ class LockFile:
 
 
 def acquire_lock(path: Path) -> LockFile:
-    """Take the lock for this process and write its pid. Raises StoreLocked, naming the holder, when it is taken.
+    """Take the lock for this process and write its pid. Raises StoreLocked, naming the holder, when it is taken,
+    StoreFull, StoreError when the file cannot be written.
 
     The descriptor is not inherited by children, so a child cannot keep the lock alive.
     """
-    make_private_dir(path.parent)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        make_private_dir(path.parent)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise store_error(exc, f"cannot open {path}") from exc
     deadline = time.monotonic() + _PROBE_WAIT
     while True:
         try:
@@ -60,8 +65,15 @@ def acquire_lock(path: Path) -> LockFile:
             holder = _read_pid(fd)
             os.close(fd)
             raise StoreLocked(f"{path.stem} is already running (pid {holder or 'unknown'})") from exc
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    pid = f"{os.getpid()}\n".encode()
+    try:
+        os.ftruncate(fd, 0)
+        offset = 0
+        while offset < len(pid):
+            offset += os.pwrite(fd, pid[offset:], offset)
+    except OSError as exc:
+        os.close(fd)
+        raise store_error(exc, f"cannot write {path}") from exc
     return LockFile(fd, path)
 
 

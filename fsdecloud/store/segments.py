@@ -113,7 +113,7 @@ class SegmentStore:
         self._size = 0
         self._unsynced: dict[int, _File] = {}
         self._names_unsynced = False
-        self._failure = ""
+        self._failure: StoreError | None = None
         if create:
             try:
                 make_private_dir(directory)
@@ -171,8 +171,7 @@ class SegmentStore:
         # The sync lock makes a second caller wait for a sync that took its records along; appends go on meanwhile.
         with self._sync_lock:
             with self._lock:
-                if self._failure:
-                    raise StoreError(self._failure)
+                self._check_failure()
                 files = list(self._unsynced.values())
                 self._unsynced = {}
                 names, self._names_unsynced = self._names_unsynced, False
@@ -184,10 +183,10 @@ class SegmentStore:
                 if names:
                     self._sync_directory()
             except OSError as exc:
-                failure = f"cannot make {self.directory}/{self.prefix}-* durable: {_reason(exc)}; reopen the store"
+                failure = store_error(exc, f"cannot make {self.directory}/{self.prefix}-* durable (reopen the store)")
                 with self._lock:
                     self._failure = failure
-                raise StoreError(failure) from exc
+                raise failure from exc
 
     def roll(self) -> int:
         """Close the current segment for writing; returns the number of the next one. An empty segment is kept."""
@@ -299,7 +298,7 @@ class SegmentStore:
             self._open.clear()
             self._unsynced.clear()
             self._tail = None
-            self._failure = self._failure or f"{self.directory}/{self.prefix}-* is closed"
+            self._failure = self._failure or StoreError(f"{self.directory}/{self.prefix}-* is closed")
 
     def __enter__(self) -> SegmentStore:
         return self
@@ -314,8 +313,13 @@ class SegmentStore:
     def _check_writable(self) -> None:
         if not self._create:
             raise StoreError(f"{self.directory}/{self.prefix}-* is open for reading only")
-        if self._failure:
-            raise StoreError(self._failure)
+        self._check_failure()
+
+    def _check_failure(self) -> None:
+        if isinstance(self._failure, StoreFull):
+            raise StoreFull(str(self._failure), self._failure.errno)
+        if self._failure is not None:
+            raise StoreError(str(self._failure))
 
     def _roll(self) -> None:
         if self._tail is not None:
@@ -414,5 +418,5 @@ def _reason(exc: OSError) -> str:
 def store_error(exc: OSError, what: str) -> StoreError:
     """Translate an error of the operating system."""
     if exc.errno in _FULL:
-        return StoreFull(f"{what}: {_reason(exc)}")
+        return StoreFull(f"{what}: {_reason(exc)}", exc.errno)
     return StoreError(f"{what}: {_reason(exc)}")

@@ -156,12 +156,15 @@ class Wal:
         try:
             while len(self._files) > 1 and self._files[1].first <= sequence:
                 file = self._files.pop(0)
-                with self._spare_lock:
-                    if self._spare is None and file.size == self._file_size:
-                        self._spare = self._rename(file, self._files[-1].number + 1)
-                        continue
-                self._path(file.number).unlink()
-                os.close(file.fd)
+                try:
+                    with self._spare_lock:
+                        if self._spare is None and file.size == self._file_size:
+                            self._spare = self._rename(file, self._files[-1].number + 1)
+                            continue
+                    self._path(file.number).unlink()
+                finally:
+                    if file is not self._spare:  # what stays on the disk is skipped when the log is opened
+                        os.close(file.fd)
         except OSError as exc:
             raise store_error(exc, f"cannot remove old journal files in {self._directory}") from exc
 
@@ -246,7 +249,7 @@ class Wal:
 
     def _first_sequence(self, file: _LogFile) -> int:
         """Return the number of the file's first record, 0 if it is not in use."""
-        head = os.pread(file.fd, _FILE_HEAD.size + _CHECK_SIZE, 0)
+        head = self._read(file, _FILE_HEAD.size + _CHECK_SIZE, 0)
         if len(head) < _FILE_HEAD.size + _CHECK_SIZE:
             return 0
         plain, check = head[: _FILE_HEAD.size], head[_FILE_HEAD.size :]
@@ -321,8 +324,8 @@ class Wal:
         length = self._header(file, position, sequence)
         if length is None:
             return None
-        data = os.pread(file.fd, length, position + _HEAD_SIZE)
-        salt = os.pread(file.fd, SALT_SIZE, position + _HEAD_SIZE - SALT_SIZE)
+        data = self._read(file, length, position + _HEAD_SIZE)
+        salt = self._read(file, SALT_SIZE, position + _HEAD_SIZE - SALT_SIZE)
         try:
             (payload,) = open_rows(self._key, salt, sequence, [data])
         except SealError:
@@ -331,7 +334,7 @@ class Wal:
 
     def _header(self, file: _LogFile, position: int, sequence: int | None) -> int | None:
         """Return the sealed length of a record that begins there; with `sequence` None, of any."""
-        head = os.pread(file.fd, _HEAD_SIZE, position)
+        head = self._read(file, _HEAD_SIZE, position)
         if len(head) < _HEAD_SIZE or head[:_CHECK_SIZE] != self._check(head[_CHECK_SIZE:]):
             return None
         found, length = _RECORD_HEAD.unpack_from(head, _CHECK_SIZE)
@@ -340,12 +343,19 @@ class Wal:
     def _is_followed(self, file: _LogFile, position: int, sequence: int) -> bool:
         """Say whether a record later than `sequence` begins after `position`: then this one was acknowledged once."""
         for at in range(position + BLOCK, file.size, BLOCK):
-            head = os.pread(file.fd, _HEAD_SIZE, at)
+            head = self._read(file, _HEAD_SIZE, at)
             if len(head) < _HEAD_SIZE or head[:_CHECK_SIZE] != self._check(head[_CHECK_SIZE:]):
                 continue
             if _RECORD_HEAD.unpack_from(head, _CHECK_SIZE)[0] > sequence:
                 return True
         return False
+
+    def _read(self, file: _LogFile, length: int, offset: int) -> bytes:
+        """Read from a file. Raises StoreError."""
+        try:
+            return os.pread(file.fd, length, offset)
+        except OSError as exc:
+            raise store_error(exc, f"cannot read {self._path(file.number)}") from exc
 
     def _check(self, data: bytes) -> bytes:
         return blake3(data, key=self._check_key).digest(_CHECK_SIZE)
