@@ -10,6 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from fsdecloud import codec, limits
@@ -122,6 +123,12 @@ class Namespace:
             if len(found) >= limit:
                 break
         return found
+
+    def upcoming(self, ino: int, after: int, limit: int) -> list[int]:
+        """Return the inode numbers of up to `limit` entries with a cookie over `after`."""
+        prefix = entry_prefix(ino)
+        rows = self._core.overlay.scan(prefix + (after + 1).to_bytes(8, "big"), prefix_end(prefix))
+        return [decode_entry(split_entry_key(key)[1], data).inode for key, data in islice(rows, limit)]
 
     # ---- making ----------------------------------------------------------------------------------------------------
     def create(
@@ -274,6 +281,46 @@ class Namespace:
             if live.mode & stat.S_IXGRP:
                 live.mode &= ~stat.S_ISGID
             self._touch(live)
+
+    # ---- whole trees ---------------------------------------------------------------------------------------------------
+    def attach(self, parent: int, name: bytes, live: LiveInode, nlink: int, *, replace: bool) -> LiveInode | None:
+        """Give an inode without a name (an orphan) its first one; return what lost that name, if `replace` allows it.
+
+        A directory that loses its name here may have contents: `empty` takes them away when it is reaped. Raises Exists.
+        """
+        self._core.check_writable()
+        self._check_name(name)
+        directory = self._directory(parent)
+        entry = self._entry(parent, name)
+        other = self._core.inodes.get(entry.inode) if entry is not None else None
+        if other is not None and not replace:
+            raise Exists
+        if directory.nlink == 0:
+            raise NotFound
+        if other is not None:
+            directory.nlink -= other.is_dir
+            self._drop_link(other)
+        directory.nlink += live.is_dir
+        live.nlink = nlink
+        self._core.orphans.discard(live.ino)
+        self._core.overlay.put(orphan_key(live.ino), None)
+        self._put_entry(directory, name, live)
+        self._touch(live)
+        return other
+
+    def empty(self, ino: int, limit: int) -> list[LiveInode]:
+        """Take names out of a directory that has none itself, up to `limit`; return what they named, empty when it is.
+
+        Directories among them become nameless with all they hold.
+        """
+        directory = self._directory(ino)
+        rows = list(islice(self._core.overlay.scan_prefix(entry_prefix(ino)), limit))
+        names = [split_entry_key(key)[1] for key, _data in rows]
+        found = [self._core.inodes.get(decode_entry(n, data).inode) for n, (_, data) in zip(names, rows, strict=True)]
+        for name, live in zip(names, found, strict=True):
+            self._remove_entry(directory, name)
+            self._drop_link(live)
+        return found
 
     # ---- pieces ------------------------------------------------------------------------------------------------------
     def _directory(self, ino: int) -> LiveInode:

@@ -14,7 +14,7 @@ import trio
 from fsdecloud import limits
 from fsdecloud.crypto.seal import Kind, open_entry, seal
 from fsdecloud.driver.entries import Entries, raise_first
-from fsdecloud.tree.lookup import missing
+from fsdecloud.tree.lookup import missing, missing_range
 from fsdecloud.tree.node import Node, NodeMissing, decode_node
 from fsdecloud.types import Ref
 
@@ -57,6 +57,10 @@ class TreeNodes:
         while wanted := missing(self.get, root, keys):
             for start in range(0, len(wanted), _FETCHES):
                 await self._fetch_all(wanted[start : start + _FETCHES])
+
+    async def fetch_range(self, root: bytes, start: bytes, stop: bytes) -> None:
+        """Bring the first nodes that are missing between two keys into memory, some of them at once."""
+        await self._fetch_all(missing_range(self.get, root, start, stop)[:_FETCHES])
 
     async def _fetch_all(self, refs: list[bytes]) -> None:
         try:

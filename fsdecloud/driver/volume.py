@@ -32,10 +32,12 @@ from fsdecloud.driver.files import Files
 from fsdecloud.driver.grants import Grants
 from fsdecloud.driver.history import AnchoredStates
 from fsdecloud.driver.journal import META, Journal, replay
+from fsdecloud.driver.listing import Lister
 from fsdecloud.driver.meta import VolumeMeta, decode_meta
 from fsdecloud.driver.namespace import Namespace
 from fsdecloud.driver.reader import Reader
 from fsdecloud.driver.recorder import Caller
+from fsdecloud.driver.restore import Restorer
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.snapshots import Snapshots
 from fsdecloud.driver.supervisor import Incidents, Supervisor, describe, is_thread_shortage
@@ -73,6 +75,8 @@ SEAL_TIMEOUT: Final = 30.0
 """Seconds that making everything durable waits for sealing; what is left then goes into the journal as it is."""
 
 LEDGER_RETRY: Final = 0.25
+
+_EMPTIED_AT_ONCE: Final = 256
 
 _MARKS_KEPT: Final = 1024
 
@@ -115,6 +119,7 @@ class Volume:
             self.core.read_only = "mounted with -o ro"
         self.xattrs = Xattrs(self.core, has_acl=options.acl)
         self.namespace = Namespace(self.core, self.xattrs)
+        self.lister = Lister(self.core, self.namespace, self.nodes)
         self.access_times = AccessTimes(self.core, options)
         self.reader = Reader(self.core, self.entries)
         self.sealer = Sealer(self.core, self.entries, self.reader.load_plain)
@@ -145,6 +150,9 @@ class Volume:
         self.states = AnchoredStates(setup.paths, keys, self.agent, self.read_fetched)
         self.snapshots = Snapshots(self.core, self.committer, self.states, lambda: self.ledger_time)
         self.views = Views(self.core, self.reader, self.snapshots, has_acl=options.acl)
+        self.restorer = Restorer(
+            self.core, self.namespace, self.journal, self.committer, self.snapshots, self.views, self.maybe_reap
+        )
         self.anchors.on_anchored = self.snapshots.look_for_gaps
         self.ledger_time = 0
         """Time of the ledger's tip, seconds since 1970; 0 while unknown."""
@@ -249,6 +257,10 @@ class Volume:
         try:
             live = await self.core.run(self.core.inodes.get, ino)
             if live.nlink == 0 and not live.opens and not self.core.inodes.lookups.get(ino):
+                while live.is_dir and (names := await self.core.run(self.namespace.empty, ino, _EMPTIED_AT_ONCE)):
+                    for gone in names:
+                        self.maybe_reap(gone.ino)
+                    await trio.lowlevel.checkpoint()
                 await self.files.reap(live)
         except FsdecloudError as exc:
             log.info("inode %d is reaped later: %s", ino, exc)  # it stays listed as an orphan

@@ -345,7 +345,7 @@ class Operations(pyfuse3.Operations):
         after = max(start_id, 2)
         given: list[int] = []
         try:
-            while batch := await self._core.run(self._namespace.listing, ino, after, _LIST_BATCH):
+            while batch := await self._volume.lister.entries(ino, after, _LIST_BATCH):
                 for cookie, name, live in batch:
                     if not pyfuse3.readdir_reply(token, name, self._attributes(live), cookie):
                         return
