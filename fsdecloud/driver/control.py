@@ -9,6 +9,7 @@ import trio
 
 from fsdecloud.config import Paths
 from fsdecloud.driver.history import History
+from fsdecloud.driver.snapshotcontrol import SnapshotControl
 from fsdecloud.driver.volume import Volume
 from fsdecloud.errors import UsageError
 from fsdecloud.net.unix import Methods, RpcConnection, serve_unix
@@ -23,6 +24,7 @@ async def serve_control(
 ) -> None:
     """Serve the control socket of a volume until cancelled."""
     history = History(volume)
+    snapshots = SnapshotControl(volume)
 
     async def status(_params: Empty) -> DriverStatus:
         return await volume.status()
@@ -44,6 +46,7 @@ async def serve_control(
             "log": (LogQuery, history.page),
             "contents": (AnchorNumber, history.contents),
             "unmount": (Empty, unmount),
+            **snapshots.methods(),
         }, {}
 
     await serve_unix(paths.socket(f"driver-{volume.setup.document.name}"), methods, task_status=task_status)

@@ -37,12 +37,15 @@ from fsdecloud.fs.history import (
     decode_batches,
     decode_policy,
     decode_snapshot,
+    directory_name,
     encode_rows,
     find_snapshot,
+    format_policy,
     retained,
 )
 from fsdecloud.fs.keys import POLICY, batches_key, prefix_end, snapshot_key
 from fsdecloud.fs.manifest import Manifest
+from fsdecloud.fs.records import Operation
 from fsdecloud.ledger.transactions import Anchor
 from fsdecloud.types import Ref
 
@@ -185,7 +188,7 @@ class Snapshots:
         row = msgspec.structs.replace(row, kept=kept, name=(row.name if name is None else name) if kept else "")
         self._doomed.discard(row.sequence)
         self.core.overlay.put(snapshot_key(row.sequence), codec.encode(row))
-        self.core.changed()
+        self._record(row, f"keep {row.name}".rstrip() if kept else "keep --undo")
         return row
 
     async def forget(self, texts: Sequence[str]) -> list[Snapshot]:
@@ -200,7 +203,7 @@ class Snapshots:
         for sequence in chosen:
             self.core.overlay.put(snapshot_key(sequence), None)
             self.on_forget(sequence)
-        self.core.changed()
+            self._record(chosen[sequence], "forget")
         return list(chosen.values())
 
     async def policy(self) -> Policy:
@@ -213,9 +216,14 @@ class Snapshots:
         self.core.check_writable()
         rows = await self.rows()
         self.core.overlay.put(POLICY, codec.encode(policy))
-        self.core.changed()
+        self._record(None, f"policy {format_policy(policy)}")
         self._policy_due = trio.current_time()
         return len(rows) - len(retained(rows, policy, int(time.time())))
+
+    def _record(self, row: Snapshot | None, what: str) -> None:
+        path = b"/.snapshots" + (b"/" + directory_name(row).encode() if row is not None else b"")
+        self.core.recorder.record(Operation.SNAPSHOT, None, 0, path, path2=what.encode(), program=b"decloud")
+        self.core.changed()
 
     async def _settle_rows(self) -> None:
         """Have all rows in the tree, so that changing one is changing the tree."""

@@ -51,6 +51,9 @@ class Operation(enum.IntEnum):
     EXCHANGE = 17
     REPAIR = 18
     PAYMENT = 19
+    RESTORE = 20
+    SNAPSHOT = 21
+    """A snapshot was kept, named or forgotten by hand, or the policy set: `path2` says what."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -34,6 +34,7 @@ from fsdecloud.crypto.slots import decode_document
 from fsdecloud.driver.control import serve_control
 from fsdecloud.driver.volume import Volume, VolumeSetup, open_volume
 from fsdecloud.errors import FsdecloudError, StoreLocked, UsageError
+from fsdecloud.fuse.invalidation import invalidate
 from fsdecloud.fuse.mounting import mount_with_acl, unmount_with_acl
 from fsdecloud.fuse.routing import MountOperations
 from fsdecloud.mountoptions import NOATIME, parse_options
@@ -136,6 +137,7 @@ async def _serve(setup: VolumeSetup, ready_fd: int | None) -> None:
             supervisor = volume.supervisor
             await nursery.start(_keep_control, volume, setup)
             operations = MountOperations(volume)
+            volume.restorer.invalidate = invalidate
             operations.requests.start()
             volume.slow_requests = lambda: (operations.requests.slow, operations.requests.timed_out)
             nursery.start_soon(supervisor.run, "watchdog", operations.requests.run_watchdog)

@@ -5,6 +5,12 @@ sync: SyncRequest -> DriverStatus            makes everything written so far D1 
                                              returns at once; poll `status` until `wait_level` says so
 log: LogQuery -> LogPage                     operation records, decrypted
 unmount: Empty -> Empty                      begin a clean unmount (the driver exits when it is done)
+snapshots: SnapshotQuery -> SnapshotPage     the volume's snapshots, oldest first
+snapshot_keep: SnapshotKeep -> SnapshotInfo
+snapshot_forget: SnapshotForget -> SnapshotPage    those that were forgotten
+snapshot_policy: SnapshotPolicy -> SnapshotPolicy  set it, if it is not empty; the answer is what holds
+snapshot_diff: SnapshotDiff -> DiffPage
+snapshot_restore: SnapshotRestore -> SnapshotRestored
 """
 
 from __future__ import annotations
@@ -125,3 +131,95 @@ class AnchorContents(msgspec.Struct, frozen=True, array_like=True):
     manifest: bytes
     root: bytes
     batches: tuple[tuple[int, bytes], ...]
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True, array_like=True):
+    """One snapshot."""
+
+    sequence: int
+    time: int
+    """When its anchor was made, nanoseconds since 1970."""
+    directory: str
+    """Its name in `.snapshots`."""
+    name: str
+    kept: bool
+    files: int
+    bytes: int
+    records: int
+    """Operations that its anchor records."""
+
+
+class SnapshotQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Snapshots with this sequence number or a higher one."""
+
+    first: int
+
+
+class SnapshotPage(msgspec.Struct, frozen=True, array_like=True):
+    """Some snapshots, oldest first, and the sequence number to ask for next (0: no more)."""
+
+    snapshots: tuple[SnapshotInfo, ...]
+    following: int
+
+
+class SnapshotKeep(msgspec.Struct, frozen=True, array_like=True):
+    """Keep a snapshot (number, name, directory, time or "latest"), or leave it to the policy again."""
+
+    snapshot: str
+    name: str | None
+    """Its new name; None leaves it as it is."""
+    kept: bool
+
+
+class SnapshotForget(msgspec.Struct, frozen=True, array_like=True):
+    """Snapshots to forget."""
+
+    snapshots: tuple[str, ...]
+
+
+class SnapshotPolicy(msgspec.Struct, frozen=True, array_like=True):
+    """The retention policy as text, and how many snapshots it lets go of."""
+
+    policy: str
+    doomed: int = 0
+
+
+class SnapshotDiff(msgspec.Struct, frozen=True, array_like=True):
+    """Compare two snapshots, or one with the present (`new` empty). `session` is 0 first, then what the last page says."""
+
+    old: str
+    new: str
+    session: int
+
+
+class DiffLine(msgspec.Struct, frozen=True, array_like=True):
+    """One difference: "added", "removed", "changed" or "renamed" (to `path2`)."""
+
+    kind: str
+    path: bytes
+    path2: bytes
+
+
+class DiffPage(msgspec.Struct, frozen=True, array_like=True):
+    """Some differences, and the session to ask for more (0: no more)."""
+
+    lines: tuple[DiffLine, ...]
+    session: int
+
+
+class SnapshotRestore(msgspec.Struct, frozen=True, array_like=True):
+    """Bring `path` of a snapshot back as `dest`; both are absolute in the volume."""
+
+    snapshot: str
+    path: bytes
+    dest: bytes
+    force: bool
+
+
+class SnapshotRestored(msgspec.Struct, frozen=True, array_like=True):
+    """What came back."""
+
+    dest: bytes
+    files: int
+    size: int
+    """Bytes of all its regular files."""

@@ -461,3 +461,23 @@ def test_the_root_of_a_given_content_never_changes():
     }
     assert Nodes().build(items).hex() == "387aed83b5597a4608b3ce8c6585a58ca410675e0012e4347bd54a1f040682dc"
     assert Nodes().build({b"key": b"value"}).hex() == "2eb6a64e9256e5603ad43187e6e9d498c376a17ef8b687ca0f03771962249917"
+
+
+@given(
+    st.integers(0, 2**32),
+    st.integers(0, 600).map(lambda n: n.to_bytes(2, "big")),
+    st.none() | st.integers(0, 600).map(lambda n: n.to_bytes(2, "big")),
+)
+@settings(max_examples=40)
+def test_a_diff_of_a_range_is_that_part_of_the_diff(seed, start, stop):
+    chance = random.Random(seed)
+    nodes = Nodes()
+    items = {n.to_bytes(2, "big"): chance.randbytes(chance.randrange(300)) for n in range(600) if chance.random() < 0.7}
+    a = nodes.build(items)
+    keys = sorted(chance.sample([n.to_bytes(2, "big") for n in range(600)], chance.randrange(60)))
+    b = nodes.update(a, [(key, chance.choice([None, b"new"])) for key in keys])
+    wanted = [row for row in diff(nodes.get, a, b) if start <= row[0] and (stop is None or row[0] < stop)]
+    assert list(diff(nodes.get, a, b, start, stop)) == wanted
+    nodes.gets = 0
+    assert list(diff(nodes.get, a, b, keys[0] if keys else b"", keys[0] if keys else b"")) == []
+    assert nodes.gets < 12

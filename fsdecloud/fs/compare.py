@@ -1,0 +1,195 @@
+"""What differs between two states of a volume, in paths: added, removed, changed, renamed.
+
+Pure. The differences themselves cost what changed (`tree.diff`). A tree has no way from an inode to its names, so the paths
+of what changed are looked for in the directories, from the root down, until all are found: for each `window` of differences
+once, so that memory stays bounded whatever was done in between.
+
+A difference of times alone counts for no directory, and one of the access time for nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from typing import Final, NamedTuple, TypeVar
+
+from fsdecloud.errors import MalformedError
+from fsdecloud.fs.inode import InodeValue, decode_entry, decode_inode
+from fsdecloud.fs.keys import ROOT, entry_prefix, inode_key, prefix_end, split_entry_key
+from fsdecloud.tree.diff import diff
+from fsdecloud.tree.lookup import lookup, scan
+from fsdecloud.tree.node import Get
+
+T = TypeVar("T")
+
+ADDED: Final = "added"
+REMOVED: Final = "removed"
+CHANGED: Final = "changed"
+RENAMED: Final = "renamed"
+
+WINDOW: Final = 20_000
+"""Differences whose paths are looked for at once."""
+
+MOVES_MAX: Final = 100_000
+"""Names of moved files held to pair old and new ones; past it, a move is shown as removed and added."""
+
+DEPTH_MAX: Final = 4096
+"""A path of more components is longer than PATH_MAX allows: the tree is damaged."""
+
+
+class Change(NamedTuple):
+    """One difference. `path` is absolute; `path2` is where it was renamed to."""
+
+    kind: str
+    path: bytes
+    path2: bytes = b""
+
+
+class _Name(NamedTuple):
+    """A directory entry in one of the two states."""
+
+    parent: int
+    name: bytes
+
+
+class _Found(NamedTuple):
+    """A difference whose paths are not known yet: `before` in the old state, `after` in the new one."""
+
+    kind: str
+    before: _Name | None
+    after: _Name | None
+
+
+def compare(get: Get, old: bytes, new: bytes, *, window: int = WINDOW) -> Iterator[Change]:
+    """Yield the differences from the state with the root `old` to that with `new`. Raises NodeMissing, MalformedError."""
+    names = _names(get, old, new)
+    while part := _take(names, window):
+        before = find_paths(get, old, {found.before.parent for found in part if found.before is not None})
+        after = find_paths(get, new, {found.after.parent for found in part if found.after is not None})
+        for found in part:
+            paths = [
+                _join(known[name.parent], name.name) if name.parent in known else b"?/" + name.name
+                for known, name in ((before, found.before), (after, found.after))
+                if name is not None
+            ]
+            yield Change(found.kind, *paths)
+    changed = _changed(get, old, new)
+    while inodes := _take(changed, window):
+        paths_of = find_paths(get, new, set(inodes))
+        for ino in inodes:
+            if ino in paths_of:
+                yield Change(CHANGED, paths_of[ino])
+
+
+def _take(source: Iterator[T], count: int) -> list[T]:
+    return list(islice(source, count))
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return directory + name if directory == b"/" else directory + b"/" + name
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------------
+def _names(get: Get, old: bytes, new: bytes) -> Iterator[_Found]:
+    """Yield what became of names: added, removed, renamed, or given to another file (changed)."""
+    out: dict[int, list[_Name]] = {}
+    into: dict[int, list[_Name]] = {}
+    moves = 0
+    for key, left, right in diff(get, old, new, b"D", b"E"):
+        name = _Name(int.from_bytes(key[1:9], "big"), split_entry_key(key)[1])
+        was = decode_entry(name.name, left) if left is not None else None
+        now = decode_entry(name.name, right) if right is not None else None
+        room = moves < MOVES_MAX
+        came = now is not None and room and _exists(get, old, now.inode)
+        left_over = was is not None and room and _exists(get, new, was.inode)
+        if now is not None and came:
+            into.setdefault(now.inode, []).append(name)
+        if was is not None and left_over:
+            out.setdefault(was.inode, []).append(name)
+        moves += came + left_over
+        is_replaced = was is not None and now is not None and not left_over
+        if is_replaced and not came and was is not None and now is not None and was.type == now.type:
+            yield _Found(CHANGED, None, name)
+            continue
+        if was is not None and not left_over and not (is_replaced and came):
+            yield _Found(REMOVED, name, None)
+        if now is not None and not came:
+            yield _Found(ADDED, None, name)
+    for ino, there in into.items():
+        here = out.pop(ino, [])
+        for number, name in enumerate(there):
+            yield _Found(RENAMED, here[number], name) if number < len(here) else _Found(ADDED, None, name)
+        for name in here[len(there) :]:
+            yield _Found(REMOVED, name, None)
+    for here in out.values():
+        for name in here:
+            yield _Found(REMOVED, name, None)
+
+
+def _exists(get: Get, root: bytes, ino: int) -> bool:
+    data = lookup(get, root, inode_key(ino))
+    return data is not None and decode_inode(data).nlink > 0
+
+
+# ---- contents and attributes ---------------------------------------------------------------------------------------------
+def _changed(get: Get, old: bytes, new: bytes) -> Iterator[int]:
+    """Yield, ascending, the inodes of both states whose contents, attributes or extended attributes differ."""
+    streams = [_touched(get, old, new, kind) for kind in (b"C", b"I", b"X")]
+    for ino, kinds in groupby(heapq.merge(*streams), key=lambda pair: pair[0]):
+        found = {kind for _ino, kind in kinds}
+        left, right = lookup(get, old, inode_key(ino)), lookup(get, new, inode_key(ino))
+        if left is None or right is None:
+            continue
+        was, now = decode_inode(left), decode_inode(right)
+        if now.nlink and (found - {b"I"} or _described(was) != _described(now)):
+            yield ino
+
+
+def _touched(get: Get, old: bytes, new: bytes, kind: bytes) -> Iterator[tuple[int, bytes]]:
+    last = 0
+    for key, _left, _right in diff(get, old, new, kind, bytes((kind[0] + 1,))):
+        ino = int.from_bytes(key[1:9], "big")
+        if ino != last:
+            yield ino, kind
+        last = ino
+
+
+def _described(value: InodeValue) -> tuple[object, ...]:
+    """Return what makes a difference to somebody."""
+    described = (value.mode, value.uid, value.gid, value.rdev, value.xattrs, value.target)
+    return described if stat.S_ISDIR(value.mode) else (*described, value.size, value.mtime)
+
+
+# ---- paths ---------------------------------------------------------------------------------------------------------------
+def find_paths(get: Get, root: bytes, wanted: Iterable[int]) -> dict[int, bytes]:
+    """Return a path of each wanted inode that has one, by walking down from the root until all are found."""
+    missing = set(wanted)
+    found: dict[int, bytes] = {}
+    if ROOT in missing:
+        missing.discard(ROOT)
+        found[ROOT] = b"/"
+    stack = [(b"/", _entries(get, root, ROOT))] if missing else []
+    while stack and missing:
+        path, entries = stack[-1]
+        for name, ino, is_dir in entries:
+            if ino in missing:
+                missing.discard(ino)
+                found[ino] = _join(path, name)
+            if is_dir:
+                if len(stack) >= DEPTH_MAX:
+                    raise MalformedError("directories nested without end")
+                stack.append((_join(path, name), _entries(get, root, ino)))
+                break
+        else:
+            stack.pop()
+    return found
+
+
+def _entries(get: Get, root: bytes, ino: int) -> Iterator[tuple[bytes, int, bool]]:
+    prefix = entry_prefix(ino)
+    for key, data in scan(get, root, prefix, prefix_end(prefix)):
+        name = split_entry_key(key)[1]
+        entry = decode_entry(name, data)
+        yield name, entry.inode, stat.S_ISDIR(entry.type)
