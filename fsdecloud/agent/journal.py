@@ -6,11 +6,14 @@ transaction at a time. Losing the journal loses locations that no anchor has yet
 
 Tables:
 
-    meta      name -> value: volume, host_map, registry, map_root, map_sequence, map_own_roots, map_extra, nodes_live
+    meta      name -> value: volume, host_map, registry, map_root, map_sequence, map_own_roots, map_extra, nodes_live,
+              map_generation, final_generation
     rows      map key -> map value: locations since the last `fold`
     uploads   blob id -> UploadRecord
     nodes     entry id -> sealed map node or manifest: our own until it is stored, and a cache of the map after that
     outbox    anchor sequence (8 bytes, big-endian) -> OutboxRecord
+    doomed    blob id -> Doomed: what is to be deleted (`agent.garbage`)
+    dooming   shard id, blob id -> b"": which doomed blobs have a shard
 """
 
 from __future__ import annotations
@@ -38,8 +41,10 @@ ROWS: Final = b"rows"
 UPLOADS: Final = b"uploads"
 NODES: Final = b"nodes"
 OUTBOX: Final = b"outbox"
+DOOMED: Final = b"doomed"
+DOOMED_SHARDS: Final = b"dooming"
 
-_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX)
+_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX, DOOMED, DOOMED_SHARDS)
 
 Write = tuple[bytes, bytes, bytes | None]
 """(table, key, value); None deletes."""
@@ -71,6 +76,16 @@ class Journal:
         """Return all keys of a table, ascending."""
         with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
             return list(cursor.iternext(keys=True, values=False))
+
+    def keys_from(self, table: bytes, prefix: bytes) -> list[bytes]:
+        """Return the keys that start with `prefix`, ascending."""
+        found: list[bytes] = []
+        with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            more = cursor.set_range(prefix)
+            while more and (key := cursor.key()).startswith(prefix):
+                found.append(key)
+                more = cursor.next()
+        return found
 
     def count(self, table: bytes) -> int:
         """Return the number of keys in a table."""

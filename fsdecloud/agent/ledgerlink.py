@@ -14,9 +14,10 @@ from typing import Final, TypeVar
 import trio
 
 from fsdecloud.errors import FsdecloudError, LedgerUnavailable
+from fsdecloud.ledger.network import decode_network
 from fsdecloud.net.unix import RpcConnection, connect_unix, open_rpc
 from fsdecloud.wire.agentapi import Empty, LedgerTip, Registry, RegistryPeer
-from fsdecloud.wire.ledgerapi import LedgerStatus, TipNotice
+from fsdecloud.wire.ledgerapi import LedgerStatus, NetworkInfo, TipNotice
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ RETRY_MAX: Final = 10.0
 """Seconds between two tries to connect: a file that is not there costs nothing to look for."""
 
 CALL_TIMEOUT: Final = 20.0
+
+FINALITY_DEFAULT: Final = 100
+"""Blocks, while the network's own number is not known."""
 
 REGISTRY_INTERVAL: Final = 2.0
 """The registry is read at most this often, however fast blocks come."""
@@ -53,6 +57,9 @@ class LedgerLink:
         self._tried = trio.Event()
         self.height = -1
         self.pid = 0
+        self.finality_depth = FINALITY_DEFAULT
+        self.is_on_demand = False
+        """Whether blocks come only when there is something to record."""
         self.last_error = ""
 
     async def call(self, method: str, params: object, result: type[R]) -> R:
@@ -97,6 +104,7 @@ class LedgerLink:
                     f"the ledger daemon at {self._path} is on network {status.network.hex()[:16]},"
                     f" this volume on {self._network.hex()[:16]}"
                 )
+            await self._read_parameters(connection)
             self._connection = connection
             self._tried.set()
             self.pid = status.pid
@@ -107,6 +115,16 @@ class LedgerLink:
                 await connection.wait_closed()
                 nursery.cancel_scope.cancel()
         log.info("the ledger daemon is gone")
+
+    async def _read_parameters(self, connection: RpcConnection) -> None:
+        try:
+            found = await connection.call("network", Empty(), NetworkInfo, timeout=CALL_TIMEOUT)
+            document = decode_network(found.document)
+        except FsdecloudError as exc:
+            log.warning("the network's parameters are not known: %s", exc)
+            return
+        self.finality_depth = document.finality_depth
+        self.is_on_demand = not document.mine_when_idle
 
     def _take_tip(self, notice: TipNotice) -> None:
         if self._connection is not None:

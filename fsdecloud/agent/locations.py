@@ -20,6 +20,7 @@ import trio
 
 from fsdecloud import codec
 from fsdecloud.agent.fetch import Place
+from fsdecloud.agent.garbage import Garbage
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import META, NODES, ROWS, UPLOADS, JournalWriter, Write
 from fsdecloud.agent.rows import (
@@ -36,7 +37,7 @@ from fsdecloud.crypto.seal import Kind
 from fsdecloud.errors import BlobMissing, MalformedError, NotEnoughPeers
 from fsdecloud.limits import KIB, NODE_CACHE_ITEMS, NODE_DECODE_MAX
 from fsdecloud.swarm.hostmap import HostMap, decode_host_map, extends
-from fsdecloud.tree.diff import diff
+from fsdecloud.tree.diff import diff, replaced
 from fsdecloud.tree.lookup import lookup, missing
 from fsdecloud.tree.node import Inner, Node, NodeMissing, decode_node
 from fsdecloud.tree.update import update_steps
@@ -65,8 +66,9 @@ FetchCopy = Callable[[EntryId, int], Awaitable[bytes]]
 class LocationMap:
     """The map of one volume."""
 
-    def __init__(self, writer: JournalWriter, keys: RepairKeys, hosts: Hosts) -> None:
+    def __init__(self, writer: JournalWriter, keys: RepairKeys, hosts: Hosts, garbage: Garbage) -> None:
         """Begin with the journal's map."""
+        self._garbage = garbage
         self._writer = writer
         self._journal = writer.journal
         self._keys = keys
@@ -85,6 +87,17 @@ class LocationMap:
         """Take the collaborators that need this map themselves."""
         self._uploader = uploader
         self._fetch_copy = fetch_copy
+
+    async def node(self, ref: bytes) -> Node:
+        """Return a node of the map, from the peers if need be, without keeping it in memory. Raises RemoteError."""
+        node = self._nodes.get(ref)
+        if node is None:
+            sealed = self._journal.get(NODES, ref[:32])
+            if sealed is None:
+                await self._load([ref])
+                return self._get(ref)
+            node = decode_node(seal.open_entry(ref[32:], Kind.MAP_NODE, sealed, limit=NODE_DECODE_MAX))
+        return node
 
     # ---- look-up ---------------------------------------------------------------------------------------------------
     async def locate(self, entry: EntryId) -> Place | None:
@@ -175,29 +188,44 @@ class LocationMap:
         raise NotEnoughPeers(f"the location map is not stored on enough peers yet: {self._uploader.last_error}")
 
     async def _fold(self) -> None:
-        """Write the rows that are durable now into the tree. One transaction replaces them by nodes and root."""
+        """Write the rows that are durable now into the tree, and take those of doomed blobs out. One transaction replaces
+        them by nodes and root."""
         assert self._uploader is not None
-        rows = self._journal.items(ROWS)
-        if not rows:
-            return
-        self._fresh = {}
-        root = await self._update(rows)
-        blobs = [(BlobId(ref[:32]), len(sealed)) for ref, sealed in self._fresh.items()]
-        writes: list[Write] = [(NODES, ref[:32], sealed) for ref, sealed in self._fresh.items()]
-        writes += self._uploader.add_local(blobs)
-        writes += self._uploader.folded()
-        self._own_roots = (root + self._own_roots)[: OWN_ROOTS * 64]
-        writes += [(META, b"map_root", root), (META, b"map_own_roots", self._own_roots)]
-        await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=dict(rows)))
-        self.root = root
-        self._fresh = {}
+        garbage = self._garbage
+        # Nodes are fetched before the lock is taken: uploads wait for it.
+        await self._bring([*self._journal.keys(ROWS), *(key for key, _ in garbage.dropping()[0])])
+        async with garbage.lock:
+            rows = self._journal.items(ROWS)
+            dropped, records = garbage.dropping()
+            if not rows and not records:
+                return
+            self._fresh = {}
+            old = self.root
+            root = await self._update(sorted([*rows, *dropped]))
+            gone = await self._replaced(old, root)
+            blobs = [(BlobId(ref[:32]), len(sealed)) for ref, sealed in self._fresh.items()]
+            writes: list[Write] = [(NODES, ref[:32], sealed) for ref, sealed in self._fresh.items()]
+            writes += self._uploader.add_local(blobs)
+            writes += self._uploader.folded()
+            writes += garbage.dropped(records, (ref[:32] for ref in gone), self._hosts.map.current, NODE_SIZE)
+            self._own_roots = (root + self._own_roots)[: OWN_ROOTS * 64]
+            writes += [(META, b"map_root", root), (META, b"map_own_roots", self._own_roots)]
+            await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=dict(rows)))
+            self.root = root
+            self._fresh = {}
         self._uploader.start_local([blob for blob, _ in blobs])
 
-    async def _update(self, rows: Sequence[tuple[bytes, bytes]]) -> bytes:
+    async def _replaced(self, old: bytes, new: bytes) -> list[bytes]:
+        """Return the nodes of the old tree that the new one has no more."""
+        while True:
+            try:
+                return list(replaced(self._get, old, new))
+            except NodeMissing as exc:
+                await self._load([exc.ref])
+
+    async def _update(self, rows: Sequence[tuple[bytes, bytes | None]]) -> bytes:
         """Return the tree's root with `rows`; its new nodes are in `_fresh`. Starts again when a node must be fetched."""
-        keys = [key for key, _ in rows]
-        while absent := missing(self._get, self.root, keys):
-            await self._load(absent)
+        await self._bring([key for key, _ in rows])
         while True:
             steps = update_steps(self._get, self._put, self._keys.map_border_secret, self.root, rows)
             try:
@@ -208,6 +236,12 @@ class LocationMap:
                 return bytes(stop.value)
             except NodeMissing as exc:
                 await self._load([exc.ref])
+
+    async def _bring(self, keys: list[bytes]) -> None:
+        """Have all nodes on the paths to `keys` on this machine."""
+        keys.sort()
+        while absent := missing(self._get, self.root, keys):
+            await self._load(absent)
 
     def _put(self, encoded: bytes) -> bytes:
         ref, sealed = seal.seal(self._keys.map_seal_secret, Kind.MAP_NODE, encoded)
@@ -229,6 +263,8 @@ class LocationMap:
         """
         if root:
             Ref.from_bytes(root)
+        if self.root != root:
+            await self._garbage.forget_all()
         writes: list[Write] = [(META, b"map_root", root)]
         if self.root and self.root != root and not self.extra_root:
             log.info("another device has written a newer location map; merging ours into it")

@@ -8,7 +8,8 @@ that is in no block is sent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -31,6 +32,9 @@ BURIED: Final = 100
 RETRY: Final = 5.0
 """Seconds until the next try after an answer that was neither yes nor no."""
 
+SETTLED: Final = 30.0
+"""Seconds; see `Outbox._note_final`."""
+
 KEPT_MAX: Final = 64
 """Anchors kept at most that are in blocks: a network that mines only when there is work buries nothing for days."""
 
@@ -41,26 +45,39 @@ class OutboxRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     tx: bytes
     height: int
     """Of its block when last seen, -1 while it is in none."""
+    generation: int = 0
+    """Of the location map that its manifest names (`agent.garbage`), 0 if unknown."""
 
 
 class Outbox:
     """The anchors of one volume."""
 
-    def __init__(self, writer: JournalWriter, link: LedgerLink, notify: Callable[[Anchored], object]) -> None:
+    def __init__(
+        self,
+        writer: JournalWriter,
+        link: LedgerLink,
+        notify: Callable[[Anchored], object],
+        on_final: Callable[[int], Awaitable[None]],
+    ) -> None:
+        """`on_final` is told the generation of the location map of an anchor that no reorganisation will take away."""
         self._writer = writer
         self._link = link
         self._notify = notify
+        self._on_final = on_final
+        self._final = 0
+        self._seen: dict[int, tuple[int, float]] = {}
+        """Height of each anchor in a block, and since when it has been there (trio's clock)."""
         self._anchors: dict[int, OutboxRecord] = {}
         self._errors: dict[int, str] = {}
         self._wake = trio.Event()
         for key, value in writer.journal.items(OUTBOX):
-            self._anchors[int.from_bytes(key)] = codec.decode(value, OutboxRecord)
+            self._anchors[int.from_bytes(key)] = codec.decode_loose(value, OutboxRecord)
 
     def __len__(self) -> int:
         """Return how many anchors are in no block yet."""
         return sum(record.height < 0 for record in self._anchors.values())
 
-    async def submit(self, tx: bytes, sequence: int) -> None:
+    async def submit(self, tx: bytes, sequence: int, generation: int = 0) -> None:
         """Take an anchor durably. It replaces one of the same sequence number, and drops later ones, which named that one.
 
         Raises InvalidTransaction when it is no transaction.
@@ -70,7 +87,7 @@ class Outbox:
         for number in (*stale, sequence):
             self._anchors.pop(number, None)
             self._errors.pop(number, None)
-        record = OutboxRecord(tx, -1)
+        record = OutboxRecord(tx, -1, generation)
         self._anchors[sequence] = record
         writes: list[Write] = [(OUTBOX, number.to_bytes(8), None) for number in stale]
         await self._writer.write([*writes, (OUTBOX, sequence.to_bytes(8), codec.encode(record))])
@@ -83,7 +100,8 @@ class Outbox:
     async def run(self) -> None:
         """Advance whenever poked, until cancelled. A daemon that is gone pokes when it is back."""
         while True:
-            await self._wake.wait()
+            with trio.move_on_after(self._until_settled()):
+                await self._wake.wait()
             self._wake = trio.Event()
             try:
                 await self._advance()
@@ -108,9 +126,49 @@ class Outbox:
         settled = [number for number in numbers if self._anchors[number].height >= 0]
         while settled and not await self._is_settled(settled[-1]):
             settled.pop()
+        await self._note_final()
         for number in numbers:
             if number in self._anchors and self._anchors[number].height < 0 and not await self._send(number):
                 break
+
+    # ---- finality --------------------------------------------------------------------------------------------------
+    async def _note_final(self) -> None:
+        """Tell of the newest anchor that stays. It is buried under as many blocks as the network says; or, where blocks come
+        only when there is something to record, under one, or it has been there for SETTLED seconds: such a network
+        belongs to one machine or household, and what peers delete can be read for their grace period still."""
+        now = trio.current_time()
+        generation = 0
+        for number, record in self._anchors.items():
+            if record.height < 0:
+                self._seen.pop(number, None)
+                continue
+            seen = self._seen.get(number)
+            if seen is None or seen[0] != record.height:
+                seen = self._seen[number] = record.height, now
+            above = self._link.height - record.height
+            on_demand = self._link.is_on_demand and (above >= 1 or now >= seen[1] + SETTLED)
+            if on_demand or above >= self._link.finality_depth:
+                generation = max(generation, record.generation)
+        self._seen = {number: seen for number, seen in self._seen.items() if number in self._anchors}
+        await self._finalize(generation)
+
+    async def _finalize(self, generation: int) -> None:
+        if generation > self._final:
+            self._final = generation
+            await self._on_final(generation)
+
+    def _until_settled(self) -> float:
+        """Return in how many seconds an anchor may be settled without any new block."""
+        if not self._link.is_on_demand:
+            return math.inf
+        waiting = [
+            since
+            for number, (_, since) in self._seen.items()
+            if number in self._anchors and self._anchors[number].generation > self._final
+        ]
+        return max(0.1, min(waiting) + SETTLED - trio.current_time()) if waiting else math.inf
+
+    # ---- sending ---------------------------------------------------------------------------------------------------
 
     async def _is_settled(self, number: int) -> bool:
         """Look one anchor up; returns whether it is still where it was."""
@@ -118,7 +176,8 @@ class Outbox:
         found = await self._link.call("tx", TxQuery(self._id(record)), TxFound)
         height = -1 if found.height is None or not found.tx else found.height
         self._moved(number, record, height)
-        if height == record.height and found.confirmations >= BURIED:
+        if height == record.height and found.confirmations > max(BURIED, self._link.finality_depth):
+            await self._finalize(record.generation)
             self._drop([old for old in self._anchors if old <= number])
         return height == record.height
 

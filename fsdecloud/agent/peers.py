@@ -65,6 +65,9 @@ class Transport(Protocol):
     async def get(self, address: Address, shard: ShardId) -> bytes:
         """Return a shard, verified against its id."""
 
+    async def delete(self, address: Address, grant: bytes) -> dict[ShardId, str]:
+        """Hand over a grant; return what is kept all the same, and why."""
+
     async def info(self, address: Address) -> PeerInfo:
         """Ask how the peer is."""
 
@@ -201,6 +204,16 @@ class PeerBook:
         data = await self._request(peer, size, lambda address: self._transport.get(address, shard))
         peer.fetched_bytes += len(data)
         return data
+
+    async def delete(self, peer_id: PeerId, grant: bytes) -> dict[ShardId, str]:
+        """Hand a grant to a peer; return the shards it keeps all the same, and why. Raises RemoteError.
+
+        How this goes says nothing about storing and reading: it is not held against the peer.
+        """
+        peer = self.peer(peer_id)
+        if peer.address is None:
+            raise PeerUnavailable(f"peer {peer.id.hex()[:16]} is not in the registry")
+        return await self._transport.delete(peer.address, grant)
 
     async def probe(self, peer_id: PeerId) -> bool:
         """Ask the peer for a sign of life; returns whether it is usable now."""

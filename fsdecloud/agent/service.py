@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from fsdecloud.agent.peers import Transport
-from fsdecloud.agent.stack import Stack, open_stack
+from fsdecloud.agent.stack import Notice, Stack, open_stack
 from fsdecloud.errors import FsdecloudError, LocalProtocolError, RemoteError
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.pool import Owner
@@ -26,18 +26,20 @@ from fsdecloud.wire.agentapi import (
     AgentHello,
     AgentReady,
     AgentStatus,
-    Anchored,
     Empty,
     FetchedEntry,
     FetchEntry,
+    GcGranted,
+    GcSweep,
+    GcSwept,
     GrantKey,
     Holders,
-    LedgerTip,
     LedgerVolume,
     MapCommit,
     PeerName,
     Registry,
-    Stored,
+    SignedGrant,
+    SignGrant,
     StoreEntries,
     StoreManifest,
     SubmitAnchor,
@@ -67,7 +69,7 @@ class Service:
         self._stack: Stack | None = None
         self._connection: RpcConnection | None = None
         self._owners: dict[PeerId, bytes] = {}
-        self._notices: deque[tuple[str, Stored | Anchored | LedgerTip]] = deque()
+        self._notices: deque[tuple[str, Notice]] = deque()
         self._wake_notices = trio.Event()
 
     async def run(self, stream: trio.abc.Stream) -> None:
@@ -84,10 +86,11 @@ class Service:
         assert self._hello is not None
         try:
             transport = self._open_transport(self._hello, self._owner)
-            async with open_stack(self._hello, transport, self._notify) as stack:
+            async with open_stack(self._hello, transport, self._notify, self._sign) as stack:
                 self._stack = stack
                 self._answered.set()
                 stack.outbox.announce()
+                stack.announce_garbage()
                 await trio.sleep_forever()
         except FsdecloudError as exc:
             if self._stack is not None:
@@ -103,8 +106,12 @@ class Service:
             self._owners[peer] = found.key
         return self._owners[peer]
 
+    async def _sign(self, request: SignGrant) -> SignedGrant:
+        assert self._connection is not None
+        return await self._connection.call("sign_grant", request, SignedGrant, timeout=ASK_TIMEOUT)
+
     # ---- notices ---------------------------------------------------------------------------------------------------
-    def _notify(self, method: str, params: Stored | Anchored | LedgerTip) -> None:
+    def _notify(self, method: str, params: Notice) -> None:
         self._notices.append((method, params))
         self._wake_notices.set()
 
@@ -133,6 +140,10 @@ class Service:
             "submit": (SubmitAnchor, self._submit),
             "ledger_volume": (Empty, self._ledger_volume),
             "registry": (Empty, self._registry),
+            "gc_begin": (Empty, self._gc_begin),
+            "gc_sweep": (GcSweep, self._gc_sweep),
+            "gc_grant": (Empty, self._gc_grant),
+            "gc_end": (Empty, self._gc_end),
             "status": (Empty, self._status),
         }
 
@@ -171,7 +182,7 @@ class Service:
         return await self._agent.store_manifest(request.data)
 
     async def _submit(self, request: SubmitAnchor) -> Empty:
-        await self._agent.submit(request.tx, request.sequence)
+        await self._agent.submit(request.tx, request.sequence, request.map_root)
         return Empty()
 
     async def _ledger_volume(self, _request: Empty) -> LedgerVolume:
@@ -182,3 +193,17 @@ class Service:
 
     async def _status(self, _request: Empty) -> AgentStatus:
         return self._agent.status()
+
+    async def _gc_begin(self, _request: Empty) -> Empty:
+        self._agent.sweeper.begin()
+        return Empty()
+
+    async def _gc_sweep(self, request: GcSweep) -> GcSwept:
+        return await self._agent.sweep(request)
+
+    async def _gc_grant(self, _request: Empty) -> GcGranted:
+        return await self._agent.grant()
+
+    async def _gc_end(self, _request: Empty) -> Empty:
+        self._agent.sweeper.end()
+        return Empty()

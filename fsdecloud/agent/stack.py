@@ -18,17 +18,21 @@ import trio
 
 from fsdecloud import codec
 from fsdecloud.agent.fetch import Fetcher
+from fsdecloud.agent.garbage import Garbage
+from fsdecloud.agent.granting import Granter, Sign
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import META, NODES, JournalWriter, open_journal, open_writer
 from fsdecloud.agent.ledgerlink import LedgerLink
 from fsdecloud.agent.locations import COMMIT_PATIENCE, LocationMap
 from fsdecloud.agent.outbox import Outbox
 from fsdecloud.agent.peers import PeerBook, Transport
+from fsdecloud.agent.sweep import Sweeper
 from fsdecloud.agent.upload import Uploader
 from fsdecloud.config import make_private_dir
 from fsdecloud.crypto.keys import RepairKeys
 from fsdecloud.crypto.seal import entry_id
 from fsdecloud.errors import MalformedError, NotEnoughPeers, StoreLocked
+from fsdecloud.fs.marks import Marks
 from fsdecloud.limits import BLOB_MAX
 from fsdecloud.net.nursery import open_background
 from fsdecloud.store.lockfile import LockFile, acquire_lock
@@ -39,6 +43,10 @@ from fsdecloud.wire.agentapi import (
     AgentHello,
     AgentStatus,
     Anchored,
+    GarbageFinal,
+    GcGranted,
+    GcSweep,
+    GcSwept,
     Holders,
     LedgerTip,
     LedgerVolume,
@@ -53,14 +61,17 @@ log = logging.getLogger(__name__)
 LOCK_PATIENCE: Final = 10.0
 """How long to wait for an agent that the last driver left and that has not noticed yet."""
 
-Notify = Callable[[str, Stored | Anchored | LedgerTip], None]
+Notice = Stored | Anchored | LedgerTip | GarbageFinal
+Notify = Callable[[str, Notice], None]
 """Send a notice, by method name."""
 
 
 class Stack:
     """All parts of the agent of one volume. Made by `open_stack`."""
 
-    def __init__(self, hello: AgentHello, writer: JournalWriter, transport: Transport, notify: Notify) -> None:
+    def __init__(
+        self, hello: AgentHello, writer: JournalWriter, transport: Transport, notify: Notify, sign: Sign
+    ) -> None:
         self._hello = hello
         self._writer = writer
         self._notify = notify
@@ -74,14 +85,16 @@ class Stack:
             parse_redundancy(hello.redundancy),
             journal.get(META, b"host_map") or hello.host_map,
         )
+        self.garbage = Garbage(writer)
         self.uploader = Uploader(
             writer=writer,
+            garbage=self.garbage,
             staged=SegmentStore(Path(hello.staged_dir), "staged", create=False),
             book=self.book,
             hosts=self.hosts,
             notify=partial(notify, "stored"),
         )
-        self.locations = LocationMap(writer, keys, self.hosts)
+        self.locations = LocationMap(writer, keys, self.hosts, self.garbage)
         self.fetcher = Fetcher(
             book=self.book,
             hosts=self.hosts,
@@ -92,7 +105,9 @@ class Stack:
         self.link = LedgerLink(
             Path(hello.ledger_socket), hello.network, on_tip=self._take_tip, on_registry=self._take_registry
         )
-        self.outbox = Outbox(writer, self.link, partial(notify, "anchored"))
+        self.outbox = Outbox(writer, self.link, partial(notify, "anchored"), self._take_final)
+        self.sweeper = Sweeper(journal, self.locations, self.uploader, self.hosts, self.garbage)
+        self.granter = Granter(self.garbage, self.uploader, self.book, self.hosts, sign)
         self.book.is_urgent = lambda: self.uploader.has_parked
 
     async def start(self, nursery: trio.Nursery) -> None:
@@ -129,14 +144,36 @@ class Stack:
             return Holders(tuple(peers), tuple(blob.receipts))
         raise NotEnoughPeers(f"the manifest is not stored on enough peers yet: {self.uploader.last_error}")
 
-    async def submit(self, tx: bytes, sequence: int) -> None:
+    async def submit(self, tx: bytes, sequence: int, map_root: bytes) -> None:
         """Put an anchor into the outbox."""
-        await self.outbox.submit(tx, sequence)
+        generation = self.garbage.generation if map_root and map_root == self.locations.root else 0
+        await self.outbox.submit(tx, sequence, generation)
         await self._note_anchor(sequence)
 
     async def _note_anchor(self, sequence: int) -> None:
         """Remember up to which anchor our own location map is newer than any that the driver may name."""
         await self._writer.write([(META, b"map_sequence", str(sequence).encode())])
+
+    async def sweep(self, request: GcSweep) -> GcSwept:
+        """Doom what the driver's marks do not reach."""
+        data = await trio.to_thread.run_sync(Path(request.marks).read_bytes)
+        found = await self.sweeper.sweep(Marks.decode(data), dry_run=request.dry_run)
+        return GcSwept(
+            found.live_entries,
+            found.live_bytes,
+            found.dead_entries,
+            found.dead_bytes,
+            found.doomed_blobs,
+            found.doomed_bytes,
+            found.is_complete,
+            tuple(found.repack),
+        )
+
+    async def grant(self) -> GcGranted:
+        """Have peers delete what is final."""
+        shards, size = self.garbage.freed_shards, self.garbage.freed_bytes
+        waiting = await self.granter.run()
+        return GcGranted(self.garbage.freed_shards - shards, self.garbage.freed_bytes - size, waiting)
 
     async def ledger_volume(self) -> LedgerVolume:
         """Ask the ledger for the volume's latest anchor. Raises LedgerUnavailable."""
@@ -165,7 +202,19 @@ class Stack:
             ledger_height=self.link.height,
             ledger_pid=self.link.pid,
             last_error=self._writer.last_error or self.uploader.last_error or self.book.last_error,
+            doomed_blobs=self.garbage.count(),
+            freed_bytes=self.garbage.freed_bytes,
         )
+
+    def announce_garbage(self) -> None:
+        """Tell the driver that something may be deleted."""
+        count = len(self.garbage.finals())
+        if count:
+            self._notify("garbage", GarbageFinal(count))
+
+    async def _take_final(self, generation: int) -> None:
+        await self.garbage.finalize(generation)
+        self.announce_garbage()
 
     # ---- what the ledger says --------------------------------------------------------------------------------------
     def _take_tip(self, tip: LedgerTip) -> None:
@@ -188,6 +237,7 @@ async def open_stack(
     hello: AgentHello,
     open_transport: AbstractAsyncContextManager[Transport],
     notify: Notify,
+    sign: Sign,
 ) -> AsyncIterator[Stack]:
     """Run the agent of one volume for the length of the body.
 
@@ -201,7 +251,7 @@ async def open_stack(
         writer = await exits.enter_async_context(open_writer(journal))
         transport = await exits.enter_async_context(open_transport)
         nursery = await exits.enter_async_context(open_background())
-        stack = Stack(hello, writer, transport, notify)
+        stack = Stack(hello, writer, transport, notify, sign)
         await stack.start(nursery)
         yield stack
 

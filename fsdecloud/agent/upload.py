@@ -29,6 +29,7 @@ import trio
 from fsdecloud import codec
 from fsdecloud.agent.blob import Blob, Level
 from fsdecloud.agent.erasure import shard_size
+from fsdecloud.agent.garbage import Garbage
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import ROWS, UPLOADS, JournalWriter, Write
 from fsdecloud.agent.lane import Item, Lane
@@ -71,12 +72,14 @@ class Uploader:
         self,
         *,
         writer: JournalWriter,
+        garbage: Garbage,
         staged: SegmentStore,
         book: PeerBook,
         hosts: Hosts,
         notify: Callable[[Stored], object],
     ) -> None:
         self._writer = writer
+        self._garbage = garbage
         self._staged = staged
         self._book = book
         self._hosts = hosts
@@ -103,6 +106,8 @@ class Uploader:
         self._queued_bytes = 0
         self._queued_entries = 0
         self.last_error = ""
+        self.touched: set[EntryId] | None = None
+        """Entries that the driver sent since a collection of garbage began; None while there is none."""
         book.on_usable.append(lambda _peer: self._unpark())
         hosts.on_change.append(self._unpark)
         self._load()
@@ -115,6 +120,8 @@ class Uploader:
         """
         self._last_add = trio.current_time()
         for entry in entries:
+            if self.touched is not None:
+                self.touched.add(entry.id)
             if len(entry.id) != 32 or not 0 < entry.length <= ENTRY_MAX:
                 raise MalformedError(f"a staged entry of {entry.length} bytes")
             if entry.id not in self._by_entry:
@@ -194,6 +201,21 @@ class Uploader:
         for blob in gone:
             self._forget(blob)
         return [(UPLOADS, blob.id, None) for blob in gone]
+
+    def is_on_its_way(self, blob_id: BlobId) -> bool:
+        """Whether a blob is being stored, or will be."""
+        blob = self._blobs.get(blob_id)
+        return blob is not None and (blob.level is not Level.COMPLETE or blob.is_local)
+
+    def forget(self, blob_id: BlobId) -> list[Write]:
+        """Forget the receipts of a blob that is doomed; return the writes for that. Its entries are stored anew when they
+        come again."""
+        blob = self._blobs.get(blob_id)
+        if blob is None:
+            return []
+        self._dirty.pop(blob, None)
+        self._forget(blob)
+        return [(UPLOADS, blob_id, None)]
 
     @property
     def has_parked(self) -> bool:
@@ -373,6 +395,8 @@ class Uploader:
         if blob.id not in self._blobs:
             self._blobs[blob.id] = blob
             self._writer.write_nowait([(UPLOADS, blob.id, codec.encode(blob.record()))])
+        # Before anything of it is sent, so that no deletion of the same shards can follow.
+        await self._garbage.reclaim(blob.id, blob.shards or (ShardId(blob.id),))
         self._send(blob, dict(enumerate(shards)))
         for lane in self._new_lanes:
             nursery.start_soon(lane.run)

@@ -15,17 +15,23 @@ Calls, driver to agent (method: parameters -> result):
     submit: SubmitAnchor -> Empty              put an anchor transaction into the durable outbox
     ledger_volume: Empty -> LedgerVolume       the latest anchor of the volume in the ledger
     registry: Empty -> Registry                the peers known through the ledger
+    gc_begin: Empty -> Empty                   a collection of garbage begins: the driver marks after this
+    gc_sweep: GcSweep -> GcSwept               doom what is not marked
+    gc_grant: Empty -> GcGranted               have peers delete what is final; `sign_grant` calls come meanwhile
+    gc_end: Empty -> Empty                     it is over
     status: Empty -> AgentStatus
 
 Calls, agent to driver:
 
     grant_key: PeerName -> GrantKey            the public key that signs deletions at a peer, for the peer to know
+    sign_grant: SignGrant -> SignedGrant       sign a deletion; only during a collection, after marking
 
 Notices, agent to driver:
 
     stored: Stored                             a blob reached a new level of receipts
     anchored: Anchored                         the outbox's anchor is in a block (or no longer: height None)
     ledger_tip: LedgerTip                      the ledger daemon has a new tip
+    garbage: GarbageFinal                      there is garbage that may be deleted now, after marking once more
 """
 
 from __future__ import annotations
@@ -33,6 +39,9 @@ from __future__ import annotations
 import msgspec
 
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId, TxId
+
+GRANT_LIFE = 120
+"""Seconds for which a deletion that the driver signs holds: it is sent at once."""
 
 
 class Empty(msgspec.Struct, frozen=True, array_like=True):
@@ -160,6 +169,8 @@ class SubmitAnchor(msgspec.Struct, frozen=True, array_like=True):
 
     tx: bytes
     sequence: int
+    map_root: bytes = b""
+    """The location map that its manifest names."""
 
 
 class Anchored(msgspec.Struct, frozen=True, array_like=True):
@@ -170,6 +181,64 @@ class Anchored(msgspec.Struct, frozen=True, array_like=True):
     height: int | None
     error: str
     """Why the ledger refuses it; empty if it does not."""
+
+
+class GcSweep(msgspec.Struct, frozen=True, array_like=True):
+    """The driver's marks (`fs.marks`), in a file in the agent's state directory."""
+
+    marks: str
+    dry_run: bool
+
+
+class GcSwept(msgspec.Struct, frozen=True, array_like=True):
+    """What a sweep found. Bytes of entries before coding, but for `doomed_bytes`, which peers will give back."""
+
+    live_entries: int
+    live_bytes: int
+    dead_entries: int
+    dead_bytes: int
+    doomed_blobs: int
+    doomed_bytes: int
+    is_complete: bool
+    """False when the next collection will find more."""
+    repack: tuple[EntryId, ...]
+    """Live entries of packs that are mostly dead: stage them again."""
+
+
+class GcGranted(msgspec.Struct, frozen=True, array_like=True):
+    """What peers have deleted, and how many shards wait for peers that do not answer."""
+
+    shards: int
+    bytes: int
+    waiting: int
+
+
+class GrantBlob(msgspec.Struct, frozen=True, array_like=True):
+    """Shards of one blob to be deleted, and the entries that lay in it (none for a node of the location map)."""
+
+    blob: BlobId
+    entries: tuple[EntryId, ...]
+    shards: tuple[ShardId, ...]
+
+
+class SignGrant(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for a deletion at one peer."""
+
+    peer: PeerId
+    blobs: tuple[GrantBlob, ...]
+
+
+class SignedGrant(msgspec.Struct, frozen=True, array_like=True):
+    """The encoded grant (`wire.grants`), b"" for none, and the blobs that are no part of it: they are in use."""
+
+    grant: bytes
+    refused: tuple[BlobId, ...]
+
+
+class GarbageFinal(msgspec.Struct, frozen=True, array_like=True):
+    """How many blobs may be deleted."""
+
+    blobs: int
 
 
 class LedgerTip(msgspec.Struct, frozen=True, array_like=True):
@@ -234,3 +303,7 @@ class AgentStatus(msgspec.Struct, frozen=True, array_like=True):
     ledger_height: int
     ledger_pid: int
     last_error: str
+    doomed_blobs: int = 0
+    """Blobs that are to be deleted, and have not been everywhere."""
+    freed_bytes: int = 0
+    """Bytes that peers were told to delete, and took, since the agent started."""

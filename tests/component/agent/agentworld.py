@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import trio
 from blake3 import blake3
 
+from fsdecloud import codec
 from fsdecloud.agent.service import Service
 from fsdecloud.crypto import sign
 from fsdecloud.crypto.keys import grant_seed
@@ -25,6 +26,7 @@ from fsdecloud.store.segments import SegmentStore
 from fsdecloud.types import EntryId, PeerId
 from fsdecloud.wire import agentapi, ledgerapi
 from fsdecloud.wire.agentapi import AgentHello, AgentReady, Empty, StagedEntry, StoreEntries
+from fsdecloud.wire.grants import Grant
 from fsdecloud.wire.receipts import ShardItem, sign_receipt, verify_receipt
 
 NETWORK = b"N" * 32
@@ -110,6 +112,14 @@ class FakeTransport:
         if shard in peer.corrupt:
             raise BlobCorrupt("wrong bytes")
         return peer.shards[shard]
+
+    async def delete(self, address, grant):
+        peer = await self._reach(address)
+        if peer.is_refusing:
+            raise PeerRefused("grant")
+        for shard in codec.decode(grant, Grant).shards:
+            peer.shards.pop(shard, None)
+        return {}
 
     async def info(self, address):
         peer = await self._reach(address)

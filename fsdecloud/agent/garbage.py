@@ -1,0 +1,257 @@
+"""What the agent will have deleted: blobs that nothing refers to any more, and how sure that is by now.
+
+Called only from the trio thread. A *doomed* blob has a record in the journal, from the moment the driver's marks do not
+find any of its entries until the last of its shards is gone:
+
+    doomed        its rows are still in the location map; the next fold takes them out
+    dropped       the map of generation G is the first one without it (`generation`)
+    final         an anchor with a map of generation G or later is final in the ledger: no state that could come back needs it
+    granted       the driver has signed deletions (`signed_until`), after marking once more
+
+Nodes of the map that a fold replaces are doomed by the fold itself, so they are dropped at once.
+
+**Nothing stands in the way of storing.** Whoever stores a shard that a record names calls `reclaim` before it is sent: the
+record lets go of that shard first, durably. If a deletion of it is signed and may be on its way, `reclaim` waits until it is
+answered or has expired: it could arrive after the new shard. So what is stored again is safe at every moment, and a blob
+is doomed or on its way to the peers, never both.
+
+When another device has written the volume, all records are void: it may have stored any of them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+import trio
+
+from fsdecloud import codec
+from fsdecloud.agent.journal import DOOMED, DOOMED_SHARDS, META, ROWS, Journal, JournalWriter, Write
+from fsdecloud.agent.rows import blob_key, entry_key
+from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
+
+log = logging.getLogger(__name__)
+
+DOOMED_MAX: Final = 20_000
+"""Blobs doomed at once, about 20 GB of large ones: bounds journal and memory; the next collection goes on."""
+
+TRIES_MAX: Final = 8
+"""How often a peer is asked to delete a shard before it is left with it: it was stored before there were owners, or its
+clock is wrong."""
+
+
+class Doomed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One blob that is to go."""
+
+    entries: tuple[EntryId, ...]
+    """What lay in it; empty for a node of the map."""
+    left: tuple[tuple[ShardId, PeerId], ...]
+    """Shards that are still to be deleted, and where they are."""
+    shard_size: int
+    generation: int = 0
+    """Of the first map without it, 0 while there is none."""
+    signed_until: int = 0
+    """Until when (seconds since 1970) a signed deletion of some of `left` may take effect; 0: there is none."""
+    tries: int = 0
+
+
+class Garbage:
+    """All doomed blobs of the volume."""
+
+    def __init__(self, writer: JournalWriter) -> None:
+        self._writer = writer
+        self._journal: Journal = writer.journal
+        self.lock = trio.Lock()
+        """Held while records are made, dropped or reclaimed, and while the map is folded."""
+        self._answered = trio.Event()
+        self.generation = int(self._journal.get(META, b"map_generation") or b"0")
+        self.final_generation = int(self._journal.get(META, b"final_generation") or b"0")
+        self.freed_shards = 0
+        self.freed_bytes = 0
+
+    # ---- reading ---------------------------------------------------------------------------------------------------
+    def get(self, blob: BlobId) -> Doomed | None:
+        """Return a blob's record, None if it is not doomed."""
+        data = self._journal.get(DOOMED, blob)
+        return codec.decode(data, Doomed) if data is not None else None
+
+    def items(self) -> Iterator[tuple[BlobId, Doomed]]:
+        """Return all records."""
+        return ((BlobId(key), codec.decode(value, Doomed)) for key, value in self._journal.items(DOOMED))
+
+    def count(self) -> int:
+        """Return how many blobs are doomed."""
+        return self._journal.count(DOOMED)
+
+    def finals(self) -> list[tuple[BlobId, Doomed]]:
+        """Return the records whose deletion may be asked for."""
+        return [(blob, record) for blob, record in self.items() if 0 < record.generation <= self.final_generation]
+
+    # ---- dooming ---------------------------------------------------------------------------------------------------
+    async def doom(self, records: Mapping[BlobId, Doomed], more: Sequence[Write] = ()) -> None:
+        """Note blobs that nothing refers to; durable on return. The caller holds the lock."""
+        writes: list[Write] = [*more]
+        for blob, record in records.items():
+            writes += self._put(blob, record)
+        await self._writer.write(writes)
+
+    def dropping(self) -> tuple[list[tuple[bytes, None]], list[tuple[BlobId, Doomed]]]:
+        """Return the map's keys that a fold must delete, and the records they belong to. The caller holds the lock.
+
+        A key with a newer row in the journal is no part of it: that was stored again, elsewhere.
+        """
+        keys: list[tuple[bytes, None]] = []
+        records: list[tuple[BlobId, Doomed]] = []
+        for blob, record in self.items():
+            if record.generation:
+                continue
+            records.append((blob, record))
+            inside = (entry_key(entry) for entry in record.entries if bytes(entry) != bytes(blob))
+            keys += [(key, None) for key in (blob_key(blob), *inside) if not self._journal.has(ROWS, key)]
+        return keys, records
+
+    def dropped(
+        self, records: Iterable[tuple[BlobId, Doomed]], nodes: Iterable[bytes], peers: Sequence[PeerId], size: int
+    ) -> list[Write]:
+        """Begin a new generation of the map: return the writes for the fold's transaction.
+
+        `nodes` are the ids of nodes that this fold replaced: whole copies of about `size` bytes with some of `peers`.
+        """
+        self.generation += 1
+        writes: list[Write] = [(META, b"map_generation", str(self.generation).encode())]
+        for blob, record in records:
+            writes += self._put(blob, msgspec.structs.replace(record, generation=self.generation))
+        room = DOOMED_MAX - self.count()
+        for node in nodes:
+            blob = BlobId(node)
+            if room > 0 and self.get(blob) is None:
+                room -= 1
+                left = tuple((ShardId(node), peer) for peer in peers)
+                writes += self._put(blob, Doomed((), left, size, self.generation))
+        return writes
+
+    async def finalize(self, generation: int) -> None:
+        """An anchor with the map of this generation is final."""
+        if generation > self.final_generation:
+            self.final_generation = generation
+            await self._writer.write([(META, b"final_generation", str(generation).encode())])
+
+    async def forget_all(self) -> None:
+        """Another device has written the volume: nothing is doomed any more."""
+        async with self.lock:
+            writes: list[Write] = []
+            for blob, record in self.items():
+                writes += self._delete(blob, record)
+            await self._writer.write(writes)
+        if writes:
+            log.info("another device has written the volume: what was to be deleted stays")
+
+    # ---- storing goes first ----------------------------------------------------------------------------------------
+    async def reclaim(self, blob: BlobId, shards: Iterable[ShardId]) -> None:
+        """Have no record name this blob or any of these shards, which are about to be stored; durable on return."""
+        wanted = set(shards)
+        while True:
+            async with self.lock:
+                owners = {blob} if self._journal.has(DOOMED, blob) else set()
+                for shard in wanted:
+                    owners.update(self._owners(shard))
+                records = {owner: record for owner in owners if (record := self.get(owner)) is not None}
+                now = time.time()
+                if not any(record.signed_until > now for record in records.values()):
+                    writes: list[Write] = []
+                    for owner, record in records.items():
+                        left = () if owner == blob else tuple(item for item in record.left if item[0] not in wanted)
+                        writes += self._delete(owner, record)
+                        if left or (owner != blob and not record.generation):
+                            writes += self._put(owner, msgspec.structs.replace(record, left=left))
+                    if writes:
+                        await self._writer.write(writes)
+                    return
+                answered = self._answered
+            log.info("blob %s is stored again: waiting for the end of its deletion", blob.hex()[:16])
+            with trio.move_on_after(1.0):
+                await answered.wait()
+
+    async def spare(self, shards: Iterable[ShardId]) -> None:
+        """Have no final record name these shards: blobs that are in use have them as well."""
+        for shard in shards:
+            for owner in self._owners(shard):
+                async with self.lock:
+                    record = self.get(owner)
+                    if record is not None:
+                        left = tuple(item for item in record.left if item[0] != shard)
+                        writes = self._delete(owner, record)
+                        if left:
+                            writes += self._put(owner, msgspec.structs.replace(record, left=left))
+                        await self._writer.write(writes)
+
+    # ---- deleting --------------------------------------------------------------------------------------------------
+    async def signing(self, blobs: Iterable[BlobId], until: int) -> None:
+        """Note, before anything is signed, that deletions of these blobs may take effect until then.
+
+        The caller holds the lock.
+        """
+        writes: list[Write] = []
+        for blob in blobs:
+            record = self.get(blob)
+            if record is not None:
+                changed = msgspec.structs.replace(record, signed_until=max(until, record.signed_until))
+                writes.append((DOOMED, blob, codec.encode(changed)))
+        await self._writer.write(writes)
+
+    async def gone(self, peer: PeerId, shards: Mapping[BlobId, Sequence[ShardId]]) -> None:
+        """A peer has let go of shards."""
+        async with self.lock:
+            writes: list[Write] = []
+            for blob, ids in shards.items():
+                record = self.get(blob)
+                if record is None:
+                    continue
+                left = tuple(item for item in record.left if item[1] != peer or item[0] not in ids)
+                self.freed_shards += len(record.left) - len(left)
+                self.freed_bytes += (len(record.left) - len(left)) * record.shard_size
+                writes += self._delete(blob, record)
+                if left:
+                    writes += self._put(blob, msgspec.structs.replace(record, left=left))
+            await self._writer.write(writes)
+
+    async def forget(self, blob: BlobId) -> None:
+        """Drop a record of which nothing is left to delete."""
+        async with self.lock:
+            record = self.get(blob)
+            if record is not None and not record.left:
+                await self._writer.write(self._delete(blob, record))
+
+    async def settled(self, blobs: Iterable[BlobId], *, tried: bool) -> None:
+        """No deletion of these blobs is on its way any more: each was answered. Give up those tried too often."""
+        async with self.lock:
+            writes: list[Write] = []
+            for blob in blobs:
+                record = self.get(blob)
+                if record is None:
+                    continue
+                tries = record.tries + tried
+                if tries >= TRIES_MAX:
+                    log.warning("%d shards stay with peers that do not delete them", len(record.left))
+                    writes += self._delete(blob, record)
+                else:
+                    changed = msgspec.structs.replace(record, signed_until=0, tries=tries)
+                    writes.append((DOOMED, blob, codec.encode(changed)))
+            await self._writer.write(writes)
+        event, self._answered = self._answered, trio.Event()
+        event.set()
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+    def _owners(self, shard: ShardId) -> list[BlobId]:
+        return [BlobId(key[32:]) for key in self._journal.keys_from(DOOMED_SHARDS, shard)]
+
+    def _put(self, blob: BlobId, record: Doomed) -> list[Write]:
+        writes: list[Write] = [(DOOMED, blob, codec.encode(record))]
+        return writes + [(DOOMED_SHARDS, shard + blob, b"") for shard in {shard for shard, _ in record.left}]
+
+    def _delete(self, blob: BlobId, record: Doomed) -> list[Write]:
+        writes: list[Write] = [(DOOMED, blob, None)]
+        return writes + [(DOOMED_SHARDS, shard + blob, None) for shard in {shard for shard, _ in record.left}]

@@ -1,0 +1,227 @@
+"""Which blobs the driver's marks do not reach: a scan of the location map.
+
+Called only from the trio thread; a scan yields after each node. It reads the map as it was when the collection began, so
+what was stored since is not looked at, and what was stored *again* since is left alone (`Uploader.touched`, newer rows).
+
+A blob is doomed when none of its entries is marked. A pack that is mostly dead is not doomed yet: the driver is given its
+live entries, to stage them once more; they come into a new pack, and the next scan dooms the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from fsdecloud.agent.erasure import shard_size
+from fsdecloud.agent.garbage import DOOMED_MAX, Doomed, Garbage
+from fsdecloud.agent.hosts import Hosts
+from fsdecloud.agent.journal import ROWS, Journal, Write
+from fsdecloud.agent.locations import LocationMap
+from fsdecloud.agent.rows import BLOB_PREFIX, ENTRY_PREFIX, BlobRow, blob_key, decode_blob_row, decode_entry_row
+from fsdecloud.agent.upload import Uploader
+from fsdecloud.errors import LocalProtocolError
+from fsdecloud.fs.marks import Marks
+from fsdecloud.limits import MIB
+from fsdecloud.tree.lookup import prefix_end
+from fsdecloud.tree.node import Inner
+from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
+
+log = logging.getLogger(__name__)
+
+REPACK_BYTES: Final = 64 * MIB
+"""Live bytes that one collection moves out of packs that are mostly dead."""
+
+TOUCHED_MAX: Final = 1_000_000
+"""Entries stored again during one collection; with more it is given up, for the next quiet time."""
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a scan found."""
+
+    live_entries: int = 0
+    live_bytes: int = 0
+    dead_entries: int = 0
+    dead_bytes: int = 0
+    """Bytes of entries before coding."""
+    doomed_blobs: int = 0
+    doomed_bytes: int = 0
+    """Bytes that the peers will give back, copies and parity included."""
+    is_complete: bool = True
+    """False when there are more dead blobs than one collection takes."""
+    repack: list[EntryId] = field(default_factory=list)
+    """Live entries of packs that are mostly dead."""
+
+
+@dataclass(slots=True)
+class _Pack:
+    live_bytes: int = 0
+    dead_bytes: int = 0
+    live: int = 0
+    dead: int = 0
+
+
+class Sweeper:
+    """One collection at a time."""
+
+    def __init__(
+        self, journal: Journal, locations: LocationMap, uploader: Uploader, hosts: Hosts, garbage: Garbage
+    ) -> None:
+        self._journal = journal
+        self._locations = locations
+        self._uploader = uploader
+        self._hosts = hosts
+        self._garbage = garbage
+        self._root: bytes | None = None
+
+    def begin(self) -> None:
+        """Remember the map as it is, and from now on what the driver stores."""
+        self._root = self._locations.root
+        self._uploader.touched = set()
+
+    def end(self) -> None:
+        """Forget both."""
+        self._root = None
+        self._uploader.touched = None
+
+    async def sweep(self, marks: Marks, *, dry_run: bool) -> Swept:
+        """Look at all rows; doom what is not marked, unless it is a dry run. Raises RemoteError when a node of the map
+        cannot be had, LocalProtocolError when no collection began."""
+        if self._root is None or self._uploader.touched is None:
+            raise LocalProtocolError("no collection of garbage has begun")
+        found = Swept()
+        packs = await self._look_at_entries(self._root, marks, found)
+        dead, repack = await self._look_at_blobs(self._root, marks, packs, found)
+        entries = await self._entries_of(self._root, set(dead), repack, marks, found)
+        if not dry_run:
+            if len(self._uploader.touched) > TOUCHED_MAX:
+                raise LocalProtocolError("too much is stored at the moment")
+            await self._doom(dead, entries, found)
+        return found
+
+    # ---- looking ---------------------------------------------------------------------------------------------------
+    async def _rows(self, root: bytes, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield the rows of the map under a prefix."""
+        stop = prefix_end(prefix)
+        pending = [root] if root else []
+        while pending:
+            node = await self._locations.node(pending.pop())
+            await trio.lowlevel.checkpoint()
+            if isinstance(node, Inner):
+                for i in reversed(range(len(node.keys))):
+                    upper = node.keys[i + 1] if i + 1 < len(node.keys) else None
+                    if (upper is None or upper > prefix) and (stop is None or node.keys[i] < stop):
+                        pending.append(node.refs[i])
+            else:
+                for key, value in zip(node.keys, node.values, strict=True):
+                    if key.startswith(prefix):
+                        yield key, value
+
+    def _is_live(self, entry: bytes, marks: Marks) -> bool:
+        touched = self._uploader.touched
+        return entry in marks or touched is None or entry in touched
+
+    async def _look_at_entries(self, root: bytes, marks: Marks, found: Swept) -> dict[BlobId, _Pack]:
+        """Count what of each pack is in use."""
+        packs: defaultdict[BlobId, _Pack] = defaultdict(_Pack)
+        newer = set(self._journal.keys(ROWS))
+        async for key, value in self._rows(root, ENTRY_PREFIX):
+            row = decode_entry_row(value)
+            pack = packs[row.blob]
+            if key not in newer and self._is_live(key[1:], marks):
+                pack.live += 1
+                pack.live_bytes += row.length
+                found.live_entries += 1
+                found.live_bytes += row.length
+            else:  # not in use, or in another pack by now
+                pack.dead += 1
+                pack.dead_bytes += row.length
+                found.dead_entries += 1
+                found.dead_bytes += row.length
+        return packs
+
+    async def _look_at_blobs(
+        self, root: bytes, marks: Marks, packs: dict[BlobId, _Pack], found: Swept
+    ) -> tuple[dict[BlobId, BlobRow], set[BlobId]]:
+        """Return the dead blobs, and the packs to be packed anew."""
+        dead: dict[BlobId, BlobRow] = {}
+        sparse: list[tuple[float, int, BlobId]] = []
+        doomed = {shard for _, record in self._garbage.items() for shard, _ in record.left}
+        room = DOOMED_MAX - self._garbage.count()
+        async for key, value in self._rows(root, BLOB_PREFIX):
+            blob, row = BlobId(key[1:]), decode_blob_row(value)
+            pack = packs.get(blob)
+            if pack is None:
+                is_live = self._is_live(blob, marks)
+                found.live_entries += is_live
+                found.live_bytes += row.length * is_live
+                found.dead_entries += not is_live
+                found.dead_bytes += row.length * (not is_live)
+            else:
+                is_live = pack.live > 0
+                if is_live and 2 * pack.live_bytes < row.length:
+                    sparse.append((pack.live_bytes / row.length, pack.live_bytes, blob))
+            if is_live or self._is_busy(blob):
+                # Blobs can share a shard, the same slice of two packs: who is in use keeps it.
+                shared = doomed.intersection(row.shards or (ShardId(blob),)) if is_live else ()
+                if shared:
+                    await self._garbage.spare(shared)
+            elif self._garbage.get(blob) is None:
+                if len(dead) < room:
+                    dead[blob] = row
+                    found.doomed_blobs += 1
+                    found.doomed_bytes += row.n * shard_size(row.k, row.length)
+                else:
+                    found.is_complete = False
+        repack: set[BlobId] = set()
+        total = 0
+        for _, size, blob in sorted(sparse):
+            if total + size <= REPACK_BYTES and not self._is_busy(blob):
+                total += size
+                repack.add(blob)
+        return dead, repack
+
+    def _is_busy(self, blob: BlobId) -> bool:
+        return self._uploader.is_on_its_way(blob) or self._journal.has(ROWS, blob_key(blob))
+
+    async def _entries_of(
+        self, root: bytes, dead: set[BlobId], repack: set[BlobId], marks: Marks, found: Swept
+    ) -> dict[BlobId, list[EntryId]]:
+        """Return the entries of dead packs, and note the live ones of those to be packed anew."""
+        entries: defaultdict[BlobId, list[EntryId]] = defaultdict(list)
+        if dead or repack:
+            async for key, value in self._rows(root, ENTRY_PREFIX):
+                blob, entry = decode_entry_row(value).blob, EntryId(key[1:])
+                if blob in dead:
+                    entries[blob].append(entry)
+                elif blob in repack and entry in marks and not self._journal.has(ROWS, key):
+                    found.repack.append(entry)
+        return entries
+
+    # ---- dooming ---------------------------------------------------------------------------------------------------
+    async def _doom(self, dead: dict[BlobId, BlobRow], entries: dict[BlobId, list[EntryId]], found: Swept) -> None:
+        """Doom blobs, but for those that came back while they were looked at."""
+        records: dict[BlobId, Doomed] = {}
+        writes: list[Write] = []
+        async with self._garbage.lock:
+            touched = self._uploader.touched
+            for blob, row in dead.items():
+                inside = entries.get(blob, [EntryId(blob)])
+                size = shard_size(row.k, row.length)
+                if touched is None or self._is_busy(blob) or not touched.isdisjoint(inside):
+                    found.doomed_blobs -= 1
+                    found.doomed_bytes -= row.n * size
+                    continue
+                records[blob] = Doomed(tuple(inside), self._places(blob, row), size)
+                writes += self._uploader.forget(blob)
+            await self._garbage.doom(records, writes)
+
+    def _places(self, blob: BlobId, row: BlobRow) -> tuple[tuple[ShardId, PeerId], ...]:
+        """Return the blob's shards and their peers."""
+        peers = dict(enumerate(self._hosts.ranking(blob, row.epoch)[: row.n])) | dict(row.exceptions)
+        return tuple((row.shard(blob, index), peer) for index, peer in sorted(peers.items()))
