@@ -1,137 +1,28 @@
-"""Programs that people use behave in the mount as in a plain directory: each scenario runs in both, then both are compared."""
+"""Shell scripts and editors behave in the mount as in a plain directory: each runs in both, then both are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.harness import Network, diff_trees, remove_tree
-
-GIT = ("git", "-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "gc.auto=0", "-c", "safe.directory=*")
-FIXED = {"GIT_AUTHOR_DATE": "2020-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2020-01-01T00:00:00Z"}
+from tests.cluster.harness import Network
+from tests.programs.support import Places, same
 
 
-@pytest.fixture(scope="module")
-def origin(source: Path) -> Path:
-    """Part of Python's library: some hundred files."""
-    return source / "python"
-
-
-@pytest.fixture
-def places(network: Network, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
-    """An empty directory in the mount and its twin on a plain disk."""
-    name = request.node.name
-    inside, outside = network.mountpoint / name, network.work / name
-    network.run("mkdir", inside, outside)
-    yield inside, outside
-    network.run("rm", "-rf", inside)
-    remove_tree(outside)
-
-
-def same(network: Network, inside: Path, outside: Path, *, times: bool = False) -> None:
-    """Fail unless both directories list the same: names, types, modes, owners, sizes, link counts, contents."""
-    operations = ["listing", "times"] if times else ["listing"]
-    for operation in operations:
-        there, here = (network.worker(operation, path, deadline=120) for path in (inside, outside))
-        assert there == here
-
-
-def git(network: Network, where: Path, *args: str | Path) -> str:
-    """Run git there."""
-    return network.run(*GIT, *args, cwd=where, environment=FIXED, deadline=120).out
-
-
-def test_git(network: Network, places: tuple[Path, Path], origin: Path) -> None:
-    repository = network.work / "origin.git"
-    seed = network.work / "seed"
-    network.run("cp", "-a", origin / "asyncio", seed)
-    git(network, seed, "init", "-q", "-b", "main")
-    git(network, seed, "add", "-A")
-    git(network, seed, "commit", "-qm", "first")
-    network.run("cp", "-a", origin / "email", seed / "email")
-    git(network, seed, "add", "-A")
-    git(network, seed, "commit", "-qm", "second")
-    git(network, seed, "clone", "-q", "--bare", seed, repository)
-
-    answers: list[list[str]] = []
-    for place in places:
-        git(network, place, "clone", "-q", repository, "clone")
-        clone = place / "clone"
-        said = [git(network, clone, "fsck", "--full", "--strict", "--no-progress")]
-        said.append(git(network, clone, "status", "--porcelain"))
-        git(network, clone, "checkout", "-q", "-b", "work", "HEAD~1")
-        network.run("sh", "-c", "echo changed >> tasks.py && rm queues.py && mv locks.py renamed.py", cwd=clone)
-        git(network, clone, "add", "-A")
-        git(network, clone, "commit", "-qm", "third")
-        git(network, clone, "merge", "-q", "-m", "merge", "main")
-        git(network, clone, "gc", "-q", "--prune=now")
-        said.append(git(network, clone, "fsck", "--full", "--no-progress"))
-        said.append(git(network, clone, "log", "--stat", "--format=%H %s"))
-        said.append(git(network, clone, "stash", "list"))
-        git(network, clone, "push", "-q", "origin", f"work:{'in' if place == places[0] else 'out'}")
-        answers.append(said)
-    assert answers[0] == answers[1]
-    network.run("diff", "-r", "--exclude=.git", places[0] / "clone", places[1] / "clone")
-    remove_tree(seed)
-    remove_tree(repository)
-
-
-@pytest.mark.parametrize("mode", ["delete", "wal", "truncate"])
-def test_sqlite(network: Network, places: tuple[Path, Path], mode: str) -> None:
-    there, here = (network.worker("database", place / "test.db", mode, deadline=120) for place in places)
-    assert here["integrity"] == "ok"
-    assert there == here
-    assert there["journal"] == mode
-
-
-def test_tar(network: Network, places: tuple[Path, Path], origin: Path) -> None:
-    for place in places:
-        network.run("tar", "-C", origin, "-czf", place / "json.tar.gz", "json", "http", "xml")
-        network.run("tar", "-C", place, "-xzpf", place / "json.tar.gz")
-        network.run("tar", "-C", place, "--compare", "-zf", place / "json.tar.gz")
-        network.run("rm", place / "json.tar.gz")
-    same(network, *places, times=True)
-    diff_trees(network, origin / "json", places[0] / "json")
-
-
-def test_rsync(network: Network, places: tuple[Path, Path], origin: Path) -> None:
-    inside, outside = places
-    changed = network.work / "changed"
-    network.run("cp", "-a", origin / "unittest", changed)
-    for place in places:
-        network.run("rsync", "-aHX", f"{origin / 'unittest'}/", place / "copy")
-        again = network.run(
-            "rsync", "-aHX", "--checksum", "--itemize-changes", f"{origin / 'unittest'}/", place / "copy"
-        )
-        assert again.out == "", "a second run finds nothing to do"
-    same(network, inside, outside, times=True)
-    edit = "echo more >> case.py; rm mock.py; mkdir new; mv main.py new/; ln -s new/main.py main.py"
-    network.run("sh", "-c", edit, cwd=changed)
-    network.run("find", ".", "-exec", "touch", "-hd", "2001-02-03", "{}", "+", cwd=changed)
-    for place in places:
-        network.run("rsync", "-aH", "--delete", f"{changed}/", place / "copy")
-        network.run("rsync", "-aH", "--inplace", "--no-whole-file", f"{changed}/", place / "copy")
-    diff_trees(network, changed, inside / "copy")
-    same(network, inside, outside, times=True)
-    remove_tree(changed)
-
-
-def test_editor(network: Network, places: tuple[Path, Path]) -> None:
+def test_editor(network: Network, places: Places) -> None:
     there, here = (network.worker("editor", place) for place in places)
     assert here["all_right"]
     assert there == here
     same(network, *places)
 
 
-def test_vim(network: Network, places: tuple[Path, Path]) -> None:
+def test_vim(network: Network, places: Places) -> None:
     for place in places:
         network.run("sh", "-c", "printf 'one\\ntwo\\nthree\\n' > text; chmod 600 text; ln text other", cwd=place)
         for _ in range(2):
             save = (
-                "vim",
+                "vim.tiny",
                 "-u",
                 "NONE",
                 "-N",
@@ -218,7 +109,7 @@ SHELL: dict[str, str] = {
 
 
 @pytest.mark.parametrize("name", SHELL)
-def test_shell(network: Network, places: tuple[Path, Path], name: str) -> None:
+def test_shell(network: Network, places: Places, name: str) -> None:
     """The same script in both places says the same and leaves the same."""
     answers: list[Any] = []
     for place in places:
