@@ -69,6 +69,8 @@ class Entries:
         """Staged entries without enough receipts for an anchor, in staging order."""
         self.incomplete: OrderedDict[EntryId, int] = OrderedDict()
         """Staged entries with fewer than n receipts, in staging order."""
+        self.touched: set[EntryId] | None = None
+        """Entries staged since a marking began; None while there is none."""
         self.order = 0
         """Grows with each staged entry: the marks of `wait_anchorable` and `wait_complete`."""
         self.stored_count = 0
@@ -133,6 +135,8 @@ class Entries:
         """Note an appended entry; with `new`, the next group commit will index it."""
         if entry in self.staged:
             return
+        if self.touched is not None:
+            self.touched.add(entry)
         self.order += 1
         self.staged[entry] = location
         self.staged_bytes += location.length
@@ -164,9 +168,9 @@ class Entries:
         self._gone[:0] = gone
 
     def take_gone(self) -> list[EntryId]:
-        """Return what the next group commit must drop from the index."""
+        """Return what the next group commit must drop from the index: not what was staged again since it left."""
         gone, self._gone = self._gone, []
-        return gone
+        return [entry for entry in gone if entry not in self.staged]
 
     def mark_anchorable(self, entries: Sequence[EntryId]) -> None:
         """Note that blobs have enough receipts for an anchor."""
@@ -222,6 +226,19 @@ class Entries:
     def _wake_waiters(self) -> None:
         event, self._progress = self._progress, trio.Event()
         event.set()
+
+    async def restage(self, entry: EntryId) -> None:
+        """Stage an entry that peers have once more, sealed as it is. Raises RemoteError, StoreError."""
+        if entry in self.staged:
+            return
+        sealed = await trio.to_thread.run_sync(self.cache.read, entry)
+        if sealed is None or entry_id(sealed) != entry:
+            answer = await self._agent.call("fetch", FetchEntry(entry, True), FetchedEntry, timeout=self._timeout)
+            location = Location(answer.segment, answer.offset, answer.length)
+            sealed = answer.data or await trio.to_thread.run_sync(self.cache.fetched.read, location)
+            if entry_id(sealed) != entry:
+                raise BlobCorrupt(f"the agent sent something else than entry {entry.hex()[:16]}")
+        await self.stage_sealed([(Ref(entry, b""), sealed)])
 
     # ---- reading -------------------------------------------------------------------------------------------------
     def small_nowait(self, entry: EntryId) -> bytes | None:

@@ -29,7 +29,7 @@ from fsdecloud.driver.core import Core
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
-from fsdecloud.errors import FsdecloudError, MalformedError, NoSpace, StoreError, StoreFull
+from fsdecloud.errors import MalformedError, StoreError, as_seen
 from fsdecloud.store.segments import Location
 from fsdecloud.store.state import StateStore
 from fsdecloud.types import EntryId
@@ -121,6 +121,8 @@ class Journal:
         self._lock = trio.Lock()
         self._requested = 0
         self._finished = 0
+        self._failed = 0
+        """Last request that a failed commit was made for."""
         self.durable_sequence = 0
         self.records_journaled = 0
         """Number of the next record to journal."""
@@ -137,9 +139,8 @@ class Journal:
             try:
                 await self._commit_group(self._collect())  # without a yield if it is quick
             except StoreError as exc:
-                self.error = exc
                 self._wake.set()
-                raise _as_seen(exc) from exc
+                raise as_seen(exc) from exc
             finally:
                 self._lock.release()
             return
@@ -148,8 +149,8 @@ class Journal:
         self._urgent.set()
         self._wake.set()
         while self._finished < ticket:
-            if self.error is not None:
-                raise _as_seen(self.error)
+            if self._failed >= ticket and self.error is not None:  # not one that failed before this was asked for
+                raise as_seen(self.error)
             await self._done.wait()
 
     async def wait_commit(self) -> None:
@@ -179,11 +180,7 @@ class Journal:
                 await self.commit()
                 if self._store.wants_preparation:
                     await self._prepare()
-            except StoreError as exc:
-                if self.error is None:
-                    log.error("the journal cannot be written: %s", exc)
-                self.error = exc
-                self._tell()
+            except StoreError:  # it is noted already
                 await trio.sleep(_RETRY)
                 self._wake.set()
 
@@ -234,10 +231,20 @@ class Journal:
                     self._write(group, None)
             elif group.rows or group.gone or not group.is_plain:
                 await trio.to_thread.run_sync(self._write, group, meta)
-        except BaseException:
+        except BaseException as exc:
             self._give_back(group)
+            if isinstance(exc, StoreError):
+                self._note_failure(group, exc)
             raise
         self._committed(group)
+
+    def _note_failure(self, group: _Group, exc: StoreError) -> None:
+        """Tell everybody whose changes were in the group that they are not durable."""
+        if self.error is None:
+            log.error("the journal cannot be written: %s", exc)
+        self.error = exc
+        self._failed = max(self._failed, group.ticket)
+        self._tell()
 
     def _write(self, group: _Group, meta: bytes | None) -> None:
         """Sync the segments, then commit. Data before metadata."""
@@ -276,11 +283,6 @@ class Journal:
     def _tell(self) -> None:
         event, self._done = self._done, trio.Event()
         event.set()
-
-
-def _as_seen(error: StoreError) -> FsdecloudError:
-    """Return the error that a program's fsync fails with."""
-    return NoSpace(str(error)) if isinstance(error, StoreFull) else error
 
 
 def replay(core: Core, files: Files, rows: Iterable[tuple[int, list[bytes]]], batched: int) -> int:

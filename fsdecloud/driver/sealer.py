@@ -25,7 +25,7 @@ from fsdecloud.driver.dirty import DirtyChunk, Layer
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.plaincache import Plain
 from fsdecloud.driver.supervisor import describe
-from fsdecloud.errors import FsdecloudError, NoSpace, RemoteError, StoreError, StoreFull
+from fsdecloud.errors import FsdecloudError, RemoteError, StoreError, as_seen
 from fsdecloud.fs.chunks import (
     Chunk,
     Hole,
@@ -116,7 +116,7 @@ class Sealer:
     def check(self) -> None:
         """Raise NoSpace, or StoreError for any other reason, while sealing stands still."""
         if self.error is not None:
-            raise NoSpace(str(self.error)) if isinstance(self.error, StoreFull) else StoreError(str(self.error))
+            raise as_seen(self.error)
 
     async def run(self) -> None:
         """Seal until cancelled. After an unexpected exception it can be run again: what was being sealed is queued again."""

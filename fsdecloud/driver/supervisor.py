@@ -154,8 +154,9 @@ class Supervisor:
                 incident = self.incidents.note(where, exc)
                 is_shortage = is_thread_shortage(first_leaf(exc))
             except BaseExceptionGroup as group:  # cancelled, and something else failed on the way out
-                self.incidents.note(where, group)
-                cancelled = group.split(Exception)[1]
+                failed, cancelled = group.split(Exception)
+                if failed is not None:  # else all tasks within it were just cancelled
+                    self.incidents.note(where, failed)
                 if cancelled is not None:
                     raise cancelled from None
                 raise
