@@ -28,6 +28,8 @@ _PART: Final = limits.XATTR_INLINE_MAX
 _NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 """xattr(7); the kernel decides who may use which."""
 
+_LABEL: Final = b"security.selinux"
+
 
 class Xattrs:
     """The extended attributes of one volume; with `acl`, its access control lists too."""
@@ -37,12 +39,15 @@ class Xattrs:
         self._has_acl = has_acl
 
     def get(self, ino: int, name: bytes) -> bytes:
-        """Return an attribute's value. Raises NoAttribute."""
+        """Return an attribute's value. Raises NoAttribute; NotSupported for a SELinux label where there is none.
+
+        ls(1) asks for the label of every file, one request each, until it hears that the file system knows of none.
+        """
         live = self._core.inodes.get(ino)
         self._check_name(name)
         value = self._value(live, name)
         if value is None:
-            raise NoAttribute
+            raise NotSupported if name == _LABEL else NoAttribute
         return value
 
     def names(self, ino: int, *, is_root: bool) -> list[bytes]:
