@@ -32,7 +32,7 @@ BURIED: Final = 100
 RETRY: Final = 5.0
 """Seconds until the next try after an answer that was neither yes nor no."""
 
-SETTLED: Final = 30.0
+SETTLED: Final = 10.0
 """Seconds; see `Outbox._note_final`."""
 
 KEPT_MAX: Final = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fsdecloud.cli import drivers, mounts, network, parts, peers
+from fsdecloud.cli import drivers, gc, mounts, network, parts, peers
 from fsdecloud.cli.output import clean, table
 from fsdecloud.cli.run import DEGRADED, OK, PENDING
 from fsdecloud.config import Paths
@@ -156,6 +156,7 @@ def as_json(view: View) -> dict[str, object]:
         {"where": found.where, "count": found.count, "last": found.last}
         for found in (driver.incidents if driver else ())
     ]
+    result["gc"] = gc.as_json(driver.volume, driver.gc, dry_run=False) | {"phase": driver.gc.phase} if driver else None
     result["last_error"] = (driver.last_error or None) if driver else None
     result["problems"] = view.problems
     return result
@@ -180,6 +181,8 @@ def as_lines(view: View) -> list[str]:
             f"  redundancy {driver.k}/{driver.n}, sent {format_size(driver.uploaded_bytes)}, "
             f"fetched {format_size(driver.downloaded_bytes)}, cache {format_size(driver.cache_bytes)}"
         )
+        if driver.gc.phase or driver.gc.last_run:
+            lines.append(f"  garbage: {gc.describe(driver.gc)}")
         lines.append(f"  driver pid {driver.driver_pid}, agent pid {driver.agent_pid or '-'}")
         if driver.last_error:
             lines.append(f"  last error: {clean(driver.last_error)}")

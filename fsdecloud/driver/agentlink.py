@@ -18,7 +18,7 @@ import trio
 
 from fsdecloud.errors import AgentLost, FsdecloudError, RemoteTimeout
 from fsdecloud.net.unix import Handler, NoticeHandler, RpcConnection, open_rpc
-from fsdecloud.wire.agentapi import AgentHello, AgentReady, Anchored, LedgerTip, Stored
+from fsdecloud.wire.agentapi import AgentHello, AgentReady, Anchored, GarbageFinal, LedgerTip, Stored
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class AgentEvents:
     stored: Callable[[Stored], None]
     anchored: Callable[[Anchored], None]
     tip: Callable[[LedgerTip], None]
+    garbage: Callable[[GarbageFinal], None] = lambda _notice: None
 
 
 class AgentLink:
@@ -134,6 +135,7 @@ class AgentLink:
                     "stored": (Stored, self._events.stored),
                     "anchored": (Anchored, self._events.anchored),
                     "ledger_tip": (LedgerTip, self._events.tip),
+                    "garbage": (GarbageFinal, self._events.garbage),
                 }
                 async with open_rpc(stream, self._methods, notices, lost=AgentLost) as connection:
                     ready = await connection.call("hello", self._make_hello(), AgentReady, timeout=START_TIMEOUT)

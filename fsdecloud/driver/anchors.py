@@ -28,7 +28,7 @@ from fsdecloud.driver.committer import Commit, Committer
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.meta import VolumeMeta
-from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError
+from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, RemoteError, UsageError
 from fsdecloud.fs.history import AnchorRow, Snapshot
 from fsdecloud.fs.inode import InodeValue, decode_inode, decode_superblock
 from fsdecloud.fs.keys import ROOT, SUPERBLOCK, inode_key
@@ -56,6 +56,11 @@ LEASE: Final = 3600
 READS_INTERVAL: Final = 600.0
 """Reads alone cause an anchor at most this often."""
 
+LEDGER_TIMEOUT: Final = 60.0
+"""Seconds a first mount on this machine waits for the ledger daemon to say where the volume stands."""
+
+LEDGER_RETRY: Final = 0.25
+
 _RETRY: Final = 2.0
 _MANIFEST_LIMIT: Final = BLOB_MAX
 
@@ -82,6 +87,7 @@ class Anchors:
         self._wake = trio.Event()
         self._settled = trio.Event()
         self._urgent = False
+        self._forced = False
         self._refused = ""
         self._last = trio.current_time()
         self.height = -1
@@ -99,6 +105,11 @@ class Anchors:
     def poke(self, *, urgent: bool = False) -> None:
         """There may be something to anchor; with `urgent` even if it is only reads."""
         self._urgent = self._urgent or urgent
+        self._wake.set()
+
+    def force(self) -> None:
+        """Anchor even if neither files nor records changed: the location map did."""
+        self._forced = True
         self._wake.set()
 
     async def run(self) -> None:
@@ -125,8 +136,10 @@ class Anchors:
 
     def _is_due(self) -> bool:
         meta, commit = self._committer.meta, self._committer.latest
-        if not commit.root or (commit.root == meta.anchored_root and not commit.batches):
+        if not commit.root or (commit.root == meta.anchored_root and not commit.batches and not self._forced):
             return False
+        if self._forced:
+            return True
         if commit.root != meta.anchored_root or commit.changes or self._urgent:
             return True
         return trio.current_time() - self._last >= READS_INTERVAL
@@ -140,7 +153,7 @@ class Anchors:
 
     # ---- making an anchor --------------------------------------------------------------------------------------------
     async def _anchor(self, commit: Commit) -> None:
-        self._urgent = False
+        self._urgent = self._forced = False
         await self._entries.wait_anchorable(commit.mark)
         locations = await self._agent.call("commit_map", Empty(), MapCommit)
         meta = self._committer.meta
@@ -191,7 +204,7 @@ class Anchors:
             return
         self._settled = trio.Event()
         self._refused = ""
-        await self._agent.call("submit", SubmitAnchor(meta.inflight, meta.sequence + 1), Empty)
+        await self._agent.call("submit", SubmitAnchor(meta.inflight, meta.sequence + 1, meta.inflight_map), Empty)
         await self._settled.wait()
         if self._refused:
             raise LedgerError(f"the ledger refuses anchor {meta.sequence + 1}: {self._refused}")
@@ -283,6 +296,21 @@ async def describe_state(core: Core, root: bytes) -> tuple[InodeValue, int, int]
         raise MalformedError("a committed tree without a root directory or superblock")
     counters = decode_superblock(block)
     return decode_inode(top), counters.files, counters.bytes
+
+
+async def ask_ledger(agent: AgentLink, name: str) -> LedgerVolume:
+    """Ask for a volume's latest anchor until the ledger daemon answers. Raises UsageError after LEDGER_TIMEOUT."""
+    last: FsdecloudError | None = None
+    with trio.move_on_after(LEDGER_TIMEOUT):
+        while True:
+            try:
+                return await agent.call("ledger_volume", Empty(), LedgerVolume)
+            except (RemoteError, LedgerError) as exc:
+                last = exc
+            await trio.sleep(LEDGER_RETRY)
+    raise UsageError(
+        f"cannot learn from the ledger where volume {name} stands: {last}; check `decloud ledger status`", 32
+    )
 
 
 def open_anchor(keys: VolumeKeys, anchor: Anchor) -> AnchorPayload:

@@ -10,11 +10,12 @@ import trio
 from fsdecloud.config import Paths
 from fsdecloud.driver.history import History
 from fsdecloud.driver.snapshotcontrol import SnapshotControl
+from fsdecloud.driver.statemount import StateMount
 from fsdecloud.driver.volume import Volume
 from fsdecloud.errors import UsageError
 from fsdecloud.net.unix import Methods, RpcConnection, serve_unix
 from fsdecloud.wire.agentapi import Empty
-from fsdecloud.wire.controlapi import AnchorNumber, DriverStatus, LogQuery, SyncRequest
+from fsdecloud.wire.controlapi import AnchorNumber, DriverStatus, GcRequest, GcStatus, LogQuery, SyncRequest
 
 WAITS = ("durable", "stored", "anchored")
 
@@ -35,6 +36,13 @@ async def serve_control(
         await volume.sync(params.wait)
         return await volume.status()
 
+    async def collect(params: GcRequest) -> GcStatus:
+        volume.collector.request(dry_run=params.dry_run)
+        return volume.collector.status
+
+    async def collecting(_params: Empty) -> GcStatus:
+        return volume.collector.status
+
     async def unmount(_params: Empty) -> Empty:
         volume.stop_requested.set()
         return Empty()
@@ -45,8 +53,31 @@ async def serve_control(
             "sync": (SyncRequest, sync),
             "log": (LogQuery, history.page),
             "contents": (AnchorNumber, history.contents),
+            "gc": (GcRequest, collect),
+            "gc_status": (Empty, collecting),
             "unmount": (Empty, unmount),
             **snapshots.methods(),
         }, {}
 
     await serve_unix(paths.socket(f"driver-{volume.setup.document.name}"), methods, task_status=task_status)
+
+
+async def serve_state_control(
+    state: StateMount, paths: Paths, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve the control socket of a snapshot that is mounted alone, until cancelled."""
+
+    async def status(_params: Empty) -> DriverStatus:
+        return await state.status()
+
+    async def sync(_params: SyncRequest) -> DriverStatus:
+        return await state.status()  # nothing here is ever on its way
+
+    async def unmount(_params: Empty) -> Empty:
+        state.stop_requested.set()
+        return Empty()
+
+    def methods(_connection: RpcConnection) -> Methods:
+        return {"status": (Empty, status), "sync": (SyncRequest, sync), "unmount": (Empty, unmount)}, {}
+
+    await serve_unix(paths.socket(f"driver-{state.setup.served_name}"), methods, task_status=task_status)

@@ -51,6 +51,10 @@ class VolumeMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """Anchors in blocks whose rows are in no committed tree yet, oldest first (`driver.snapshots` bounds them)."""
     inode_bound: int = 0
     """Every inode number given out so far is below; 0 in the state of the first releases."""
+    collected_at: int = 0
+    """When garbage was last looked for, seconds since 1970."""
+    collected_sequence: int = 0
+    """The last anchor known then."""
 
 
 def decode_meta(data: bytes) -> VolumeMeta:

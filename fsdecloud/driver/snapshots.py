@@ -25,6 +25,7 @@ from fsdecloud.driver.anchors import describe_state, open_anchor
 from fsdecloud.driver.committer import Committer
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.history import AnchoredStates
+from fsdecloud.driver.meta import VolumeMeta
 from fsdecloud.errors import FsdecloudError, RemoteError, UsageError
 from fsdecloud.fs.history import (
     ALL_HERE,
@@ -97,6 +98,11 @@ class Snapshots:
     def pending(self) -> tuple[AnchorRow, ...]:
         """Return the anchors whose rows are in no committed tree yet, oldest first."""
         return self._committer.meta.history
+
+    @property
+    def meta(self) -> VolumeMeta:
+        """The committed and the anchored state."""
+        return self._committer.meta
 
     @property
     def latest_sequence(self) -> int:

@@ -24,11 +24,12 @@ from fsdecloud.crypto.keys import CONTEXT_PREFIX, VolumeKeys, derive
 from fsdecloud.crypto.slots import VolumeDocument
 from fsdecloud.driver.accesstimes import AccessTimes
 from fsdecloud.driver.agentlink import AgentEvents, AgentLink
-from fsdecloud.driver.anchors import Anchors, fetch_manifest
+from fsdecloud.driver.anchors import Anchors, ask_ledger, fetch_manifest
 from fsdecloud.driver.committer import Committer
 from fsdecloud.driver.core import INODES_RESERVED, Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
+from fsdecloud.driver.garbage import Collector
 from fsdecloud.driver.grants import Grants
 from fsdecloud.driver.history import AnchoredStates
 from fsdecloud.driver.journal import META, Journal, replay
@@ -45,12 +46,12 @@ from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
 from fsdecloud.driver.views import Views
 from fsdecloud.driver.xattrs import Xattrs
-from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, NoSpace, RemoteError, StoreError, UsageError
+from fsdecloud.errors import FsdecloudError, MalformedError, NoSpace, StoreError
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.fs.records import Operation
 from fsdecloud.ledger.transactions import Anchor, decode_tx
-from fsdecloud.mountoptions import MountOptions
+from fsdecloud.mountoptions import MountOptions, served_name
 from fsdecloud.store.cache import CacheStore
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.store.state import StateStore
@@ -61,20 +62,15 @@ from fsdecloud.wire.agentapi import (
     Anchored,
     Empty,
     FetchedEntry,
+    GarbageFinal,
     LedgerTip,
-    LedgerVolume,
 )
 from fsdecloud.wire.controlapi import Count, DriverStatus, IncidentCount
 
 log = logging.getLogger(__name__)
 
-LEDGER_TIMEOUT: Final = 60.0
-"""Seconds a first mount on this machine waits for the ledger daemon to say where the volume stands."""
-
 SEAL_TIMEOUT: Final = 30.0
 """Seconds that making everything durable waits for sealing; what is left then goes into the journal as it is."""
-
-LEDGER_RETRY: Final = 0.25
 
 _EMPTIED_AT_ONCE: Final = 256
 
@@ -93,6 +89,11 @@ class VolumeSetup:
     options: MountOptions
     mountpoint: str
 
+    @property
+    def served_name(self) -> str:
+        """What the driver's lock, socket and log are called after: NAME, or NAME@SNAPSHOT."""
+        return served_name(self.document.name, self.options)
+
 
 class Volume:
     """One open volume. The FUSE adapter calls its parts; everything here is for starting, stopping and showing."""
@@ -106,10 +107,10 @@ class Volume:
         self.is_new = data is None
         self.meta = decode_meta(data) if data is not None else VolumeMeta()
         self.nodes = TreeNodes(keys.seal_secret)
-        self.grants = Grants(keys.grant_secret)
+        self.grants = Grants(keys, bytes.fromhex(setup.document.network))
         self.agent = AgentLink(
             self._hello,
-            AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip),
+            AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip, self._garbage),
             self.grants.methods(),
         )
         self.entries = Entries(keys.seal_secret, staged, cache, self.agent, options.timeout)
@@ -153,6 +154,19 @@ class Volume:
         self.restorer = Restorer(
             self.core, self.namespace, self.journal, self.committer, self.snapshots, self.views, self.maybe_reap
         )
+        self.collector = Collector(
+            self.core,
+            self.entries,
+            self.nodes,
+            self.snapshots,
+            self.committer,
+            self.anchors,
+            self.agent,
+            self.grants,
+            setup.paths.volume_state(setup.document.name) / "gc",
+            lambda: self.files.last_write,
+        )
+        self.snapshots.on_forget = self._forgotten
         self.anchors.on_anchored = self.snapshots.look_for_gaps
         self.ledger_time = 0
         """Time of the ledger's tip, seconds since 1970; 0 while unknown."""
@@ -194,6 +208,13 @@ class Volume:
 
     def _anchored(self, notice: Anchored) -> None:
         self.anchors.take_anchored(notice)
+
+    def _forgotten(self, sequence: int) -> None:
+        self.views.forget(sequence)
+        self.collector.note_forgotten()
+
+    def _garbage(self, notice: GarbageFinal) -> None:
+        self.collector.note_final(notice)
 
     def _tip(self, notice: LedgerTip) -> None:
         if self.ledger_height < 0 <= notice.height:
@@ -318,6 +339,7 @@ class Volume:
         run("reaper", self._run_reaper)
         run("head check", self._run_head_check)
         run("snapshots", self.snapshots.run_filler)
+        run("garbage", self.collector.run)
         if not self.core.read_only:
             run_once("orphans", self._reap_orphans_in_time)
         self.core.recorder.record(Operation.MOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
@@ -337,7 +359,7 @@ class Volume:
 
     async def _adopt_ledger(self) -> None:
         """Take the volume's latest anchored state from the ledger, on a machine that has none of its own."""
-        found = await self._ask_ledger()
+        found = await ask_ledger(self.agent, self.setup.document.name)
         if not found.tx:
             await self.committer.save_meta()
             return
@@ -375,22 +397,6 @@ class Volume:
         for number in present.keys() - used:
             segments.remove(number)
 
-    async def _ask_ledger(self) -> LedgerVolume:
-        """Ask for the volume's latest anchor until the ledger daemon answers or LEDGER_TIMEOUT has passed."""
-        last: FsdecloudError | None = None
-        with trio.move_on_after(LEDGER_TIMEOUT):
-            while True:
-                try:
-                    return await self.agent.call("ledger_volume", Empty(), LedgerVolume)
-                except (RemoteError, LedgerError) as exc:
-                    last = exc
-                await trio.sleep(LEDGER_RETRY)
-        raise UsageError(
-            f"cannot learn from the ledger where volume {self.setup.document.name} stands: {last};"
-            " check `decloud ledger status`",
-            32,
-        )
-
     def read_fetched(self, answer: FetchedEntry) -> bytes:
         """Return the sealed bytes of an entry that the agent put into its cache segments."""
         return self.cache.fetched.read(Location(answer.segment, answer.offset, answer.length))
@@ -424,7 +430,7 @@ class Volume:
 
     async def _make_durable(self) -> None:
         """Bring every dirty byte to D1: closed layers sealed or, where that cannot be, as pages."""
-        with trio.move_on_after(SEAL_TIMEOUT), suppress(NoSpace):
+        with trio.move_on_after(SEAL_TIMEOUT), suppress(NoSpace, StoreError):
             await self.files.make_sealed_or_pages(self.sealer.waiting_chunks())
         self.files.journal_closed(self.sealer.waiting_chunks())
         await self.flush()
@@ -488,6 +494,7 @@ class Volume:
             agent_restarts=self.agent.restarts,
             slow_requests=slow,
             timed_out_requests=timed_out,
+            gc=self.collector.status,
         )
 
 

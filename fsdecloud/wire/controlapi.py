@@ -4,6 +4,8 @@ status: Empty -> DriverStatus                answers while the mount is stuck
 sync: SyncRequest -> DriverStatus            makes everything written so far D1 and starts store, commit and anchor;
                                              returns at once; poll `status` until `wait_level` says so
 log: LogQuery -> LogPage                     operation records, decrypted
+gc: GcRequest -> GcStatus                    begins to collect garbage; poll `gc_status` until `runs` has grown
+gc_status: Empty -> GcStatus
 unmount: Empty -> Empty                      begin a clean unmount (the driver exits when it is done)
 snapshots: SnapshotQuery -> SnapshotPage     the volume's snapshots, oldest first
 snapshot_keep: SnapshotKeep -> SnapshotInfo
@@ -34,6 +36,40 @@ class IncidentCount(msgspec.Struct, frozen=True, array_like=True):
     count: int
     last: str
     """The last one, as one line without names or keys."""
+
+
+class GcStatus(msgspec.Struct, frozen=True, array_like=True):
+    """Collecting garbage: what goes on, and what the last collection of this mount found."""
+
+    phase: str = ""
+    """"marking", "sweeping", "repacking", "anchoring", "waiting" (for the ledger), "deleting"; empty while nothing does."""
+    runs: int = 0
+    """Collections finished since the mount."""
+    nodes: int = 0
+    """Tree nodes walked by this one, or the last."""
+    marked: int = 0
+    """Entries found in use."""
+    live_entries: int = 0
+    live_bytes: int = 0
+    dead_entries: int = 0
+    dead_bytes: int = 0
+    condemned_blobs: int = 0
+    condemned_bytes: int = 0
+    """What it will have deleted; bytes on all peers."""
+    deleted_shards: int = 0
+    deleted_bytes: int = 0
+    """Let go of by peers since the mount."""
+    waiting_shards: int = 0
+    """Shards of peers that did not answer."""
+    last_run: int = 0
+    """When the last one ended, seconds since 1970; 0: none since the mount."""
+    error: str = ""
+
+
+class GcRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Collect garbage now; a dry run only looks."""
+
+    dry_run: bool
 
 
 class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -86,6 +122,7 @@ class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     """Requests that took longer than `limits.SLOW_REQUEST`."""
     timed_out_requests: int = 0
     """Requests that were ended by `limits.HANDLER_DEADLINE`."""
+    gc: GcStatus = GcStatus()
 
 
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
