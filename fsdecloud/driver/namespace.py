@@ -424,5 +424,5 @@ class Namespace:
 
 
 def _clamped(nanoseconds: int) -> int:
-    """Return a time that 64 bits can hold (the years 1678 to 2262), as ext4 clamps to what it can hold."""
-    return min(max(nanoseconds, -(1 << 63)), (1 << 63) - 1)
+    """Return a time that a stored inode can hold (the years 1678 to 2554), as ext4 clamps to what it can hold (to 2446)."""
+    return min(max(nanoseconds, -(1 << 63)), (1 << 64) - 1)
