@@ -165,6 +165,11 @@ _DESCRIPTIONS: Final[dict[str, str]] = {
 }
 
 
+def served_name(name: str, options: MountOptions) -> str:
+    """Return what a driver is called after: the volume's name, with the snapshot behind it if one is mounted alone."""
+    return f"{name}@{options.snapshot.replace(':', '.')}" if options.snapshot else name
+
+
 def describe_options() -> list[tuple[str, str]]:
     """Return our options and what each does, for help texts."""
     return [(f"{name}=…" if name in _VALUES else name, text) for name, text in _DESCRIPTIONS.items()]

@@ -47,6 +47,7 @@ def volume_of_path(paths: Paths, path: str | None) -> str:
     if path is None:
         if not running:
             raise UsageError("no volume is mounted: decloud up, or decloud mount NAME DIR")
+        running = [volume for volume in running if "@" not in volume] or running  # snapshots mounted alone come last
         if len(running) > 1:
             raise UsageError(f"several volumes are mounted ({', '.join(running)}): name a path in one of them")
         return running[0]

@@ -21,7 +21,7 @@ from fsdecloud.cli.output import emit, note
 from fsdecloud.cli.run import INTERRUPTED_MOUNT, MOUNT_FAILED, SYSTEM, run
 from fsdecloud.config import Paths, check_name, find_paths
 from fsdecloud.errors import FsdecloudError, UsageError
-from fsdecloud.mountoptions import MountOptions, describe_options, format_options, parse_options
+from fsdecloud.mountoptions import MountOptions, describe_options, format_options, parse_options, served_name
 from fsdecloud.readiness import notify
 
 FUSE_CONF: Final = "/etc/fuse.conf"
@@ -39,11 +39,14 @@ def mount_volume(
     own reason.
     """
     volumes.load_document(paths, name)
-    daemon = drivers.PREFIX + check_name(name)
-    if drivers.is_mounted(paths, name):
-        raise UsageError(f"volume {name} is already mounted at {drivers.where_mounted(paths, name)}", MOUNT_FAILED)
+    served = served_name(check_name(name), options)
+    daemon = drivers.PREFIX + served
+    if drivers.is_mounted(paths, served):
+        raise UsageError(f"volume {served} is already mounted at {drivers.where_mounted(paths, served)}", MOUNT_FAILED)
+    if options.snapshot:  # the mount table must say which of the volume's mounts it is
+        options = replace(options, fsname=mounts.SOURCE_PREFIX + served)
     _check_kernel(options)
-    detach_stale(name, directory, fake=fake)
+    detach_stale(served, directory, fake=fake)
     mountpoint = mounts.check_mountpoint(directory, nonempty=options.nonempty)
     _check_apart(paths, mountpoint)
     if fake:
@@ -140,6 +143,9 @@ def _serve(process: subprocess.Popen[bytes], name: str, mountpoint: str) -> int:
 
 def _mount_and_serve(name: str, directory: str, options: MountOptions, *, fake: bool, verbose: bool) -> int:
     """Do what both commands do."""
+    name, _, snapshot = name.partition("@")
+    if snapshot:
+        options = parse_options(f"snapshot={snapshot}", base=options)[0]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end while starting ends the driver as well
     try:
         process = mount_volume(find_paths(), name, directory, options, fake=fake)

@@ -21,6 +21,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -31,12 +32,15 @@ from fsdecloud import limits
 from fsdecloud.config import check_name, find_paths, read_private_file
 from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.crypto.slots import decode_document
-from fsdecloud.driver.control import serve_control
+from fsdecloud.driver.control import serve_control, serve_state_control
+from fsdecloud.driver.statemount import StateMount, open_state
 from fsdecloud.driver.volume import Volume, VolumeSetup, open_volume
 from fsdecloud.errors import FsdecloudError, StoreLocked, UsageError
 from fsdecloud.fuse.invalidation import invalidate
 from fsdecloud.fuse.mounting import mount_with_acl, unmount_with_acl
+from fsdecloud.fuse.operations import Operations
 from fsdecloud.fuse.routing import MountOperations
+from fsdecloud.fuse.states import StateOperations, operations_of
 from fsdecloud.mountoptions import NOATIME, parse_options
 from fsdecloud.readiness import notify, report_failure, report_ready
 from fsdecloud.store.lockfile import acquire_lock
@@ -108,13 +112,13 @@ def _run(arguments: argparse.Namespace) -> None:
     if bytes.fromhex(document.volume_id) != keys.volume_id:
         raise UsageError(f"the key given is not volume {name}'s", MOUNT_FAILED)
     os.chdir("/")
+    setup = VolumeSetup(paths, document, keys, options, arguments.mountpoint)
     try:
-        lock = acquire_lock(paths.lock_file(f"driver-{name}"))
+        lock = acquire_lock(paths.lock_file(f"driver-{setup.served_name}"))
     except StoreLocked as exc:
-        raise UsageError(f"volume {name} is mounted already: {exc}", MOUNT_FAILED) from exc
+        raise UsageError(f"volume {setup.served_name} is mounted already: {exc}", MOUNT_FAILED) from exc
     with lock:
-        setup = VolumeSetup(paths, document, keys, options, arguments.mountpoint)
-        trio.run(_serve, setup, arguments.ready_fd, strict_exception_groups=True)
+        trio.run(_serve_state if options.snapshot else _serve, setup, arguments.ready_fd, strict_exception_groups=True)
 
 
 def _read_secret(fd: int) -> bytes:
@@ -134,38 +138,53 @@ def _harden() -> None:
 async def _serve(setup: VolumeSetup, ready_fd: int | None) -> None:
     async with open_volume(setup) as volume:
         async with trio.open_nursery() as nursery:
-            supervisor = volume.supervisor
-            await nursery.start(_keep_control, volume, setup)
-            operations = MountOperations(volume)
+            await nursery.start(_keep_control, volume, partial(serve_control, volume, setup.paths))
             volume.restorer.invalidate = invalidate
-            operations.requests.start()
-            volume.slow_requests = lambda: (operations.requests.slow, operations.requests.timed_out)
-            nursery.start_soon(supervisor.run, "watchdog", operations.requests.run_watchdog)
-            has_own_mount = setup.options.acl and os.geteuid() == 0
-            place = setup.mountpoint
-            if has_own_mount:
-                place = mount_with_acl(setup.mountpoint, _fsname(setup), setup.options)
-            pyfuse3.init(operations, place, _fuse_options(setup))
-            unmount = False
-            try:
-                nursery.start_soon(supervisor.once, "announcement", partial(_announce, volume, ready_fd))
-                nursery.start_soon(supervisor.run, "signals", partial(_watch_signals, volume))
-                nursery.start_soon(supervisor.run, "unmount", partial(_watch_stop, setup, volume))
-                gc.freeze()
-                await pyfuse3.main(max_tasks=limits.FUSE_TASKS)
-            except BaseException:
-                unmount = True
-                raise
-            finally:
-                pyfuse3.close(unmount=unmount)
-                if unmount and has_own_mount:
-                    unmount_with_acl(setup.mountpoint)
-                nursery.cancel_scope.cancel()
+            await _serve_mount(volume, MountOperations(volume), ready_fd, nursery)
         notify("STOPPING=1")
 
 
+async def _serve_state(setup: VolumeSetup, ready_fd: int | None) -> None:
+    """Serve a snapshot that is mounted alone."""
+    async with open_state(setup) as state:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_keep_control, state, partial(serve_state_control, state, setup.paths))
+            await _serve_mount(state, operations_of(state), ready_fd, nursery)
+        notify("STOPPING=1")
+
+
+async def _serve_mount(
+    volume: Volume | StateMount, operations: Operations | StateOperations, ready_fd: int | None, nursery: trio.Nursery
+) -> None:
+    """Mount, and serve the mount until it is unmounted."""
+    setup, supervisor = volume.setup, volume.supervisor
+    operations.requests.start()
+    volume.slow_requests = lambda: (operations.requests.slow, operations.requests.timed_out)
+    nursery.start_soon(supervisor.run, "watchdog", operations.requests.run_watchdog)
+    has_own_mount = setup.options.acl and os.geteuid() == 0
+    place = setup.mountpoint
+    if has_own_mount:
+        place = mount_with_acl(setup.mountpoint, _fsname(setup), setup.options)
+    pyfuse3.init(operations, place, _fuse_options(setup))
+    unmount = False
+    try:
+        nursery.start_soon(supervisor.once, "announcement", partial(_announce, volume, ready_fd))
+        nursery.start_soon(supervisor.run, "signals", partial(_watch_signals, volume))
+        nursery.start_soon(supervisor.run, "unmount", partial(_watch_stop, setup, volume))
+        gc.freeze()
+        await pyfuse3.main(max_tasks=limits.FUSE_TASKS)
+    except BaseException:
+        unmount = True
+        raise
+    finally:
+        pyfuse3.close(unmount=unmount)
+        if unmount and has_own_mount:
+            unmount_with_acl(setup.mountpoint)
+        nursery.cancel_scope.cancel()
+
+
 def _fsname(setup: VolumeSetup) -> str:
-    return setup.options.fsname or f"decloud:{setup.document.name}"
+    return setup.options.fsname or f"decloud:{setup.served_name}"
 
 
 class _Started:
@@ -181,17 +200,20 @@ class _Started:
 
 
 async def _keep_control(
-    volume: Volume, setup: VolumeSetup, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    volume: Volume | StateMount,
+    serve: Callable[..., Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the control socket; once it served, whatever ends it only starts it again."""
     started = _Started(task_status)
     try:
-        await serve_control(volume, setup.paths, task_status=started)
+        await serve(task_status=started)
     except Exception as exc:
         if not started.is_set:
             raise
         volume.incidents.note("task control", exc)
-    await volume.supervisor.run("control", partial(serve_control, volume, setup.paths))
+    await volume.supervisor.run("control", serve)
 
 
 def _fuse_options(setup: VolumeSetup) -> set[str]:
@@ -207,7 +229,7 @@ def _fuse_options(setup: VolumeSetup) -> set[str]:
     return chosen
 
 
-async def _announce(volume: Volume, ready_fd: int | None) -> None:
+async def _announce(volume: Volume | StateMount, ready_fd: int | None) -> None:
     """Say that the mount serves once it answers another process: a stat from in here could not be answered."""
     setup = volume.setup
     probe = ["stat", "--file-system", "--format=%T", setup.mountpoint]
@@ -220,7 +242,7 @@ async def _announce(volume: Volume, ready_fd: int | None) -> None:
             log.error("the mount does not answer: %s", result.stderr.decode(errors="replace").strip())
     set_read_ahead = partial(trio.to_thread.run_sync, _raise_read_ahead, setup.mountpoint)
     await volume.supervisor.once("read-ahead setting", set_read_ahead)
-    log.info("serving %s at %s", setup.document.name, setup.mountpoint)
+    log.info("serving %s at %s", setup.served_name, setup.mountpoint)
     report_ready(ready_fd, {"mountpoint": setup.mountpoint})
 
 
@@ -244,7 +266,7 @@ def _unescape(path: bytes) -> bytes:
     return path
 
 
-async def _watch_signals(volume: Volume) -> None:
+async def _watch_signals(volume: Volume | StateMount) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             if number != signal.SIGHUP:
@@ -252,7 +274,7 @@ async def _watch_signals(volume: Volume) -> None:
                 volume.stop_requested.set()
 
 
-async def _watch_stop(setup: VolumeSetup, volume: Volume) -> None:
+async def _watch_stop(setup: VolumeSetup, volume: Volume | StateMount) -> None:
     """Unmount when asked to: properly first, then lazily, so that open files do not keep the process from ending."""
     await volume.stop_requested.wait()
     notify("STOPPING=1")

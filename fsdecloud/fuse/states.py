@@ -18,6 +18,7 @@ from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.reader import OpenFile
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.snapshots import Snapshots
+from fsdecloud.driver.statemount import StateMount
 from fsdecloud.driver.views import DIRECTORY, DIRECTORY_INODE, DIRECTORY_TAG, INODE_MASK, View, Views, tag_of
 from fsdecloud.errors import InvalidArgument, NoAttribute, NotDirectory, NotFound, ReadOnly, StaleHandle
 from fsdecloud.fs.history import Snapshot, directory_name, is_snapshot_name, sequence_of_directory
@@ -255,6 +256,26 @@ class StateOperations(pyfuse3.Operations):
     setattr = setxattr = removexattr = mknod = mkdir = symlink = link = unlink = rmdir = rename = create = write = (
         _refuse
     )
+
+
+def operations_of(state: StateMount) -> StateOperations:
+    """Return the handlers of a snapshot that is mounted alone. What is read there is not recorded."""
+    options = state.setup.options
+
+    def count_error(where: str, error: Exception, unexpected: bool) -> None:
+        shown = state.incidents.note(f"handler {where}", error).last if unexpected else str(error)
+        state.last_error = f"{where}: {shown}"
+
+    operations = StateOperations(
+        state.view,
+        timeouts=(options.entry_timeout, options.attr_timeout),
+        count_error=count_error,
+        requests=Requests(),
+        program=lambda _pid: b"",
+        on_close=lambda _handle, _view: None,
+    )
+    operations.enable_acl = options.acl
+    return operations
 
 
 class SnapshotOperations(StateOperations):
