@@ -1,6 +1,26 @@
 """Every size, count and time-out, each with its reason. Bytes and seconds unless the name says otherwise.
 
 Pure. A limit that belongs to one network of ledgers is in that network's parameters (`ledger.network`), not here.
+
+What the driver keeps in memory, and what bounds it:
+
+    dirty chunks, the sealer's queue        DIRTY_MAX; then writers wait
+    opened chunks, their free buffers       READ_CACHE, 16 buffers
+    chunks being brought or opened ahead    READ_AHEAD_MAX of each
+    decoded tree nodes                      NODE_CACHE_ITEMS
+    inodes                                  inodes.INODES_KEPT clean ones; dirty ones until the next group commit; open ones
+    chunk values of an inode                4096, 64 once it is closed
+    look-up counts, open handles            as many as the kernel holds: it forgets, it releases
+    pending changes (overlay)               what COMMIT_INTERVAL brings; commits need no peer
+    operation records                       until the next commit makes them a staged batch; RECORDS_MAX without a journal
+    staged entries: place, marks, queue     STAGED_ENTRIES_MAX, and `-o stage_size=` in bytes
+    fetched entries before the index        FETCHED_MAX
+    commits whose receipts are awaited      1024, coarser beyond
+    requests                                FUSE_TASKS; of these wait for network or room: WAITERS_MAX
+    asked of the agent at once              NETWORK_WAITERS; unsent bytes: net.unix.NOTICES_MAX
+    receipts, deals, programs, manifests    1024, 4096, 512, 64
+    internal errors                         one row for each place in the program
+    record batches without an anchor        one row of 150 bytes for each commit while the ledger is away
 """
 
 from __future__ import annotations
