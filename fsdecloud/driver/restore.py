@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import stat
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -200,11 +201,12 @@ class _Copy:
         waiting = deque([(int(source.ino), int(top.ino))] if source.is_dir else [])
         while waiting:
             old, new = waiting.popleft()
-            async for key, data in self._rows_of(entry_prefix(old)):
-                name = split_entry_key(key)[1]
-                child = await self._copy_child(new, name, decode_entry(name, data).inode)
-                if child is not None:
-                    waiting.append(child)
+            async with aclosing(self._rows_of(entry_prefix(old))) as rows:
+                async for key, data in rows:
+                    name = split_entry_key(key)[1]
+                    child = await self._copy_child(new, name, decode_entry(name, data).inode)
+                    if child is not None:
+                        waiting.append(child)
         return top
 
     async def _copy_child(self, parent: int, name: bytes, old: int) -> tuple[int, int] | None:
@@ -235,14 +237,16 @@ class _Copy:
     async def _copy_rows(self, old: int, new: int, value: InodeValue) -> None:
         """Copy chunks and extended attributes."""
         if stat.S_ISREG(value.mode) and value.size:
-            async for key, data in self._rows_of(chunk_prefix(old)):
-                self._put(chunk_key(new, split_chunk_key(key)[1]), data)
+            async with aclosing(self._rows_of(chunk_prefix(old))) as rows:
+                async for key, data in rows:
+                    self._put(chunk_key(new, split_chunk_key(key)[1]), data)
         if value.xattrs:
             prefix = xattr_prefix(old)
-            async for key, data in self._rows_of(prefix):
-                self._put(xattr_prefix(new) + key[len(prefix) :], data)
+            async with aclosing(self._rows_of(prefix)) as rows:
+                async for key, data in rows:
+                    self._put(xattr_prefix(new) + key[len(prefix) :], data)
 
-    async def _rows_of(self, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+    async def _rows_of(self, prefix: bytes) -> AsyncGenerator[tuple[bytes, bytes], None]:
         """Yield the snapshot's rows whose keys start with `prefix`, with a pause after each batch."""
         after = prefix
         while rows := await self._view.core.run(self._scan, after, prefix_end(prefix)):

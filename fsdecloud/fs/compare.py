@@ -96,6 +96,7 @@ def _names(get: Get, old: bytes, new: bytes) -> Iterator[_Found]:
     """Yield what became of names: added, removed, renamed, or given to another file (changed)."""
     out: dict[int, list[_Name]] = {}
     into: dict[int, list[_Name]] = {}
+    taken: set[_Name] = set()
     moves = 0
     for key, left, right in diff(get, old, new, b"D", b"E"):
         name = _Name(int.from_bytes(key[1:9], "big"), split_entry_key(key)[1])
@@ -109,22 +110,28 @@ def _names(get: Get, old: bytes, new: bytes) -> Iterator[_Found]:
         if was is not None and left_over:
             out.setdefault(was.inode, []).append(name)
         moves += came + left_over
-        is_replaced = was is not None and now is not None and not left_over
-        if is_replaced and not came and was is not None and now is not None and was.type == now.type:
-            yield _Found(CHANGED, None, name)
+        if was is not None and now is not None and (came or was.type == now.type):
+            if left_over:
+                taken.add(name)  # somebody's name before and after: never shown as removed
+            if not came:
+                yield _Found(CHANGED, None, name)
             continue
-        if was is not None and not left_over and not (is_replaced and came):
+        if was is not None and not left_over:
             yield _Found(REMOVED, name, None)
         if now is not None and not came:
             yield _Found(ADDED, None, name)
     for ino, there in into.items():
-        here = out.pop(ino, [])
+        here = sorted(out.pop(ino, []), key=taken.__contains__)
         for number, name in enumerate(there):
             yield _Found(RENAMED, here[number], name) if number < len(here) else _Found(ADDED, None, name)
-        for name in here[len(there) :]:
-            yield _Found(REMOVED, name, None)
+        yield from _gone(here[len(there) :], taken)
     for here in out.values():
-        for name in here:
+        yield from _gone(here, taken)
+
+
+def _gone(names: list[_Name], taken: set[_Name]) -> Iterator[_Found]:
+    for name in names:
+        if name not in taken:
             yield _Found(REMOVED, name, None)
 
 

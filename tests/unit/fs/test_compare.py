@@ -152,6 +152,15 @@ def test_a_rename_over_another_file_is_a_rename(volume: Volume) -> None:
     assert differences(volume, old) == {(RENAMED, "/f", "/g")}
 
 
+def test_a_name_given_to_another_file_while_the_old_one_has_other_names(volume: Volume) -> None:
+    volume.names["/a/link"] = volume.names["/f"]
+    old = volume.root()
+    volume.make("/t", content=b"t")
+    volume.rename("/t", "/f")
+    volume.rename("/a/link", "/a/moved")
+    assert differences(volume, old) == {(CHANGED, "/f"), (RENAMED, "/a/link", "/a/moved")}
+
+
 def test_two_files_that_changed_places(volume: Volume) -> None:
     old = volume.root()
     volume.rename("/f", "/t")
