@@ -59,7 +59,8 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
     except OSError as exc:
-        return Errno(errno.errorcode.get(exc.errno or 0, repr(exc)))
+        name = errno.errorcode.get(exc.errno or 0, repr(exc))
+        return Errno("EOPNOTSUPP" if name == "ENOTSUP" else name)
 
 
 def checked(result: int) -> int:
@@ -75,9 +76,12 @@ def pointer(path: str | bytes | int) -> Any:
     return ctypes.c_void_p(path) if isinstance(path, int) else os.fsencode(path)
 
 
-for _function in (os.close, os.chdir, os.rmdir, os.unlink, os.truncate, os.ftruncate, os.fsync, os.fdatasync, os.lseek, os.pread,
-                  os.fchmod, os.fchown, os.lchown, os.getcwd, os.umask, os.pwrite, os.read, os.write, os.dup, os.fchdir,
-                  os.mkfifo, os.setxattr, os.getxattr, os.listxattr, os.removexattr, os.posix_fallocate):  # fmt: skip
+_PLAIN: Final = (
+    os.close, os.chdir, os.rmdir, os.unlink, os.truncate, os.ftruncate, os.fsync, os.fdatasync, os.lseek, os.pread,
+    os.fchmod, os.fchown, os.lchown, os.getcwd, os.umask, os.pwrite, os.read, os.write, os.dup, os.fchdir,
+    os.mkfifo, os.setxattr, os.getxattr, os.listxattr, os.removexattr, os.posix_fallocate,
+)  # fmt: skip
+for _function in _PLAIN:
     CALLS[_function.__name__] = _function
 
 
@@ -188,7 +192,8 @@ def readlink(path: Any) -> bytes:
 def readlink_size(path: Any, size: int) -> bytes:
     """readlink(2) with a buffer of this size."""
     buffer = ctypes.create_string_buffer(max(size, 1))
-    return buffer.raw[: checked(libc.readlink(os.fsencode(path), buffer, ctypes.c_size_t(size)))]
+    length = checked(libc.readlink(os.fsencode(path), buffer, ctypes.c_size_t(size)))
+    return buffer.raw[:length]
 
 
 @call
@@ -226,7 +231,10 @@ def utimensat(path: Any, atime: Any, mtime: Any, flags: int = 0, dirfd: int = AT
     times = None
     if atime is not None:
         times = (ctypes.c_int64 * 4)(*atime, *mtime)
-    checked(libc.utimensat(dirfd, None if path is None else os.fsencode(path), times, flags))
+    if path is None:
+        checked(libc.futimens(dirfd, times))
+    else:
+        checked(libc.utimensat(dirfd, os.fsencode(path), times, flags))
 
 
 def _shape(info: os.stat_result) -> dict[str, int]:
@@ -311,6 +319,30 @@ def execute(path: Any, *args: str) -> str:
     if number:
         raise OSError(int(number), "execve")
     return said.decode()
+
+
+@call
+def getxattr_size(path: str, name: str, size: int) -> int:
+    buffer = ctypes.create_string_buffer(max(size, 1))
+    return checked(libc.getxattr(os.fsencode(path), os.fsencode(name), buffer, ctypes.c_size_t(size)))
+
+
+@call
+def listxattr_size(path: str, size: int) -> int:
+    buffer = ctypes.create_string_buffer(max(size, 1))
+    return checked(libc.listxattr(os.fsencode(path), buffer, ctypes.c_size_t(size)))
+
+
+@call
+def xattr_of_link(action: str, path: str, name: str = "", value: bytes = b"") -> Any:
+    """The l forms."""
+    if action == "set":
+        return os.setxattr(path, name, value, follow_symlinks=False)
+    if action == "get":
+        return os.getxattr(path, name, follow_symlinks=False)
+    if action == "remove":
+        return os.removexattr(path, name, follow_symlinks=False)
+    return os.listxattr(path, follow_symlinks=False)
 
 
 @call

@@ -67,19 +67,20 @@ class Posix:
                 start_new_session=True,
             )
 
-    def run(self, target: str, module: str, name: str, *, patient: bool = False) -> None:
+    def run(self, target: str, module: str, name: str, *, thorough: bool = False) -> None:
         """Run a group and fail with the names of all failed cases."""
         assert target not in self._lost, "the process that runs the cases was lost in an earlier test"
         if target not in self._runners:
             self._runners[target] = self._start(target)
-        answer = self._ask(target, [module, name], DEADLINE * 10 if patient else DEADLINE)
+        answer = self._ask(target, [module, name, thorough], DEADLINE * 10 if thorough else DEADLINE)
         self.cases[target] += answer["checks"]
         self.seconds[target] += answer["seconds"]
         assert answer["checks"], "a group without a single case"
+        print(f"{answer['checks']} cases in {answer['seconds']:.2f} s")
         failures = answer["failures"]
         assert not failures, f"{len(failures)} of {answer['checks']} cases:\n" + "\n".join(failures[:200])
 
-    def _ask(self, target: str, request: list[str], deadline: float) -> Any:
+    def _ask(self, target: str, request: list[Any], deadline: float) -> Any:
         runner = self._runners[target]
         assert runner.stdin is not None
         assert runner.stdout is not None

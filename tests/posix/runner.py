@@ -2,7 +2,8 @@
 
     python -m tests.posix.runner TARGET DIRECTORY READONLY ELSEWHERE
 
-Request and answer are a line of JSON each: [module, group] and {"checks", "failures", "seconds"}. The process ends with its input.
+Request and answer are a line of JSON each: [module, group, thorough] and {"checks", "failures", "seconds"}.
+The process ends with its input.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.posix.calls import Child
 
 
 def run_group(
-    target: str, roots: list[str], module: str, name: str, callers: dict[tuple[int, ...], Child]
+    target: str, roots: list[str], callers: dict[tuple[int, ...], Child], module: str, name: str, thorough: bool
 ) -> dict[str, object]:
     """Run a group in a new directory and remove it."""
     start = time.monotonic()
@@ -33,7 +34,7 @@ def run_group(
         os.chmod(path, 0o777)
     os.chdir(base)
     os.umask(0o022)
-    place = suite.Place(target, base, readonly, elsewhere, callers)
+    place = suite.Place(target, base, readonly, elsewhere, thorough, callers)
     try:
         function(place)
     except Exception:
@@ -55,8 +56,7 @@ def main() -> None:
     os.dup2(2, 1)
     callers: dict[tuple[int, ...], Child] = {}
     for line in sys.stdin:
-        module, name = json.loads(line)
-        answers.write(json.dumps(run_group(target, roots, module, name, callers)) + "\n")
+        answers.write(json.dumps(run_group(target, roots, callers, *json.loads(line))) + "\n")
         answers.flush()
     for child in callers.values():
         child.end()
