@@ -56,9 +56,11 @@ async def _serve(fd: int) -> None:
 
 
 async def _end_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            scope.cancel()
+    # A hang-up is meant for somebody with a terminal; the driver passes on what there is to know.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                scope.cancel()
 
 
 def main() -> None:

@@ -59,9 +59,13 @@ def mount_volume(
     part = parts.Part(
         daemon, "fsdecloud.fuse", ("--name", name, "--mountpoint", mountpoint, "--options", format_options(options))
     )
-    process, _ = parts.start_part(
-        paths, part, timeout=options.mount_timeout, secret=root, detached=not options.foreground
-    )
+    try:
+        process, _ = parts.start_part(
+            paths, part, timeout=options.mount_timeout, secret=root, detached=not options.foreground
+        )
+    except UsageError:
+        detach_stale(name, mountpoint)  # it was killed after the kernel had mounted (fault 4)
+        raise
     _check_answers(mountpoint, daemon, paths)
     return process
 

@@ -57,6 +57,9 @@ READ_AHEAD_KIB: Final = 4096
 
 PR_SET_DUMPABLE: Final = 4
 UNMOUNT_TIMEOUT: Final = 8.0
+DETACH_TIMEOUT: Final = 2.0
+INTERRUPTED: Final = 130
+"""Exit code after a second SIGINT, as shells have it."""
 
 
 def main() -> None:
@@ -169,7 +172,7 @@ async def _serve_mount(
     unmount = False
     try:
         nursery.start_soon(supervisor.once, "announcement", partial(_announce, volume, ready_fd))
-        nursery.start_soon(supervisor.run, "signals", partial(_watch_signals, volume))
+        nursery.start_soon(supervisor.run, "signals", partial(_watch_signals, setup, volume))
         nursery.start_soon(supervisor.run, "unmount", partial(_watch_stop, setup, volume))
         gc.freeze()
         await pyfuse3.main(max_tasks=limits.FUSE_TASKS)
@@ -266,12 +269,24 @@ def _unescape(path: bytes) -> bytes:
     return path
 
 
-async def _watch_signals(volume: Volume | StateMount) -> None:
+async def _watch_signals(setup: VolumeSetup, volume: Volume | StateMount) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
-            if number != signal.SIGHUP:
+            if number == signal.SIGHUP:
+                log.info("SIGHUP: there is nothing to read again; options hold until the volume is unmounted")
+            elif number == signal.SIGINT and volume.stop_requested.is_set():
+                await _end_at_once(setup)
+            else:
                 log.info("signal %d: unmounting", number)
                 volume.stop_requested.set()
+
+
+async def _end_at_once(setup: VolumeSetup) -> None:
+    """End as a crash would, but for the mount, which is taken away: somebody will not wait (fault 7)."""
+    log.warning("interrupted again: ending at once; what was synced is safe, younger changes may be lost")
+    with trio.move_on_after(DETACH_TIMEOUT):
+        await _unmount(setup, lazy=True)
+    os._exit(INTERRUPTED)
 
 
 async def _watch_stop(setup: VolumeSetup, volume: Volume | StateMount) -> None:

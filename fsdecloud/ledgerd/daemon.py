@@ -92,7 +92,7 @@ class _Daemon:
 
     async def run(self) -> None:
         """Serve until a signal comes."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 host, port = await self._listen(nursery)
                 self._hub.url = str(Address(self._advertised(host), port, self._node, self._keeper.network))
@@ -111,6 +111,11 @@ class _Daemon:
                 facts = {"url": self._hub.url, "network": self._keeper.network.hex(), "height": tip.height}
                 report_ready(self._options.ready_fd, facts)
                 async for number in signals:
+                    if number == signal.SIGHUP:
+                        log.info(
+                            "SIGHUP: there is nothing to read again; addresses come from the command line and from others"
+                        )
+                        continue
                     log.info("%s: stopping", signal.Signals(number).name)
                     notify("STOPPING=1")
                     nursery.cancel_scope.cancel()

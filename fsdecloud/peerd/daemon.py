@@ -152,8 +152,11 @@ def _status(
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
+            if number == signal.SIGHUP:
+                log.info("SIGHUP: there is nothing to read again; a changed policy holds from the next start")
+                continue
             log.info("%s: ending", signal.Signals(number).name)
             notify("STOPPING=1")
             scope.cancel()

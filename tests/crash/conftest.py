@@ -1,0 +1,26 @@
+"""Networks for the crash tests; everything here is marked `cluster`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.harness import Network
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this directory."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    """Three peers with a copy of everything on each, and an empty volume, for one module."""
+    with Network(peers=3) as fresh:
+        fresh.up()
+        yield fresh
