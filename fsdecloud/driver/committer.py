@@ -90,7 +90,7 @@ class Committer:
         self.prepare: Callable[[], Awaitable[None]] = _nothing
         """Called before each freeze, to have at hand what `add_rows` needs. Raises nothing of ours."""
         self.add_rows: Callable[[bool], frozenset[int]] = lambda _changed: frozenset()
-        """Called at each freeze, with whether it changes anything but read records: puts rows of anchors (`VolumeMeta.history`)
+        """Called at each freeze, with whether it takes records of more than reads: puts rows of anchors (`VolumeMeta.history`)
         into the overlay and returns their sequence numbers. They leave the meta when this commit is durable."""
         self.last_error = ""
 
@@ -217,7 +217,7 @@ class Committer:
         frozen.change_sequence = core.change_sequence
         frozen.records, core.recorder.pending = core.recorder.pending, []
         frozen.changes, core.recorder.pending_changes = core.recorder.pending_changes, 0
-        frozen.rows = self.add_rows(core.overlay.has_changes or frozen.changes > 0)
+        frozen.rows = self.add_rows(frozen.changes > 0)
         frozen.generation = core.overlay.freeze()
 
     async def _wait_sealed(self, frozen: _Frozen) -> None:

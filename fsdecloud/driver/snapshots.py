@@ -48,6 +48,7 @@ from fsdecloud.fs.keys import POLICY, batches_key, prefix_end, snapshot_key
 from fsdecloud.fs.manifest import Manifest
 from fsdecloud.fs.records import Operation
 from fsdecloud.ledger.transactions import Anchor
+from fsdecloud.tree.node import NodeMissing
 from fsdecloud.types import Ref
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ CLOCK_SLACK: Final = 7200
 """How far, in seconds, this machine's clock may be ahead of the ledger's for the policy to believe it."""
 
 FILL_RETRY: Final = 30.0
+
+_ECHO_MAX: Final = 256
+"""Keys that are compared with the tree at a freeze: 10 us each, in the event loop."""
 
 RECENT: Final = 8
 """More anchors than can be in blocks and in no committed tree, when a machine starts from an anchored state."""
@@ -269,7 +273,7 @@ class Snapshots:
         """Put the waiting rows into the overlay, and take out what the policy forgets. Called at each freeze."""
         overlay, history = self.core.overlay, self.pending()
         full = len(history) > PENDING_MAX or sum(len(row.batches) for row in history) > 16 * PENDING_MAX
-        if not (changed or self._wanted or full):
+        if not (changed or self._wanted or full or self._differs()):
             return frozenset()
         self._wanted = False
         for row in history:
@@ -282,6 +286,18 @@ class Snapshots:
             log.info("the retention policy forgets %d snapshots", len(self._doomed))
         self._doomed = set()
         return frozenset(row.snapshot.sequence for row in history)
+
+    def _differs(self) -> bool:
+        """Whether the overlay says anything that the tree does not. Sealing a file's bytes writes its inode once more, after
+        the commit that had them: that alone must make no other tree, else there would be two anchors for each change."""
+        overlay = self.core.overlay
+        if len(overlay.current) > _ECHO_MAX:
+            return True
+        tree = overlay.at(overlay.root)
+        try:
+            return any(tree.get(key) != value for key, value in overlay.current.items())
+        except NodeMissing:
+            return True
 
     # ---- rows of anchors that another machine, or an earlier release, made -----------------------------------------------
     def note_new_volume(self) -> None:
