@@ -47,7 +47,7 @@ class Doomed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """One blob that is to go."""
 
     entries: tuple[EntryId, ...]
-    """What lay in it; empty for a node of the map."""
+    """What lay in it, as far as the map said so; empty for a node of the map."""
     left: tuple[tuple[ShardId, PeerId], ...]
     """Shards that are still to be deleted, and where they are."""
     shard_size: int
@@ -56,6 +56,8 @@ class Doomed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     signed_until: int = 0
     """Until when (seconds since 1970) a signed deletion of some of `left` may take effect; 0: there is none."""
     tries: int = 0
+    is_node: bool = False
+    """A node of the map, of which there are some after each anchor."""
 
 
 class Garbage:
@@ -130,7 +132,7 @@ class Garbage:
             if room > 0 and self.get(blob) is None:
                 room -= 1
                 left = tuple((ShardId(node), peer) for peer in peers)
-                writes += self._put(blob, Doomed((), left, size, self.generation))
+                writes += self._put(blob, Doomed((), left, size, self.generation, is_node=True))
         return writes
 
     async def finalize(self, generation: int) -> None:

@@ -126,10 +126,10 @@ class Outbox:
         settled = [number for number in numbers if self._anchors[number].height >= 0]
         while settled and not await self._is_settled(settled[-1]):
             settled.pop()
-        await self._note_final()
         for number in numbers:
             if number in self._anchors and self._anchors[number].height < 0 and not await self._send(number):
                 break
+        await self._note_final()
 
     # ---- finality --------------------------------------------------------------------------------------------------
     async def _note_final(self) -> None:

@@ -208,7 +208,7 @@ class Stack:
 
     def announce_garbage(self) -> None:
         """Tell the driver that something may be deleted."""
-        count = len(self.garbage.finals())
+        count = sum(not record.is_node for _, record in self.garbage.finals())
         if count:
             self._notify("garbage", GarbageFinal(count))
 

@@ -101,7 +101,7 @@ class Sweeper:
         if not dry_run:
             if len(self._uploader.touched) > TOUCHED_MAX:
                 raise LocalProtocolError("too much is stored at the moment")
-            await self._doom(dead, entries, found)
+            await self._doom(dead, entries, repack, found)
         return found
 
     # ---- looking ---------------------------------------------------------------------------------------------------
@@ -204,7 +204,9 @@ class Sweeper:
         return entries
 
     # ---- dooming ---------------------------------------------------------------------------------------------------
-    async def _doom(self, dead: dict[BlobId, BlobRow], entries: dict[BlobId, list[EntryId]], found: Swept) -> None:
+    async def _doom(
+        self, dead: dict[BlobId, BlobRow], entries: dict[BlobId, list[EntryId]], repack: set[BlobId], found: Swept
+    ) -> None:
         """Doom blobs, but for those that came back while they were looked at."""
         records: dict[BlobId, Doomed] = {}
         writes: list[Write] = []
@@ -219,6 +221,9 @@ class Sweeper:
                     continue
                 records[blob] = Doomed(tuple(inside), self._places(blob, row), size)
                 writes += self._uploader.forget(blob)
+            for blob in repack:
+                # Else its entries would be taken for stored when the driver sends them again.
+                writes += [] if self._uploader.is_on_its_way(blob) else self._uploader.forget(blob)
             await self._garbage.doom(records, writes)
 
     def _places(self, blob: BlobId, row: BlobRow) -> tuple[tuple[ShardId, PeerId], ...]:

@@ -203,17 +203,17 @@ class Uploader:
         return [(UPLOADS, blob.id, None) for blob in gone]
 
     def is_on_its_way(self, blob_id: BlobId) -> bool:
-        """Whether a blob is being stored, or will be."""
+        """Whether a blob is being stored, or will be, or the driver was not told yet that it is."""
         blob = self._blobs.get(blob_id)
-        return blob is not None and (blob.level is not Level.COMPLETE or blob.is_local)
+        return blob is not None and (blob.announced is not Level.COMPLETE or blob.is_local or blob in self._dirty)
 
     def forget(self, blob_id: BlobId) -> list[Write]:
-        """Forget the receipts of a blob that is doomed; return the writes for that. Its entries are stored anew when they
-        come again."""
+        """Forget the receipts of a blob that is not on its way; return the writes for that. Its entries are stored anew when
+        they come again."""
         blob = self._blobs.get(blob_id)
         if blob is None:
             return []
-        self._dirty.pop(blob, None)
+        assert not self.is_on_its_way(blob_id)
         self._forget(blob)
         return [(UPLOADS, blob_id, None)]
 

@@ -92,9 +92,9 @@ def command(name: str, timeout: str | None, *, dry_run: bool, json_output: bool)
     progress = Progress()
     started = time.monotonic()
     with client.Client(paths.socket(drivers.PREFIX + name), error=drivers.UnansweredDriver) as link:
-        before = link.call("gc_status", Empty(), GcStatus)
         status = link.call("gc", GcRequest(dry_run), GcStatus)
-        while status.runs == before.runs:
+        number = status.requested
+        while status.finished < number:
             if limit is not None and time.monotonic() - started >= limit:
                 progress.end()
                 raise UsageError(f"collecting garbage takes longer than {limit:g} s; it goes on by itself", PENDING)

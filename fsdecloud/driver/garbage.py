@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -107,13 +107,13 @@ class Collector:
 
     # ---- when ----------------------------------------------------------------------------------------------------------
     def request(self, *, dry_run: bool) -> None:
-        """Collect now. Raises UsageError when that is not possible."""
+        """Collect now, or as soon as what goes on has ended. Raises UsageError when that is not possible."""
         if self._core.read_only:
             raise UsageError(f"the volume is read-only: {self._core.read_only}")
-        if self._requested is not None or self._status.phase:
-            raise UsageError("garbage is being collected already")
+        if self._status.requested > self._status.finished:
+            raise UsageError("somebody else has garbage collected already")
         self._requested = dry_run
-        self._status = msgspec.structs.replace(self._status, phase="marking", error="")
+        self._status = msgspec.structs.replace(self.status, requested=self._status.requested + 1)
         self._wake.set()
 
     def note_final(self, _notice: GarbageFinal) -> None:
@@ -144,7 +144,12 @@ class Collector:
 
     async def _run_requested(self) -> None:
         dry_run, self._requested = bool(self._requested), None
-        await self._guarded(lambda: self._collect_all(dry_run=dry_run))
+        number = self._status.requested
+        self._status = msgspec.structs.replace(GcStatus(), requested=number, finished=self._status.finished)
+        try:
+            await self._guarded(lambda: self._collect_all(dry_run=dry_run))
+        finally:
+            self._status = msgspec.structs.replace(self._status, finished=number)
 
     async def _run_by_itself(self) -> None:
         while (pause := self._last_write() + QUIET - time.monotonic()) > 0:  # noqa: ASYNC110 - it moves
@@ -160,17 +165,15 @@ class Collector:
         elif is_final or meta.sequence > meta.collected_sequence:
             await self._guarded(self._collect_once)
 
-    async def _guarded(self, work: Callable[[], object]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         error = ""
         try:
-            await work()  # type: ignore[misc]
+            await work()
         except FsdecloudError as exc:
             error = str(exc)
             log.info("garbage is not collected now: %s", exc)
         finally:
-            self._status = msgspec.structs.replace(
-                self._status, phase="", runs=self._status.runs + 1, last_run=int(time.time()), error=error
-            )
+            self._status = msgspec.structs.replace(self._status, phase="", last_run=int(time.time()), error=error)
 
     # ---- collecting ----------------------------------------------------------------------------------------------------
     async def _collect_once(self) -> None:
@@ -186,10 +189,14 @@ class Collector:
             if dry_run or not (swept.doomed_blobs or swept.repack):
                 return
             self._phase("anchoring")
+            sequence = self._committer.meta.sequence
             self._anchors.force()
-            self._phase("waiting")
             with trio.move_on_after(FINAL_PATIENCE) as patience:
-                await self._final.wait()
+                while self._committer.meta.sequence <= sequence:  # noqa: ASYNC110 - seconds, now and then
+                    await trio.sleep(0.1)
+                if swept.doomed_blobs:
+                    self._phase("waiting")
+                    await self._final.wait()
             if patience.cancelled_caught:
                 return
 
@@ -277,14 +284,16 @@ class Collector:
         self._status = msgspec.structs.replace(self.status, phase=phase)
 
     def _note_swept(self, swept: GcSwept) -> None:
+        status = self.status
         self._status = msgspec.structs.replace(
-            self.status,
+            status,
             live_entries=swept.live_entries,
             live_bytes=swept.live_bytes,
-            dead_entries=swept.dead_entries,
-            dead_bytes=swept.dead_bytes,
-            condemned_blobs=swept.doomed_blobs,
-            condemned_bytes=swept.doomed_bytes,
+            # A request takes several looks, and the later ones find less.
+            dead_entries=max(status.dead_entries, swept.dead_entries),
+            dead_bytes=max(status.dead_bytes, swept.dead_bytes),
+            condemned_blobs=status.condemned_blobs + swept.doomed_blobs,
+            condemned_bytes=status.condemned_bytes + swept.doomed_bytes,
         )
         if swept.doomed_blobs:
             log.info("%d blobs are garbage, %d bytes on the peers", swept.doomed_blobs, swept.doomed_bytes)

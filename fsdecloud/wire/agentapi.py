@@ -236,7 +236,7 @@ class SignedGrant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GarbageFinal(msgspec.Struct, frozen=True, array_like=True):
-    """How many blobs may be deleted."""
+    """How many blobs may be deleted; nodes of the map, which come with every anchor, are not counted."""
 
     blobs: int
 

@@ -4,7 +4,8 @@ status: Empty -> DriverStatus                answers while the mount is stuck
 sync: SyncRequest -> DriverStatus            makes everything written so far D1 and starts store, commit and anchor;
                                              returns at once; poll `status` until `wait_level` says so
 log: LogQuery -> LogPage                     operation records, decrypted
-gc: GcRequest -> GcStatus                    begins to collect garbage; poll `gc_status` until `runs` has grown
+gc: GcRequest -> GcStatus                    begins to collect garbage; poll `gc_status` until `finished` is what
+                                             `requested` says here
 gc_status: Empty -> GcStatus
 unmount: Empty -> Empty                      begin a clean unmount (the driver exits when it is done)
 snapshots: SnapshotQuery -> SnapshotPage     the volume's snapshots, oldest first
@@ -43,8 +44,10 @@ class GcStatus(msgspec.Struct, frozen=True, array_like=True):
 
     phase: str = ""
     """"marking", "sweeping", "repacking", "anchoring", "waiting" (for the ledger), "deleting"; empty while nothing does."""
-    runs: int = 0
-    """Collections finished since the mount."""
+    requested: int = 0
+    """Number of the last request."""
+    finished: int = 0
+    """Number of the last request that was carried out."""
     nodes: int = 0
     """Tree nodes walked by this one, or the last."""
     marked: int = 0
@@ -58,7 +61,7 @@ class GcStatus(msgspec.Struct, frozen=True, array_like=True):
     """What it will have deleted; bytes on all peers."""
     deleted_shards: int = 0
     deleted_bytes: int = 0
-    """Let go of by peers since the mount."""
+    """Let go of by peers: by this request, or since the mount as far as nobody asked."""
     waiting_shards: int = 0
     """Shards of peers that did not answer."""
     last_run: int = 0
