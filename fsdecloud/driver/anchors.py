@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 import msgspec
 import trio
@@ -50,6 +50,8 @@ from fsdecloud.wire.agentapi import (
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LEASE: Final = 3600
 """Seconds for which an anchor keeps other devices from writing; a clean unmount ends it."""
 
@@ -60,6 +62,9 @@ LEDGER_TIMEOUT: Final = 60.0
 """Seconds a first mount on this machine waits for the ledger daemon to say where the volume stands."""
 
 LEDGER_RETRY: Final = 0.25
+
+PEERS_TIMEOUT: Final = 20.0
+"""Seconds for which the first manifest is asked for."""
 
 _RETRY: Final = 2.0
 _MANIFEST_LIMIT: Final = BLOB_MAX
@@ -311,6 +316,21 @@ async def ask_ledger(agent: AgentLink, name: str) -> LedgerVolume:
     raise UsageError(
         f"cannot learn from the ledger where volume {name} stands: {last}; check `decloud ledger status`", 32
     )
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Return what `work` does, asking again while peers cannot be reached: a new agent does not know them at first.
+
+    Raises RemoteError after PEERS_TIMEOUT.
+    """
+    deadline = trio.current_time() + PEERS_TIMEOUT
+    while True:
+        try:
+            return await work()
+        except RemoteError:
+            if trio.current_time() > deadline:
+                raise
+        await trio.sleep(LEDGER_RETRY)
 
 
 def open_anchor(keys: VolumeKeys, anchor: Anchor) -> AnchorPayload:

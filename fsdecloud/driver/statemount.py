@@ -22,7 +22,7 @@ import trio
 
 from fsdecloud.config import make_private_dir
 from fsdecloud.driver.agentlink import AgentEvents, AgentLink
-from fsdecloud.driver.anchors import ask_ledger, fetch_manifest
+from fsdecloud.driver.anchors import ask_ledger, fetch_manifest, patiently
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.history import AnchoredStates
@@ -112,7 +112,7 @@ class StateMount:
         anchor = decode_tx(found.tx)
         if not isinstance(anchor, Anchor):
             raise MalformedError("the ledger daemon answered with something that is no anchor")
-        manifest = await fetch_manifest(self.setup.keys, anchor, self._agent, self._read_fetched)
+        manifest = await patiently(partial(fetch_manifest, self.setup.keys, anchor, self._agent, self._read_fetched))
         self._height = found.height
         self._map = (manifest.map_root, manifest.host_map, anchor.sequence)
         self._agent.restart()  # so that it starts from this manifest's location map

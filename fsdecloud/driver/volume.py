@@ -24,7 +24,7 @@ from fsdecloud.crypto.keys import CONTEXT_PREFIX, VolumeKeys, derive
 from fsdecloud.crypto.slots import VolumeDocument
 from fsdecloud.driver.accesstimes import AccessTimes
 from fsdecloud.driver.agentlink import AgentEvents, AgentLink
-from fsdecloud.driver.anchors import Anchors, ask_ledger, fetch_manifest
+from fsdecloud.driver.anchors import Anchors, ask_ledger, fetch_manifest, patiently
 from fsdecloud.driver.committer import Committer
 from fsdecloud.driver.core import INODES_RESERVED, Core
 from fsdecloud.driver.entries import Entries
@@ -366,7 +366,7 @@ class Volume:
         anchor = decode_tx(found.tx)
         if not isinstance(anchor, Anchor):
             raise MalformedError("the ledger daemon answered with something that is no anchor")
-        manifest = await fetch_manifest(self.setup.keys, anchor, self.agent, self.read_fetched)
+        manifest = await patiently(partial(fetch_manifest, self.setup.keys, anchor, self.agent, self.read_fetched))
         meta = VolumeMeta(
             root=manifest.root.to_bytes(),
             sequence=anchor.sequence,
