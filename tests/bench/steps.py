@@ -53,6 +53,8 @@ FIGURES: Final[dict[str, Figure]] = {
     "unlink": Figure("op/s", "unlink"),
     "mkdir": Figure("op/s", "mkdir"),
     "rmdir": Figure("op/s", "rmdir"),
+    "ls": Figure("s", "ls -l of 10,000 files, just made", higher_is_better=False),
+    "ls_warm": Figure("s", "the same again", higher_is_better=False),
     "untar": Figure("s", "unpack Python's library", higher_is_better=False),
     "grep": Figure("s", "grep -r over it", higher_is_better=False),
     "find": Figure("s", "find over it", higher_is_better=False),
@@ -329,6 +331,18 @@ def directories(place: Place) -> dict[str, float]:
     return {"mkdir": made, "rmdir": rate(len(names), lambda number: os.rmdir(names[number]))}
 
 
+def ls(place: Place) -> dict[str, float]:
+    """List 10,000 files with ls -l, twice; an own number of files, because that is what the goal names."""
+    parent = place.directory / "many"
+    parent.mkdir()
+    for number in range(10_000):
+        os.close(os.open(f"{parent}/{number:06}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    drop_kernel_caches()
+    figures = {name: seconds_of("ls", "-l", parent, cwd=place.directory) for name in ("ls", "ls_warm")}
+    shutil.rmtree(parent)
+    return figures
+
+
 # ---- programs -------------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +435,7 @@ TABLE: Final = (
     rename,
     unlink,
     directories,
+    ls,
     untar,
     search,
     git,
