@@ -46,6 +46,9 @@ _ALONE: Final = 64 * limits.KIB
 _SYNC_BYTES: Final = 16 * limits.MIB
 """Appended bytes after which the disk gets to work, so that a later fsync has little left to wait for."""
 
+_AGAIN: Final = 64
+"""Entries copied at a time after a failed sync: at most 64 MiB in memory."""
+
 _CACHE_FLUSH: Final = 256
 """Fetched entries that wait for the cache's index before they are written at once."""
 
@@ -166,6 +169,46 @@ class Entries:
         """Take back what a failed group commit did not index."""
         self._new[:0] = new
         self._gone[:0] = gone
+
+    async def rescue(self, staged: list[tuple[EntryId, Location]]) -> list[tuple[EntryId, Location]]:
+        """Append again those of `staged`, none of them indexed yet, that lie in segments of which a sync failed; return all
+        with their places.
+
+        The kernel may have dropped what it could not write, so each is read back and must have its id. Raises StoreError
+        when the disk still fails or has lost one.
+        """
+        if self.segments.has_failed:
+            self.segments.resume()
+        moved = [(entry, place) for entry, place in staged if place.segment in self.segments.doubtful]
+        if not moved:
+            return staged
+        places = await trio.to_thread.run_sync(self._append_again, moved)
+        for (entry, old), new in zip(moved, places, strict=True):
+            self._move(entry, old, new)
+        return [(entry, self.staged[entry]) for entry, _old in staged if entry in self.staged]
+
+    def _append_again(self, staged: Sequence[tuple[EntryId, Location]]) -> list[Location]:
+        """Copy entries to the current segment, a group at a time. Worker thread."""
+        places: list[Location] = []
+        for start in range(0, len(staged), _AGAIN):
+            group = [(entry, self.segments.read(place)) for entry, place in staged[start : start + _AGAIN]]
+            for entry, sealed in group:
+                if entry_id(sealed) != entry:
+                    raise StoreError(f"the disk lost staged entry {entry.hex()[:16]} when a sync failed")
+            places += self.segments.append_many([sealed for _entry, sealed in group])
+        return places
+
+    def _move(self, entry: EntryId, old: Location, new: Location) -> None:
+        """Note an entry's new place. A segment that nothing is left in is deleted."""
+        self.staged[entry] = new
+        self._left[new.segment] = self._left.get(new.segment, 0) + 1
+        self._segment_entries.setdefault(new.segment, []).append((entry, new))
+        self._segment_entries[old.segment].remove((entry, old))
+        self._left[old.segment] -= 1
+        if not self._segment_entries[old.segment]:
+            del self._segment_entries[old.segment], self._left[old.segment]
+            with suppress(StoreError):  # the next mount deletes it
+                self.segments.remove(old.segment)
 
     def take_gone(self) -> list[EntryId]:
         """Return what the next group commit must drop from the index: not what was staged again since it left."""

@@ -17,7 +17,8 @@ Within one transaction: cuts, then pairs, then pages, then records.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -137,7 +138,8 @@ class Journal:
         if not self._lock.locked():
             self._lock.acquire_nowait()
             try:
-                await self._commit_group(self._collect())  # without a yield if it is quick
+                with self._telling():
+                    await self._commit_group(self._collect())  # without a yield if it is quick
             except StoreError as exc:
                 self._wake.set()
                 raise as_seen(exc) from exc
@@ -191,9 +193,10 @@ class Journal:
         """
         async with self._lock:
             self._core.inodes.evict()
-            group = self._collect()
-            group.meta, group.truncate_before = meta, truncate_before
-            await self._commit_group(group)
+            with self._telling():
+                group = self._collect()
+                group.meta, group.truncate_before = meta, truncate_before
+                await self._commit_group(group)
 
     def _collect(self) -> _Group:
         """Take everything that the journal lacks."""
@@ -225,26 +228,32 @@ class Journal:
     async def _commit_group(self, group: _Group) -> None:
         """Write a group, with the lock held: here if that is quick, else in a worker thread. Raises StoreError."""
         try:
+            if self._entries.segments.has_failed or self._entries.segments.doubtful:
+                group.staged = await self._entries.rescue(group.staged)
             meta = group.meta() if group.meta is not None else None
             if group.is_plain and self._store.is_quick(group.size):
                 if group.rows or group.gone:
                     self._write(group, None)
             elif group.rows or group.gone or not group.is_plain:
                 await trio.to_thread.run_sync(self._write, group, meta)
-        except BaseException as exc:
+        except BaseException:
             self._give_back(group)
-            if isinstance(exc, StoreError):
-                self._note_failure(group, exc)
             raise
         self._committed(group)
 
-    def _note_failure(self, group: _Group, exc: StoreError) -> None:
-        """Tell everybody whose changes were in the group that they are not durable."""
-        if self.error is None:
-            log.error("the journal cannot be written: %s", exc)
-        self.error = exc
-        self._failed = max(self._failed, group.ticket)
-        self._tell()
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell everybody who asked for a commit before this one when it fails."""
+        ticket = self._requested
+        try:
+            yield
+        except StoreError as exc:
+            if self.error is None:
+                log.error("the journal cannot be written: %s", exc)
+            self.error = exc
+            self._failed = max(self._failed, ticket)
+            self._tell()
+            raise
 
     def _write(self, group: _Group, meta: bytes | None) -> None:
         """Sync the segments, then commit. Data before metadata."""

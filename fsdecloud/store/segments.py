@@ -10,7 +10,8 @@ Rules that the index relies on:
   Location names and that the next append overwrites.
 * `append` alone promises nothing; after `sync` returns, every record appended before it was called survives power loss.
 * After a failed fdatasync nobody knows what the disk holds and the kernel may not report it again ("fsyncgate"), so the
-  store then refuses all further appends and syncs until it is opened anew; reads go on.
+  store then refuses all further appends and syncs until it is opened anew, or until its user calls `resume` and appends
+  again what the doubtful segments got since the last sync; reads go on.
 * A store opened again starts a new segment: the tail of an old one may hold bytes that were never synced.
 """
 
@@ -114,6 +115,8 @@ class SegmentStore:
         self._unsynced: dict[int, _File] = {}
         self._names_unsynced = False
         self._failure: StoreError | None = None
+        self.doubtful: set[int] = set()
+        """Segments that a sync failed for."""
         if create:
             try:
                 make_private_dir(directory)
@@ -166,7 +169,7 @@ class SegmentStore:
     def sync(self) -> None:
         """Make every record appended before this call durable, and the names of new segments. Raises StoreError.
 
-        A failure is final for this object (see the module's rules).
+        A failure is final until `resume` (see the module's rules).
         """
         # The sync lock makes a second caller wait for a sync that took its records along; appends go on meanwhile.
         with self._sync_lock:
@@ -186,7 +189,25 @@ class SegmentStore:
                 failure = store_error(exc, f"cannot make {self.directory}/{self.prefix}-* durable (reopen the store)")
                 with self._lock:
                     self._failure = failure
+                    self.doubtful.update(file.number for file in files)
+                    self._names_unsynced = self._names_unsynced or names
                 raise failure from exc
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a sync failed and `resume` was not called since."""
+        return self._failure is not None
+
+    def resume(self) -> None:
+        """Go on with a new segment after a failed sync.
+
+        What was appended to the `doubtful` segments since the last good sync is durable only when appended and synced anew.
+        """
+        with self._lock:
+            self.doubtful.update(self._unsynced)
+            self._unsynced.clear()
+            self._roll()
+            self._failure = None
 
     def roll(self) -> int:
         """Close the current segment for writing; returns the number of the next one. An empty segment is kept."""
