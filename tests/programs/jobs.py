@@ -7,10 +7,15 @@ Content follows from a seed and a number, so that a checker needs no copy. Impor
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
+import mmap
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -201,7 +206,7 @@ def git_check(repository: str, noted: str) -> dict[str, Any]:
     commits = {int(words[0]): words[1] for words in lines if words[0] != "gc"}
     for directory, _, names in os.walk(os.path.join(repository, ".git")):
         for name in names:
-            if name.endswith(".lock") or name == "gc.pid":
+            if name.endswith(".lock") or name in ("gc.pid", "packed-refs.new"):
                 os.unlink(os.path.join(directory, name))  # what a person does after any crash
     fsck = subprocess.run(
         [*GIT, "-C", repository, "fsck", "--full", "--strict"], capture_output=True, text=True, check=False
@@ -272,7 +277,6 @@ def make_odd_tree(root: str) -> int:
     os.mkfifo("pipe", 0o620)
     os.mknod("null", 0o20666, os.makedev(1, 3))
     os.mknod("block", 0o60640, os.makedev(259, 300_000))
-    os.mknod("socket", 0o140755)
     for mode in (0o000, 0o4755, 0o2755, 0o1644, 0o6711, 0o7777, 0o444):
         with open(f"mode-{mode:o}", "wb") as file:
             file.write(b"mode")
@@ -380,6 +384,287 @@ def store_times_and_names(directory: str) -> list[Any]:
     except OSError as exc:
         found.append(exc.errno)
     return found
+
+
+# ---- many processes on the same files ------------------------------------------------------------------------------------
+@operation
+def mapped(directory: str) -> dict[str, Any]:
+    """Fault 149: shared maps, seen from other processes, through read and write, and when the file is cut."""
+    path = os.path.join(directory, "mapped")
+    page = mmap.PAGESIZE
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    os.truncate(fd, 64 * page)
+    found: dict[str, Any] = {}
+    with mmap.mmap(fd, 64 * page) as view:
+
+        def other(number: int) -> list[Any]:
+            with mmap.mmap(fd, 64 * page) as own:
+                for index in range(number, 64, 4):
+                    own[index * page : index * page + 4] = b"%04d" % index
+                own.flush()
+            return []
+
+        in_children(4, other)
+        found["map sees other maps"] = [bytes(view[index * page : index * page + 4]).decode() for index in range(64)]
+        found["read sees maps"] = [os.pread(fd, 4, index * page).decode() for index in range(64)]
+        os.pwrite(fd, b"written", 3 * page + 100)
+        found["map sees write"] = bytes(view[3 * page + 100 : 3 * page + 107]).decode()
+        view[5 * page + 7 : 5 * page + 13] = b"mapped"
+        found["read sees map without msync"] = os.pread(fd, 6, 5 * page + 7).decode()
+        with mmap.mmap(fd, 64 * page, access=mmap.ACCESS_COPY) as private:
+            private[0:7] = b"private"
+        found["private map changes nothing"] = os.pread(fd, 4, 0).decode()
+
+        def beyond(number: int) -> list[Any]:
+            """Touch what lies behind the end; the last page's rest is zeros, behind it is SIGBUS."""
+            os.truncate(fd, 9 * page + 10)
+            said = [bytes(view[9 * page + 10 : 9 * page + 20]).hex()]
+            pid = os.fork()
+            if not pid:
+                signal.signal(signal.SIGBUS, signal.SIG_DFL)
+                os._exit(view[10 * page])
+            status = os.waitpid(pid, 0)[1]
+            return [*said, os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS]
+
+        found["cut"] = in_children(1, beyond)
+        os.truncate(fd, 64 * page)
+        found["what was cut is zeros"] = [
+            bytes(view[20 * page : 20 * page + 4]).hex(),
+            os.pread(fd, 4, 9 * page + 8).hex(),
+        ]
+        view[40 * page : 40 * page + 5] = b"again"
+        view.flush(40 * page, page)
+        view[41 * page : 41 * page + 8] = b"no msync"
+    os.close(fd)  # the map is gone without msync: close writes nothing back, the page stays dirty
+    with open(path, "rb") as file:
+        found["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+@operation
+def digest(path: str) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@operation
+def appended(directory: str, processes: str, count: str) -> dict[str, Any]:
+    """Fault 150: lines that several processes append with O_APPEND are all there, none torn, each process' in order."""
+    path = os.path.join(directory, "log")
+
+    def append(number: int) -> int:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        for line in range(int(count)):
+            os.write(fd, b"%d %d %s\n" % (number, line, b"x" * (line * 37 % 300)))
+            if line % 50 == 0:
+                os.fsync(fd)
+        os.close(fd)
+        return int(count)
+
+    total = sum(in_children(int(processes), append))
+    following = [0] * int(processes)
+    wrong = 0
+    with open(path, "rb") as file:
+        lines = file.read().splitlines()
+    for text in lines:
+        words = text.split(b" ")
+        number, line = int(words[0]), int(words[1])
+        wrong += following[number] != line or words[2] != b"x" * (line * 37 % 300)
+        following[number] = line + 1
+    return {"lines": len(lines), "written": total, "wrong": wrong}
+
+
+@operation
+def exclusive(directory: str, processes: str, count: str) -> dict[str, Any]:
+    """Fault 150: of several processes that make the same names with O_EXCL, mkdir, link or rename, one wins each time."""
+
+    def make(number: int) -> dict[str, list[int]]:
+        won: dict[str, list[int]] = {"open": [], "mkdir": [], "link": [], "truncate": []}
+        own = os.path.join(directory, f"own-{number}")
+        os.close(os.open(own, os.O_CREAT | os.O_WRONLY))
+        for index in range(int(count)):
+            for kind, names in won.items():
+                path = os.path.join(directory, f"{kind}-{index}")
+                try:
+                    if kind == "open":
+                        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_WRONLY)
+                        os.write(fd, b"%d" % number)
+                        os.close(fd)
+                    elif kind == "mkdir":
+                        os.mkdir(path)
+                    elif kind == "link":
+                        os.link(own, path)
+                    else:  # not exclusive: each may make or cut it, and all write the same
+                        fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+                        os.write(fd, b"same for all")
+                        os.close(fd)
+                    names.append(index)
+                except FileExistsError:
+                    continue
+        return won
+
+    answers = in_children(int(processes), make)
+    wrong = 0
+    for kind in ("open", "mkdir", "link"):
+        winners: list[int] = sorted(index for answer in answers for index in answer[kind])
+        wrong += winners != list(range(int(count)))
+    for number, answer in enumerate(answers):
+        for index in answer["open"]:
+            with open(os.path.join(directory, f"open-{index}")) as file:
+                wrong += file.read() != str(number)
+        wrong += os.stat(os.path.join(directory, f"own-{number}")).st_nlink != 1 + len(answer["link"])
+    for index in range(int(count)):
+        with open(os.path.join(directory, f"truncate-{index}")) as file:
+            wrong += file.read() != "same for all"
+    return {"wrong": wrong, "names": len(os.listdir(directory))}
+
+
+@operation
+def far_away(directory: str) -> list[Any]:
+    """Fault 150: a write at 2^40, holes around it, and a size that no file can have."""
+    path = os.path.join(directory, "far")
+    far = 1 << 40
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    found: list[Any] = [os.pwrite(fd, b"here", far)]
+    os.fsync(fd)
+    found += [os.fstat(fd).st_size - far, os.fstat(fd).st_blocks < 100, os.pread(fd, 10, far - 3).hex()]
+    found += [os.pread(fd, 8, far >> 1).hex(), os.pread(fd, 4, 0).hex(), os.pread(fd, 4, far + 4).hex()]
+    for offset in ((1 << 63) - 1, (1 << 63) - 4096):
+        try:
+            os.pwrite(fd, b"xxxx", offset)
+            os.fsync(fd)  # a FUSE file system cannot tell the kernel its limit: refused when the page is written out
+        except OSError as exc:
+            found.append(errno.errorcode[exc.errno])
+    ctypes.CDLL(None).syncfs(fd)  # the kernel tells such an error to the next syncfs of the mount too: this one
+    os.truncate(fd, far // 2)
+    found.append(os.pread(fd, 4, far // 2 - 2).hex())
+    os.truncate(fd, far + 4)
+    found.append(os.pread(fd, 4, far).hex())
+    os.close(fd)
+    return found
+
+
+@operation
+def counted(directory: str, kind: str, processes: str, count: str) -> dict[str, Any]:
+    """Fault 151: increments of a number in a file under a lock are all counted."""
+    path = os.path.join(directory, f"count-{kind}")
+    with open(path, "w") as file:
+        file.write("0".rjust(20))
+
+    def add(number: int) -> int:
+        fd = os.open(path, os.O_RDWR)
+        for _ in range(int(count)):
+            if kind == "flock":
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            else:
+                fcntl.lockf(fd, fcntl.LOCK_EX, 20, 0)
+            value = int(os.pread(fd, 20, 0))
+            os.pwrite(fd, str(value + 1).rjust(20).encode(), 0)
+            if kind == "flock":
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            else:
+                fcntl.lockf(fd, fcntl.LOCK_UN, 20, 0)
+        os.close(fd)
+        return 0
+
+    in_children(int(processes), add)
+    with open(path) as file:
+        return {"counted": int(file.read())}
+
+
+@operation
+def locked(directory: str) -> dict[str, Any]:
+    """Fault 151: who is kept out by which lock, and that a lock ends with its process or descriptor."""
+    path = os.path.join(directory, "lock")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(fd, bytes(1000))
+
+    def tries(number: int) -> dict[str, Any]:
+        own = os.open(path, os.O_RDWR)
+        said: dict[str, Any] = {}
+        for name, lock in {
+            "flock shared": lambda: fcntl.flock(own, fcntl.LOCK_SH | fcntl.LOCK_NB),
+            "flock exclusive": lambda: fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB),
+            "range read": lambda: fcntl.lockf(own, fcntl.LOCK_SH | fcntl.LOCK_NB, 10, 100),
+            "range write": lambda: fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 100),
+            "other range": lambda: fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 500),
+        }.items():
+            try:
+                lock()
+                said[name] = "got"
+            except OSError as exc:
+                said[name] = errno.errorcode[exc.errno]
+        os.close(own)
+        return said
+
+    found: dict[str, Any] = {"free": in_children(1, tries)}
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    fcntl.lockf(fd, fcntl.LOCK_SH, 50, 80)
+    found["shared"] = in_children(1, tries)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    fcntl.lockf(fd, fcntl.LOCK_EX, 50, 80)
+    found["exclusive"] = in_children(1, tries)
+    os.close(os.open(path, os.O_RDONLY))  # the old rule of POSIX: any close ends this process' range locks
+    found["another descriptor closed"] = in_children(1, tries)
+    os.close(fd)
+    found["closed"] = in_children(1, tries)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        mine = os.open(path, os.O_RDWR)
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        fcntl.lockf(mine, fcntl.LOCK_EX)
+        os.write(writer, b"x")
+        signal.pause()
+    os.read(reader, 1)
+    found["held by a child"] = in_children(1, tries)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    found["child killed"] = in_children(1, tries)
+    return found
+
+
+@operation
+def write_many(directory: str, processes: str, size: str) -> int:
+    """Fault 152: many writers at once, each with a file of its own, every third with fsync."""
+
+    def write(number: int) -> int:
+        fd = os.open(os.path.join(directory, f"w{number}"), os.O_WRONLY | os.O_CREAT, 0o644)
+        data = noise("many", number, int(size) + number)
+        for offset in range(0, len(data), 30_011):
+            os.write(fd, data[offset : offset + 30_011])
+        if number % 3 == 0:
+            os.fsync(fd)
+        os.close(fd)
+        return len(data)
+
+    return sum(in_children(int(processes), write))
+
+
+@operation
+def check_many(directory: str, processes: str, size: str) -> list[int]:
+    """Return which of the files of `write_many` are wrong."""
+    wrong = []
+    for number in range(int(processes)):
+        with open(os.path.join(directory, f"w{number}"), "rb") as file:
+            if file.read() != noise("many", number, int(size) + number):
+                wrong.append(number)
+    return wrong
+
+
+@operation
+def write_unsynced(directory: str, count: str) -> int:
+    """Write files without any fsync, then call syncfs(2) and sync(2)."""
+    for number in range(int(count)):
+        with open(os.path.join(directory, f"w{number}"), "wb") as file:
+            file.write(noise("many", number, 50_000 + number))
+    fd = os.open(directory, os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+        raise OSError(ctypes.get_errno(), "syncfs")
+    os.close(fd)
+    os.sync()
+    return int(count)
 
 
 def main() -> None:
