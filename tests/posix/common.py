@@ -124,13 +124,13 @@ def path_errors(
             following = place.name("link")
             os.symlink(chain, following)
             chain = following
-            if count in (1, 2, 39, 40):
+            if count == 40 or (place.thorough and count in (1, 2, 39)):
                 made = subject(chain)
                 check(f"through {count} symlinks", OK, made)
         check("through 41 symlinks", "ELOOP", chain + "/x")
     with place.case("EACCES, searching"):
         for label, who, shift in [] if brief else classes(place):
-            for bits in range(8):
+            for bits in range(8) if place.thorough else (1, 6):
                 for mode in place.some(modes_for(bits, shift), 1):
                     outer = place.directory(0o755, OWNED)
                     os.mkdir(outer + "/inner", 0o777)
@@ -143,7 +143,7 @@ def path_errors(
     if parent and not brief:
         with place.case("EACCES, writing"):
             for label, who, shift in classes(place):
-                for bits in range(8):
+                for bits in range(8) if place.thorough else (3, 1, 6):
                     for mode in place.some(modes_for(bits, shift), 1):
                         directory = place.directory(0o755, OWNED)
                         made = subject(directory, owner=(who.uid, who.gid))
@@ -271,7 +271,7 @@ def new_file(
 def sticky_rules(place: Place, call: Callable[[Caller, str], Any], kinds: Sequence[str]) -> None:
     """Check who may remove or rename files of others: mode of the directory × its owner × the file's owner × caller."""
     alice, bob, root = place.alice, place.bob, place.root
-    for kind in place.some(kinds, 3):
+    for kind in place.some(kinds, 2):
         for sticky in (0, 0o1000):
             for directory_owner in (0, ALICE, BOB):
                 for file_owner in (0, ALICE, BOB):

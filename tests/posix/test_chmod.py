@@ -35,12 +35,12 @@ def every_mode(place: Place) -> None:
         place.shape(path, mode=want, kind="file")
 
 
-@group
+@matrix
 def only_the_owner(place: Place) -> None:
     members = [place.alice, place.user(ALICE, ALICE), place.user(ALICE, BOB)]
     others = [place.bob, place.user(BOB, STAFF), place.user(BOB, ALICE), place.user(BOB, BOB, ALICE, STAFF)]
     for kind in SOLID:
-        for mode in (0, 0o644, 0o777, 0o4755, 0o7777):
+        for mode in place.some((0, 0o644, 0o777, 0o4755, 0o7777), 2):
             for who in members:
                 path = place.make(kind, owner=(ALICE, STAFF))
                 place.want(OK, who, "chmod", path, mode)
@@ -51,10 +51,10 @@ def only_the_owner(place: Place) -> None:
                 place.shape(path, mode=0o777, ctime=before)
 
 
-@group
+@matrix
 def set_group_id_of_strangers(place: Place) -> None:
     """An owner who is not in the file's group cannot set S_ISGID: it is dropped silently."""
-    for kind in ("file", "dir", "fifo"):
+    for kind in place.some(("file", "fifo", "dir"), 2):
         for mode in (0o2755, 0o2644, 0o6755, 0o7777, 0o2000, 0o3770):
             for group_id, kept in ((ALICE, True), (STAFF, True), (GUESTS, False), (0, False)):
                 path = place.make(kind, 0, (ALICE, group_id))
@@ -133,7 +133,7 @@ def times(place: Place) -> None:
     table.run()
 
 
-@group
+@matrix
 def writing_clears_set_ids(place: Place) -> None:
     """A write or truncation by an unprivileged caller takes S_ISUID away, and S_ISGID of a file that its group may execute."""
     actions: dict[str, Any] = {
@@ -144,7 +144,7 @@ def writing_clears_set_ids(place: Place) -> None:
         "O_TRUNC": lambda who, path: who.opens(path, os.O_WRONLY | os.O_TRUNC),
     }
     for label, action in actions.items():
-        for mode in (0o4777, 0o2777, 0o6777, 0o2767, 0o6766, 0o4666, 0o1777, 0o777):
+        for mode in place.some((0o6777, 0o2777, 0o4777, 0o2767, 0o6766, 0o4666, 0o1777, 0o777), 5):
             for who in (place.root, place.alice, place.bob):
                 with place.case(f"{label} of {mode:#o} by {who.name}"):
                     path = place.make(owner=(ALICE, ALICE))
