@@ -182,7 +182,10 @@ class Journal:
                 await self.commit()
                 if self._store.wants_preparation:
                     await self._prepare()
-            except StoreError:  # it is noted already
+            except StoreError as exc:
+                if self._core.failure:  # no group was collected, so nobody was told yet
+                    self.error, self._failed = exc, self._requested
+                    self._tell()
                 await trio.sleep(_RETRY)
                 self._wake.set()
 
