@@ -36,7 +36,7 @@ from fsdecloud import codec
 from fsdecloud.crypto.rows import SALT_SIZE, open_rows, seal_rows
 from fsdecloud.errors import MalformedError, SealError, StoreCorrupt, StoreError
 from fsdecloud.limits import KIB, MIB, STATE_MAP_SIZE
-from fsdecloud.store.environment import Transaction, open_environment
+from fsdecloud.store.environment import KEY_MAX, Transaction, open_environment
 from fsdecloud.store.segments import Disk, Location
 from fsdecloud.store.wal import Wal
 from fsdecloud.types import EntryId, VolumeId
@@ -157,8 +157,11 @@ class StateStore:
         """Write all of this or nothing, durably; returns the commit's sequence number.
 
         `staged` adds to the index, then `unstaged` removes; rows of commits numbered below `truncate_before` leave the
-        journal. Raises StoreFull, StoreError; nothing is then acknowledged, and the same call may be repeated.
+        journal. Raises StoreFull, StoreError; nothing is then acknowledged, and the same call may be repeated. ValueError
+        for a name in `meta` that LMDB would not take as a key (fault 41): the log would have it and no checkpoint could.
         """
+        if any(not 0 < len(name.encode()) <= KEY_MAX for name in meta or ()):
+            raise ValueError(f"a name in `meta` has 1 to {KEY_MAX} bytes")
         with self._lock:
             sequence = self._last_sequence + 1
             floor = self._floor
