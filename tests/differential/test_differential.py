@@ -256,13 +256,13 @@ class Differential(RuleBasedStateMachine):
         self.do("drop", slot, False)
 
     # ---- what happens to a mount ---------------------------------------------------------------------------------------
-    @rule(what=st.integers(0, 11))
-    def disturb(self, what: int) -> None:
-        if what == 0:
-            self.pair.remount()
-        elif what == 1:
+    @rule(what=st.sampled_from(["kill", "remount", "drop caches", "drop caches", "", "", "", ""]))
+    def disturb(self, what: str) -> None:
+        if what == "kill":
             self.pair.kill()
-        elif what < 4:
+        elif what == "remount":
+            self.pair.remount()
+        elif what:
             self.pair.drop_caches()
 
 
