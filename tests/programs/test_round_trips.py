@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -27,19 +28,33 @@ def copy(network: Network, way: str, source: Path, target: Path, deadline: float
     )
 
 
-def check_equal(network: Network, one: Path, other: Path) -> None:
-    """Compare everything: by our own listing, by find, getfattr and sha256sum."""
-    there, here = (job(network, "describe_tree", path, deadline=120) for path in (one, other))
-    assert len(here) > 300
-    different = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
-    assert (len(there), different[:3]) == (len(here), [])
-    script = (
-        r"find . \( -type d -printf '%p %M %n %U %G %T@ %l\n' \) -o -printf '%p %M %n %U %G %s %T@ %l\n' | sort | sha256sum;"
-        "find . -print0 | sort -z | xargs -0 getfattr -h -d -m - --absolute-names 2>&1 | sha256sum;"
-        "find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
-    )
-    said = [network.run("sh", "-c", script, cwd=path, environment={"LC_ALL": "C"}).out for path in (one, other)]
-    assert said[0] == said[1]
+FIND_AND_SUMS = (
+    r"find . \( -type d -printf '%p %M %n %U %G %T@ %l\n' \) -o -printf '%p %M %n %U %G %s %T@ %l\n' | sort | sha256sum;"
+    "find . -print0 | sort -z | xargs -0 getfattr -h -d -m - --absolute-names 2>&1 | sha256sum;"
+    "find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum"
+)
+
+
+class Tree(NamedTuple):
+    """All about a tree: by our own listing, and by find, getfattr and sha256sum."""
+
+    listing: list[Any]
+    sums: str
+
+
+def describe(network: Network, tree: Path) -> Tree:
+    """Return all about a tree."""
+    sums = network.run("sh", "-c", FIND_AND_SUMS, cwd=tree, environment={"LC_ALL": "C"}, deadline=120).out
+    return Tree(job(network, "describe_tree", tree, deadline=120), sums)
+
+
+def check_equal(network: Network, copied: Path, original: Tree) -> None:
+    """Fail unless everything about the copy is as in the original."""
+    there = describe(network, copied)
+    assert len(original.listing) > 300
+    different = [(a, b) for a, b in zip(there.listing, original.listing, strict=False) if a != b]
+    assert (len(there.listing), different[:3]) == (len(original.listing), [])
+    assert there.sums == original.sums
 
 
 @pytest.fixture
@@ -54,19 +69,20 @@ def original(network: Network, places: Places) -> Path:
 def test_fault_145_round_trips(network: Network, places: Places, original: Path, ways: tuple[str, ...]) -> None:
     """A tree of everything that is odd, by each way: into the mount, out of it, and after the cache is gone."""
     assert job(network, "store_times_and_names", places.inside) == job(network, "store_times_and_names", places.outside)
+    wanted = describe(network, original)
     for way in ways:
         copy(network, way, original, places.inside / way)
     copy(network, "cp", places.inside / "tar", places.inside / "within")
     copy(network, "rsync", places.inside / "within", places.outside / "out")
-    check_equal(network, places.outside / "out", original)
+    check_equal(network, places.outside / "out", wanted)
     drop_pages(network)
-    check_equal(network, places.inside / "rsync", original)
+    check_equal(network, places.inside / "rsync", wanted)
     network.sync("stored")
     network.drop_cache()
     for way in (*ways, "within"):
-        check_equal(network, places.inside / way, original)
+        check_equal(network, places.inside / way, wanted)
     copy(network, "tar", places.inside / ways[-1], places.outside / "back")
-    check_equal(network, places.outside / "back", original)
+    check_equal(network, places.outside / "back", wanted)
 
 
 def test_tar_compares(network: Network, places: Places, library: Path) -> None:
@@ -104,11 +120,12 @@ def test_rsync_finds_nothing_to_do(network: Network, places: Places, library: Pa
 @pytest.mark.long
 def test_long_library(network: Network, places: Places, library: Path) -> None:
     """A real tree of a thousand files by each way, and back from the peers."""
+    wanted = describe(network, library)
     for way in WAYS:
         copy(network, way, library, places.inside / way, deadline=240)
-        check_equal(network, places.inside / way, library)
+        check_equal(network, places.inside / way, wanted)
     network.sync("stored", deadline=240)
     network.drop_cache()
     for way in WAYS:
         copy(network, "cp", places.inside / way, places.outside / way, deadline=240)
-        check_equal(network, places.outside / way, library)
+        check_equal(network, places.outside / way, wanted)

@@ -66,7 +66,7 @@ def stress(network: Network, places: Places, names: list[str], seconds: int, ins
 
 def test_all_at_once(network: Network, places: Places) -> None:
     stress(network, places, ["fsize"], 1)
-    stress(network, places, [name for name in STRESSORS if name != "fsize"], 10)
+    stress(network, places, [name for name in STRESSORS if name != "fsize"], 6)
     check_handlers(network)
 
 
