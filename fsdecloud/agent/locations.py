@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -38,7 +39,7 @@ from fsdecloud.errors import BlobMissing, MalformedError, NotEnoughPeers
 from fsdecloud.limits import KIB, NODE_CACHE_ITEMS, NODE_DECODE_MAX
 from fsdecloud.swarm.hostmap import HostMap, decode_host_map, extends
 from fsdecloud.tree.diff import diff, replaced
-from fsdecloud.tree.lookup import lookup, missing
+from fsdecloud.tree.lookup import lookup, missing, missing_range, scan
 from fsdecloud.tree.node import Inner, Node, NodeMissing, decode_node
 from fsdecloud.tree.update import update_steps
 from fsdecloud.types import BlobId, EntryId, Ref
@@ -129,6 +130,20 @@ class LocationMap:
                     except NodeMissing:
                         await self._load(missing(self._get, root, keys))
         return found
+
+    async def rows_after(self, key: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` rows with key < their key < stop, ascending. Raises RemoteError."""
+        start = key + b"\0"
+        found = {k: v for k, v in self._journal.items(ROWS) if start <= k < stop}
+        for root in (self.root, self.extra_root):
+            while True:
+                try:
+                    rows = list(islice(scan(self._get, root, start, stop), limit))
+                    break
+                except NodeMissing:
+                    await self._load(missing_range(self._get, root, start, stop)[:LOADS_MAX])
+            found = dict(rows) | found
+        return sorted(found.items())[:limit]
 
     def _get(self, ref: bytes) -> Node:
         node = self._nodes.get(ref)

@@ -65,6 +65,9 @@ class Transport(Protocol):
     async def get(self, address: Address, shard: ShardId) -> bytes:
         """Return a shard, verified against its id."""
 
+    async def has(self, address: Address, ids: Sequence[ShardId]) -> Sequence[bool]:
+        """Say for each shard whether the peer has it."""
+
     async def delete(self, address: Address, grant: bytes) -> dict[ShardId, str]:
         """Hand over a grant; return what is kept all the same, and why."""
 
@@ -204,6 +207,10 @@ class PeerBook:
         data = await self._request(peer, size, lambda address: self._transport.get(address, shard))
         peer.fetched_bytes += len(data)
         return data
+
+    async def has(self, peer_id: PeerId, ids: Sequence[ShardId]) -> Sequence[bool]:
+        """Ask a peer which shards it has, at most `wire.peer.IDS_MAX`. Raises RemoteError."""
+        return await self._request(self.peer(peer_id), 0, lambda address: self._transport.has(address, ids))
 
     async def delete(self, peer_id: PeerId, grant: bytes) -> dict[ShardId, str]:
         """Hand a grant to a peer; return the shards it keeps all the same, and why. Raises RemoteError.

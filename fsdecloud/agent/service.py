@@ -17,16 +17,18 @@ import trio
 
 from fsdecloud.agent.peers import Transport
 from fsdecloud.agent.stack import Notice, Stack, open_stack
-from fsdecloud.errors import FsdecloudError, LocalProtocolError, RemoteError
+from fsdecloud.errors import FsdecloudError, LocalProtocolError, MalformedError, RemoteError
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.pool import Owner
 from fsdecloud.net.unix import Handler, RpcConnection, open_rpc
 from fsdecloud.types import PeerId
 from fsdecloud.wire.agentapi import (
+    KNOWN_MAX,
     AgentHello,
     AgentReady,
     AgentStatus,
     Empty,
+    EntryNames,
     FetchedEntry,
     FetchEntry,
     GcGranted,
@@ -38,6 +40,8 @@ from fsdecloud.wire.agentapi import (
     MapCommit,
     PeerName,
     Registry,
+    ShardPage,
+    ShardQuery,
     SignedGrant,
     SignGrant,
     StoreEntries,
@@ -144,6 +148,8 @@ class Service:
             "gc_sweep": (GcSweep, self._gc_sweep),
             "gc_grant": (Empty, self._gc_grant),
             "gc_end": (Empty, self._gc_end),
+            "known": (EntryNames, self._known),
+            "shards": (ShardQuery, self._shards),
             "status": (Empty, self._status),
         }
 
@@ -207,3 +213,11 @@ class Service:
     async def _gc_end(self, _request: Empty) -> Empty:
         self._agent.sweeper.end()
         return Empty()
+
+    async def _known(self, request: EntryNames) -> EntryNames:
+        if len(request.entries) > KNOWN_MAX:
+            raise MalformedError(f"at most {KNOWN_MAX} entries at a time")
+        return EntryNames(tuple(await self._agent.audit.unknown(request.entries)))
+
+    async def _shards(self, request: ShardQuery) -> ShardPage:
+        return await self._agent.audit.shards(request.after)

@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from fsdecloud import codec
+from fsdecloud.agent.audit import Audit
 from fsdecloud.agent.fetch import Fetcher
 from fsdecloud.agent.garbage import Garbage
 from fsdecloud.agent.granting import Granter, Sign
@@ -108,6 +109,7 @@ class Stack:
         self.outbox = Outbox(writer, self.link, partial(notify, "anchored"), self._take_final)
         self.sweeper = Sweeper(journal, self.locations, self.uploader, self.hosts, self.garbage)
         self.granter = Granter(self.garbage, self.uploader, self.book, self.hosts, sign)
+        self.audit = Audit(self.locations, self.hosts, self.book)
         self.book.is_urgent = lambda: self.uploader.has_parked
 
     async def start(self, nursery: trio.Nursery) -> None:

@@ -33,9 +33,11 @@ LINKS: Final = {
     "sbin/mount.fuse.decloud": "mount.decloud",
     "sbin/umount.decloud": "umount.decloud",
     "sbin/umount.fuse.decloud": "umount.decloud",
+    "sbin/fsck.decloud": "fsck.decloud",
+    "sbin/fsck.fuse.decloud": "fsck.decloud",
     "usr/local/bin/decloud": "decloud",
 }
-"""Where a helper is looked for, and our program that it is. mount(8) searches /sbin, whatever PATH says."""
+"""Where a helper is looked for, and our program that it is. mount(8) and fsck(8) search /sbin, whatever PATH says."""
 
 
 @dataclass(frozen=True, slots=True)

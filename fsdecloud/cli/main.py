@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "log": ("log", "Show the recorded operations of a volume."),
     "snapshot": ("snapshot", "The states a volume has been in: list, diff, restore, keep, forget, policy."),
     "gc": ("gc", "Have peers delete what no state of the volume needs any more."),
+    "fsck": ("fsck", "Check the volume NAME while it is not mounted, and repair it."),
     "recover": ("recover", "Get the volume NAME back from its 24 words."),
     "phrase": ("phrase", "Show the 24 words of the volume NAME."),
     "peer": ("peer", "Store shards for others: init, run, status."),

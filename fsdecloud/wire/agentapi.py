@@ -19,6 +19,8 @@ Calls, driver to agent (method: parameters -> result):
     gc_sweep: GcSweep -> GcSwept               doom what is not marked
     gc_grant: Empty -> GcGranted               have peers delete what is final; `sign_grant` calls come meanwhile
     gc_end: Empty -> Empty                     it is over
+    known: EntryNames -> EntryNames            which of these entries (up to KNOWN_MAX) the location map does not know
+    shards: ShardQuery -> ShardPage            ask the peers which shards of some blobs they have; repeat from `following`
     status: Empty -> AgentStatus
 
 Calls, agent to driver:
@@ -42,6 +44,9 @@ from fsdecloud.types import BlobId, EntryId, PeerId, ShardId, TxId
 
 GRANT_LIFE = 120
 """Seconds for which a deletion that the driver signs holds: it is sent at once."""
+
+KNOWN_MAX = 1024
+"""Entries in one `known`."""
 
 
 class Empty(msgspec.Struct, frozen=True, array_like=True):
@@ -233,6 +238,37 @@ class SignedGrant(msgspec.Struct, frozen=True, array_like=True):
 
     grant: bytes
     refused: tuple[BlobId, ...]
+
+
+class EntryNames(msgspec.Struct, frozen=True, array_like=True):
+    """Some entries."""
+
+    entries: tuple[EntryId, ...]
+
+
+class ShardQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Look at the blobs after this one; b"" begins."""
+
+    after: bytes
+
+
+class BlobShards(msgspec.Struct, frozen=True, array_like=True):
+    """A blob that is not complete: of n shards, any k of which give it, peers have `present`, and `silent` are with peers that
+    did not answer."""
+
+    blob: BlobId
+    k: int
+    n: int
+    present: int
+    silent: int
+
+
+class ShardPage(msgspec.Struct, frozen=True, array_like=True):
+    """What the peers say: of so many blobs, all but those in `short` are complete. `following` b"": no more."""
+
+    blobs: int
+    short: tuple[BlobShards, ...]
+    following: bytes
 
 
 class GarbageFinal(msgspec.Struct, frozen=True, array_like=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from fsdecloud.cli.fsck import command as fsck_helper
 from fsdecloud.cli.main import COMMANDS, group
 from fsdecloud.cli.mount import helper_command as mount_helper
 from fsdecloud.cli.run import run
@@ -65,8 +66,8 @@ def test_every_option_of_every_command_is_in_the_manual() -> None:
 
 @pytest.mark.parametrize(
     ("page", "command"),
-    [("mount.decloud.8", mount_helper), ("umount.decloud.8", umount_helper)],
-    ids=["mount", "umount"],
+    [("mount.decloud.8", mount_helper), ("umount.decloud.8", umount_helper), ("fsck.decloud.8", fsck_helper)],
+    ids=["mount", "umount", "fsck"],
 )
 def test_the_helpers_options_are_in_their_manuals(page: str, command: click.Command) -> None:
     text = (MAN / page).read_text().partition(".Ss Mount options")[0]

@@ -1,0 +1,101 @@
+"""Looking at what is stored, for `decloud fsck`: what the location map knows, and what the peers say that they have.
+
+Called only from the trio thread. Changes nothing. A peer's word is no proof; reading is (`decloud fsck --data`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from fsdecloud.agent.hosts import Hosts
+from fsdecloud.agent.locations import LocationMap
+from fsdecloud.agent.peers import PeerBook
+from fsdecloud.agent.rows import BLOB_PREFIX, BlobRow, blob_key, decode_blob_row, decode_entry_row, entry_key
+from fsdecloud.errors import ProtocolError, RemoteError
+from fsdecloud.fs.keys import prefix_end
+from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
+from fsdecloud.wire.agentapi import BlobShards, ShardPage
+from fsdecloud.wire.peer import IDS_MAX
+
+BLOBS: Final = 512
+"""Blobs looked at in one step: at most one question to each peer in the usual case."""
+
+PATIENCE: Final = 15.0
+"""Seconds for a peer to answer; one that does not counts as silent."""
+
+
+class Audit:
+    """Answers about the locations of one volume."""
+
+    def __init__(self, locations: LocationMap, hosts: Hosts, book: PeerBook) -> None:
+        self._locations = locations
+        self._hosts = hosts
+        self._book = book
+
+    async def unknown(self, entries: Sequence[EntryId]) -> list[EntryId]:
+        """Return those of the entries whose place is not known. Raises RemoteError when the map cannot be read."""
+        keys = sorted(key for entry in entries for key in (blob_key(BlobId(entry)), entry_key(entry)))
+        found = dict(zip(keys, await self._locations.find(keys), strict=True))
+        packed: dict[EntryId, BlobId] = {}
+        for entry in entries:
+            row = found[entry_key(entry)]
+            if found[blob_key(BlobId(entry))] is None and row is not None:
+                packed[entry] = decode_entry_row(row).blob
+        packs = sorted(set(packed.values()))
+        present = dict(zip(packs, await self._locations.find([blob_key(blob) for blob in packs]), strict=True))
+        return [
+            entry
+            for entry in entries
+            if found[blob_key(BlobId(entry))] is None
+            and (entry not in packed or present[packed[entry]] is None)
+        ]  # fmt: skip
+
+    async def shards(self, after: bytes) -> ShardPage:
+        """Ask the peers for the shards of the blobs after one. Raises RemoteError when the map cannot be read."""
+        rows = await self._locations.rows_after(BLOB_PREFIX + after, prefix_end(BLOB_PREFIX), BLOBS)
+        blobs = [(BlobId(key[1:]), decode_blob_row(value)) for key, value in rows]
+        places = {blob: self._places(blob, row) for blob, row in blobs}
+        wanted: defaultdict[PeerId, dict[ShardId, None]] = defaultdict(dict)
+        for sources in places.values():
+            for shard, peers in sources:
+                for peer in peers:
+                    wanted[peer][shard] = None
+        present: dict[tuple[PeerId, ShardId], bool] = {}
+        async with trio.open_nursery() as nursery:
+            for peer, ids in wanted.items():
+                nursery.start_soon(self._ask, peer, list(ids), present)
+        short = []
+        for blob, row in blobs:
+            have = silent = 0
+            for shard, peers in places[blob]:
+                answers = [present.get((peer, shard)) for peer in peers]
+                have += any(answers)
+                silent += not any(answers) and None in answers
+            if have < row.n:
+                short.append(BlobShards(blob, row.k, row.n, have, silent))
+        return ShardPage(len(blobs), tuple(short), blobs[-1][0] if len(blobs) == BLOBS else b"")
+
+    def _places(self, blob: BlobId, row: BlobRow) -> list[tuple[ShardId, tuple[PeerId, ...]]]:
+        """Return each shard and who may have it: the peer that the row names, and its hosts under newer epochs."""
+        exceptions = dict(row.exceptions)
+        rankings = [self._hosts.ranking(blob, epoch) for epoch in (row.epoch, self._hosts.map.epoch)]
+        found = []
+        for index in range(row.n):
+            peers = [exceptions[index]] if index in exceptions else []
+            peers += [ranking[index] for ranking in rankings if index < len(ranking)]
+            found.append((row.shard(blob, index), tuple(dict.fromkeys(peers))))
+        return found
+
+    async def _ask(self, peer: PeerId, ids: list[ShardId], present: dict[tuple[PeerId, ShardId], bool]) -> None:
+        for start in range(0, len(ids), IDS_MAX):
+            part = ids[start : start + IDS_MAX]
+            with trio.move_on_after(PATIENCE):
+                try:
+                    answers = await self._book.has(peer, part)
+                except (RemoteError, ProtocolError):
+                    return
+                present.update(((peer, shard), answer) for shard, answer in zip(part, answers, strict=True))
