@@ -87,6 +87,15 @@ def _serves(paths: Paths, volume: str) -> bool:
     return there is not None and there.is_ours and there.volume == volume
 
 
+def describe_running(paths: Paths, volume: str) -> str:
+    """Say why a volume whose driver runs cannot be mounted."""
+    place = where_mounted(paths, volume)
+    there = mounts.mount_at(place, mounts.read_mounts())
+    if place != UNKNOWN_PLACE and (there is None or there.volume != volume):
+        return f"volume {volume} is detached from {place}, but programs still have files of it open: close them first"
+    return f"volume {volume} is already mounted at {place}"
+
+
 def where_mounted(paths: Paths, volume: str) -> str:
     """Return the mount point of a running volume, UNKNOWN_PLACE if its driver does not say."""
     try:

@@ -25,6 +25,9 @@ from fsdecloud.mountoptions import MountOptions, describe_options, format_option
 from fsdecloud.readiness import notify
 
 FUSE_CONF: Final = "/etc/fuse.conf"
+DEVICE: Final = "/dev/fuse"
+CAP_SYS_ADMIN: Final = 21
+"""Its bit in capabilities(7)."""
 
 ANSWER_TIMEOUT: Final = 15.0
 """A new mount that does not answer within this does not work."""
@@ -42,7 +45,7 @@ def mount_volume(
     served = served_name(check_name(name), options)
     daemon = drivers.PREFIX + served
     if drivers.is_mounted(paths, served):
-        raise UsageError(f"volume {served} is already mounted at {drivers.where_mounted(paths, served)}", MOUNT_FAILED)
+        raise UsageError(drivers.describe_running(paths, served), MOUNT_FAILED)
     if options.snapshot:  # the mount table must say which of the volume's mounts it is
         options = replace(options, fsname=mounts.SOURCE_PREFIX + served)
     _check_kernel(options)
@@ -64,7 +67,7 @@ def mount_volume(
             paths, part, timeout=options.mount_timeout, secret=root, detached=not options.foreground
         )
     except UsageError:
-        detach_stale(name, mountpoint)  # it was killed after the kernel had mounted (fault 4)
+        detach_stale(served, mountpoint)  # it was killed after the kernel had mounted (fault 4)
         raise
     _check_answers(mountpoint, daemon, paths)
     return process
@@ -93,12 +96,20 @@ def detach_stale(name: str, directory: str, *, fake: bool = False) -> None:
 
 def _check_kernel(options: MountOptions) -> None:
     """Raise UsageError when this machine or user cannot mount with these options."""
-    if not os.path.exists("/dev/fuse"):
-        raise UsageError("/dev/fuse does not exist: modprobe fuse, or give the container that device", SYSTEM)
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError as exc:
+        raise UsageError(f"{DEVICE} does not exist: modprobe fuse, or give the container that device", SYSTEM) from exc
+    except PermissionError as exc:
+        if os.geteuid() == 0:
+            raise UsageError(f"{DEVICE}: {exc.strerror}: give the container that device", SYSTEM) from exc
+        raise UsageError(f"you may not use {DEVICE}: ask for mode 0666, as udev sets it, or mount as root") from exc
+    except OSError as exc:
+        raise UsageError(f"{DEVICE} does not work ({exc.strerror}): modprobe fuse", SYSTEM) from exc
+    if not _may_mount():
+        raise UsageError("nobody may mount here: the container lacks the capability CAP_SYS_ADMIN", SYSTEM)
     if os.geteuid() == 0:
         return
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise UsageError("you may not use /dev/fuse: ask for mode 0666, as udev sets it, or mount as root")
     if options.allow_other or "allow_root" in options.kernel:
         try:
             with open(FUSE_CONF, encoding="utf-8", errors="replace") as file:
@@ -107,6 +118,14 @@ def _check_kernel(options: MountOptions) -> None:
             allowed = False
         if not allowed:
             raise UsageError(f"allow_other needs the line user_allow_other in {FUSE_CONF}")
+
+
+def _may_mount() -> bool:
+    """Whether root here, or fusermount3 for anybody else, can have the capability that mount(2) asks for."""
+    wanted = "CapEff" if os.geteuid() == 0 else "CapBnd"
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        sets = dict(line.split(":", 1) for line in file if line.startswith("Cap"))
+    return wanted not in sets or bool(int(sets[wanted], 16) >> CAP_SYS_ADMIN & 1)
 
 
 def _check_apart(paths: Paths, mountpoint: str) -> None:

@@ -159,15 +159,18 @@ def check_mountpoint(directory: str, *, nonempty: bool = False) -> str:
         what = f"volume {there.volume}" if there.is_ours else f"{there.kind} from {there.source}"
         raise UsageError(f"{path} is already mounted ({what}): unmount it, or choose another directory", MOUNT_FAILED)
     try:
-        mode = os.stat(path).st_mode
+        info = os.stat(path)
     except FileNotFoundError as exc:
         raise UsageError(f"the mount point {path} does not exist: mkdir -p {path}") from exc
     except OSError as exc:
         raise UsageError(f"the mount point {path} cannot be used: {exc.strerror}") from exc
-    if not stat.S_ISDIR(mode):
+    if not stat.S_ISDIR(info.st_mode):
         raise UsageError(f"the mount point {path} is not a directory")
-    if os.geteuid() != 0 and not os.access(path, os.W_OK):
-        raise UsageError(f"the mount point {path} must be writable by you")
+    if os.geteuid() != 0:  # fusermount3 asks for the same
+        if info.st_mode & stat.S_ISVTX and info.st_uid != os.geteuid():
+            raise UsageError(f"the mount point {path} is sticky and not yours: choose a directory that you own")
+        if not os.access(path, os.W_OK):
+            raise UsageError(f"the mount point {path} must be writable by you")
     if there is None and not nonempty:  # a look into an autofs directory would trigger the mount that we are
         try:
             with os.scandir(path) as entries:

@@ -14,6 +14,7 @@ Errors of ours end here; any other exception is a bug and keeps its traceback.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -71,6 +72,12 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str, *, i
         return _ending(USAGE)
     except OSError as exc:
         error_line(name, _os_error_text(exc))
+        return _ending(SYSTEM)
+    except (MemoryError, ImportError) as exc:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            raise
+        error_line(name, f"{limit >> 20} MiB of address space are too little: ulimit -v unlimited ({exc})")
         return _ending(SYSTEM)
     return result if isinstance(result, int) else OK
 

@@ -37,7 +37,7 @@ from fsdecloud.driver.statemount import StateMount, open_state
 from fsdecloud.driver.volume import Volume, VolumeSetup, open_volume
 from fsdecloud.errors import FsdecloudError, StoreLocked, UsageError
 from fsdecloud.fuse.invalidation import invalidate
-from fsdecloud.fuse.mounting import mount_with_acl, unmount_with_acl
+from fsdecloud.fuse.mounting import mount, mount_with_acl, unmount_with_acl
 from fsdecloud.fuse.operations import Operations
 from fsdecloud.fuse.routing import MountOperations
 from fsdecloud.fuse.states import StateOperations, operations_of
@@ -168,7 +168,7 @@ async def _serve_mount(
     place = setup.mountpoint
     if has_own_mount:
         place = mount_with_acl(setup.mountpoint, _fsname(setup), setup.options)
-    pyfuse3.init(operations, place, _fuse_options(setup))
+    mount(operations, place, _fuse_options(setup))
     unmount = False
     try:
         nursery.start_soon(supervisor.once, "announcement", partial(_announce, volume, ready_fd))

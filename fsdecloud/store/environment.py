@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -174,6 +175,7 @@ def open_environment(
         if not remote_allowed:
             _check_file_system(path)
         _check_format(path)
+        _drop_unfinished(path)
         check_data_file(path)
     except OSError as exc:
         raise _os_error(exc, path) from exc
@@ -251,7 +253,17 @@ def map_error(exc: lmdb.Error, path: Path) -> StoreError:
     code = getattr(exc, "code", 0)
     if code in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{path}: {os.strerror(code)}", code)
-    return StoreError(f"{path}: {exc}")
+    if code == errno.ENOMEM:
+        return StoreError(f"{path}: {os.strerror(code)}: {_address_space()}")
+    return StoreError(f"{path}: {str(exc).removeprefix(f'{path}: ')}")
+
+
+def _address_space() -> str:
+    """Say why the address space that a map needs may not be there."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return "the system gives no address space for its map (vm.overcommit_memory, or too little memory)"
+    return f"the limit of {limit >> 20} MiB on address space is too small for its map: ulimit -v unlimited (LimitAS=)"
 
 
 @contextmanager
@@ -296,6 +308,18 @@ def _check_format(path: Path) -> None:
     data = path / "data.mdb"
     if not data.exists() or data.stat().st_size == 0:
         raise _corrupt(data, "it is missing or empty")
+
+
+def _drop_unfinished(path: Path) -> None:
+    """Delete a data file that a power cut left damaged while it was being made: before the mark nothing was ever committed,
+    and LMDB had written its two first pages only."""
+    data = path / "data.mdb"
+    if (path / "format").exists() or not data.exists() or data.stat().st_size > 2 * os.sysconf("SC_PAGE_SIZE"):
+        return
+    try:
+        check_data_file(path)
+    except StoreCorrupt:
+        data.unlink()
 
 
 def _mark_format(path: Path) -> None:
