@@ -65,6 +65,7 @@ class Outbox:
         self._notify = notify
         self._on_final = on_final
         self._final = 0
+        """The newest anchor that is final, as far as was told."""
         self._seen: dict[int, tuple[int, float]] = {}
         """Height of each anchor in a block, and since when it has been there (trio's clock)."""
         self._anchors: dict[int, OutboxRecord] = {}
@@ -137,7 +138,7 @@ class Outbox:
         only when there is something to record, under one, or it has been there for SETTLED seconds: such a network
         belongs to one machine or household, and what peers delete can be read for their grace period still."""
         now = trio.current_time()
-        generation = 0
+        final = 0
         for number, record in self._anchors.items():
             if record.height < 0:
                 self._seen.pop(number, None)
@@ -148,24 +149,20 @@ class Outbox:
             above = self._link.height - record.height
             on_demand = self._link.is_on_demand and (above >= 1 or now >= seen[1] + SETTLED)
             if on_demand or above >= self._link.finality_depth:
-                generation = max(generation, record.generation)
+                final = max(final, number)
         self._seen = {number: seen for number, seen in self._seen.items() if number in self._anchors}
-        await self._finalize(generation)
+        await self._finalize(final)
 
-    async def _finalize(self, generation: int) -> None:
-        if generation > self._final:
-            self._final = generation
-            await self._on_final(generation)
+    async def _finalize(self, number: int) -> None:
+        if number > self._final:
+            self._final = number
+            await self._on_final(self._anchors[number].generation)
 
     def _until_settled(self) -> float:
         """Return in how many seconds an anchor may be settled without any new block."""
         if not self._link.is_on_demand:
             return math.inf
-        waiting = [
-            since
-            for number, (_, since) in self._seen.items()
-            if number in self._anchors and self._anchors[number].generation > self._final
-        ]
+        waiting = [since for number, (_, since) in self._seen.items() if number > self._final]
         return max(0.1, min(waiting) + SETTLED - trio.current_time()) if waiting else math.inf
 
     # ---- sending ---------------------------------------------------------------------------------------------------
@@ -177,7 +174,7 @@ class Outbox:
         height = -1 if found.height is None or not found.tx else found.height
         self._moved(number, record, height)
         if height == record.height and found.confirmations > max(BURIED, self._link.finality_depth):
-            await self._finalize(record.generation)
+            await self._finalize(number)
             self._drop([old for old in self._anchors if old <= number])
         return height == record.height
 

@@ -209,10 +209,10 @@ class Stack:
         )
 
     def announce_garbage(self) -> None:
-        """Tell the driver that something may be deleted."""
-        count = sum(not record.is_node for _, record in self.garbage.finals())
-        if count:
-            self._notify("garbage", GarbageFinal(count))
+        """Tell the driver what may be deleted."""
+        records = [record for _, record in self.garbage.items() if not record.is_node]
+        final = sum(0 < record.generation <= self.garbage.final_generation for record in records)
+        self._notify("garbage", GarbageFinal(final, len(records) - final))
 
     async def _take_final(self, generation: int) -> None:
         await self.garbage.finalize(generation)

@@ -10,7 +10,8 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -122,6 +123,31 @@ class AgentLink:
             self.pid = 0
 
     async def _run_once(self) -> None:
+        notices: Mapping[str, NoticeHandler] = {
+            "stored": (Stored, self._events.stored),
+            "anchored": (Anchored, self._events.anchored),
+            "ledger_tip": (LedgerTip, self._events.tip),
+            "garbage": (GarbageFinal, self._events.garbage),
+        }
+        async with self._start() as stream, open_rpc(stream, self._methods, notices, lost=AgentLost) as connection:
+            try:
+                ready = await connection.call("hello", self._make_hello(), AgentReady, timeout=START_TIMEOUT)
+                self.pid = ready.pid
+                self._connection = connection
+                self._connected.set()
+                self._events.ready()
+                with trio.CancelScope() as self._scope:
+                    with trio.move_on_after(SOUND_AFTER):
+                        await connection.wait_closed()
+                        return
+                    self.trouble = ""
+                    await connection.wait_closed()
+            finally:
+                self._disconnect()
+
+    @asynccontextmanager
+    async def _start(self) -> AsyncIterator[trio.SocketStream]:
+        """Run an agent for the length of the body, with the socket to it."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             command = [sys.executable, "-m", "fsdecloud.agent", "--fd", str(theirs.fileno())]
@@ -130,27 +156,9 @@ class AgentLink:
             )
             theirs.close()
             try:
-                stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-                notices: Mapping[str, NoticeHandler] = {
-                    "stored": (Stored, self._events.stored),
-                    "anchored": (Anchored, self._events.anchored),
-                    "ledger_tip": (LedgerTip, self._events.tip),
-                    "garbage": (GarbageFinal, self._events.garbage),
-                }
-                async with open_rpc(stream, self._methods, notices, lost=AgentLost) as connection:
-                    ready = await connection.call("hello", self._make_hello(), AgentReady, timeout=START_TIMEOUT)
-                    self.pid = ready.pid
-                    self._connection = connection
-                    self._connected.set()
-                    self._events.ready()
-                    with trio.CancelScope() as self._scope:
-                        with trio.move_on_after(SOUND_AFTER):
-                            await connection.wait_closed()
-                            return
-                        self.trouble = ""
-                        await connection.wait_closed()
+                yield trio.SocketStream(trio.socket.from_stdlib_socket(ours))
             finally:
-                self._disconnect()
+                ours.close()
                 await _stop(process)
 
 

@@ -92,6 +92,9 @@ class Collector:
         self._lock = trio.Lock()
         self._wake = trio.Event()
         self._final = trio.Event()
+        """Nothing waits for the ledger any more."""
+        self._is_final = False
+        """Something may be deleted."""
         self._due = trio.current_time() + FIRST
         self._requested: bool | None = None
         self._marker: Marker | None = None
@@ -116,10 +119,13 @@ class Collector:
         self._status = msgspec.structs.replace(self.status, requested=self._status.requested + 1)
         self._wake.set()
 
-    def note_final(self, _notice: GarbageFinal) -> None:
-        """The agent has something that may be deleted."""
-        self._final.set()
-        self._sooner(AFTER_FINAL)
+    def note_final(self, notice: GarbageFinal) -> None:
+        """An anchor is final. Called in the agent connection's reader: never blocks."""
+        if not notice.pending:
+            self._final.set()
+        if notice.blobs:
+            self._is_final = True
+            self._sooner(AFTER_FINAL)
 
     def note_forgotten(self) -> None:
         """Snapshots were forgotten: there may be much to find."""
@@ -154,7 +160,7 @@ class Collector:
     async def _run_by_itself(self) -> None:
         while (pause := self._last_write() + QUIET - time.monotonic()) > 0:  # noqa: ASYNC110 - it moves
             await trio.sleep(pause)
-        is_final = self._final.is_set()
+        is_final, self._is_final = self._is_final, False
         meta = self._committer.meta
         age = time.time() - meta.collected_at
         self._due = trio.current_time() + INTERVAL

@@ -33,7 +33,7 @@ Notices, agent to driver:
     stored: Stored                             a blob reached a new level of receipts
     anchored: Anchored                         the outbox's anchor is in a block (or no longer: height None)
     ledger_tip: LedgerTip                      the ledger daemon has a new tip
-    garbage: GarbageFinal                      there is garbage that may be deleted now, after marking once more
+    garbage: GarbageFinal                      an anchor is final: what may be deleted now, after marking once more
 """
 
 from __future__ import annotations
@@ -272,9 +272,12 @@ class ShardPage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GarbageFinal(msgspec.Struct, frozen=True, array_like=True):
-    """How many blobs may be deleted; nodes of the map, which come with every anchor, are not counted."""
+    """The blobs that are to be deleted; nodes of the map, which come with every anchor, are not counted."""
 
     blobs: int
+    """How many may be deleted now."""
+    pending: int
+    """How many wait for the ledger."""
 
 
 class LedgerTip(msgspec.Struct, frozen=True, array_like=True):

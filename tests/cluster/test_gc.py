@@ -17,8 +17,8 @@ MIB = 1 << 20
 def network() -> Iterator[Network]:
     """A network whose peers keep deleted shards for no time."""
     with Network() as fresh:
-        fresh.up()
-        fresh.down()
+        for peer in fresh.up().local_peers():
+            fresh.kill(peer["pid"])
         settings = list(fresh.home.glob("**/peer.toml"))
         assert len(settings) == N
         for file in settings:
