@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.posix import common
-from tests.posix.calls import libc
-from tests.posix.suite import OK, Place, conformance, group, long_group, matrix
+from tests.posix.suite import OK, Place, conformance, group, matrix
 
 
 @matrix
@@ -78,17 +77,6 @@ def relative_to_descriptors(place: Place) -> None:
     os.close(other)
     place.want("EBADF", root, "mkdirat", fd, "x", 0o755)
     place.want("EBADF", root, "mkdirat", -1, "x", 0o755)
-
-
-@long_group
-def too_many_links(place: Place) -> None:
-    """ext4 counts a directory's links up to 65,000 and then says 1: the mount fails with EMLINK."""
-    directory = place.directory()
-    made = 0
-    for number in range(64_998):
-        made += libc.mkdir(f"{directory}/{number}".encode(), 0o755) == 0
-    place.equal("made", made, 64_998)
-    place.shape(directory, nlink=65_000)
 
 
 test_mkdir = conformance(__name__)

@@ -318,7 +318,7 @@ def sizes(place: Place) -> None:
 
 @long_group
 def large(place: Place) -> None:
-    directory, names = filled(place, 30_000)
+    directory, names = filled(place, 10_000)
     place.equal("all", set(os.listdir(directory)), names)
     fd = os.open(directory, os.O_RDONLY)
     place.equal("once each", sorted(name for name, *_ in everything(fd, 4096)), sorted({*names, ".", ".."}))
