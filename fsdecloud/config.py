@@ -124,10 +124,15 @@ def make_private_dir(path: Path) -> Path:
     # What is synced in a directory is lost all the same with the directory's own name.
     for parent in parents[1 : missing + 1]:
         sync_directory(parent)
+    check_private_dir(path)
+    return path
+
+
+def check_private_dir(path: Path) -> None:
+    """Raise UsageError when somebody else could put files of their own into this directory, OSError when it is missing."""
     status = path.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise UsageError(f"{path} must belong to you and not be writable by others: chmod 700 {path}")
-    return path
 
 
 def write_private_file(path: Path, data: bytes) -> None:

@@ -111,6 +111,10 @@ STAGE_SIZE: Final = 32 * GIB
 MIN_FREE: Final = 256 * MIB
 """Disk space that the cache leaves free for everybody else."""
 
+STAGE_RESERVE: Final = 32 * MIB
+"""Disk space that staged data leaves free: the journal's next files (4 MiB each), LMDB and the agent's journal must be able
+to grow, else nothing that fills the disk could be stored and let go, nor the volume mounted."""
+
 # ---- driver ------------------------------------------------------------------------------------------------------
 DIRTY_MAX: Final = 64 * MIB
 """Dirty plaintext in memory before writers wait: a few dozen chunks in flight keep sealing busy."""

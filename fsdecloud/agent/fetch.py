@@ -8,7 +8,9 @@ request, never a wrong byte (fault 69).
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -34,8 +36,9 @@ from fsdecloud.errors import (
     RemoteError,
     RemoteTimeout,
     StoreError,
+    StoreFull,
 )
-from fsdecloud.limits import BLOB_MAX, HANDLER_DEADLINE, MIB, SMALL_ENTRY
+from fsdecloud.limits import BLOB_MAX, HANDLER_DEADLINE, MIB, SMALL_ENTRY, STAGE_RESERVE
 from fsdecloud.store.segments import SegmentStore
 from fsdecloud.swarm.score import HEDGE_MAX
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
@@ -189,6 +192,7 @@ class Fetcher:
         if len(data) <= SMALL_ENTRY:
             return FetchedEntry(data, 0, 0, len(data))
         try:
+            self._check_disk(len(data))
             location = self._cache.append(data)
         except StoreError as exc:
             # A full disk must not stop reading (fault 13): the socket takes an entry as well, only more slowly.
@@ -198,6 +202,15 @@ class Fetcher:
             return FetchedEntry(data, 0, 0, len(data))
         self._is_cache_broken = False
         return FetchedEntry(b"", location.segment, location.offset, location.length)
+
+    def _check_disk(self, size: int) -> None:
+        """Raise StoreFull when only the driver may still take from the disk. The cache's limit is the driver's business."""
+        try:
+            status = os.statvfs(self._cache.directory)
+        except OSError:
+            return  # appending says why
+        if status.f_bavail * status.f_frsize < size + 2 * STAGE_RESERVE:
+            raise StoreFull(f"{self._cache.directory}: {os.strerror(errno.ENOSPC)}")
 
     # ---- whole copies ----------------------------------------------------------------------------------------------
     async def fetch_copy(self, entry: EntryId, size: int, holders: Sequence[PeerId] = ()) -> bytes:

@@ -185,6 +185,9 @@ class Stack:
     def status(self) -> AgentStatus:
         """Return what `decloud status` shows."""
         redundancy, warning = self.hosts.redundancy()
+        if damaged := len(self.uploader.damaged):
+            lost = f"{damaged} staged entries are damaged on this disk and on no peer: files with them cannot be read whole"
+            warning = f"{warning}; {lost}" if warning else lost
         entries, size = self.uploader.queued()
         in_use = self.hosts.map.current
         others = tuple(peer.id for peer in self.book.registry if peer.id not in in_use)

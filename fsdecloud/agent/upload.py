@@ -106,6 +106,8 @@ class Uploader:
         self._queued_bytes = 0
         self._queued_entries = 0
         self.last_error = ""
+        self.damaged: set[EntryId] = set()
+        """Staged entries that the disk gives back as something else; not tried again before the agent's next start."""
         self.touched: set[EntryId] | None = None
         """Entries that the driver sent since a collection of garbage began; None while there is none."""
         book.on_usable.append(lambda _peer: self._unpark())
@@ -385,6 +387,7 @@ class Uploader:
             shards = await trio.to_thread.run_sync(code_blob, blob, self._staged, self._writer.journal)
         except Damaged as exc:
             self.last_error = str(exc)
+            self.damaged.update(exc.entries)
             log.error("%s", exc)
             self._replan(blob, exc.entries)
             return

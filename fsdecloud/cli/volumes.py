@@ -13,7 +13,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fsdecloud.config import Paths, check_name, make_private_dir, read_private_file, write_private_file
+from fsdecloud.config import (
+    Paths,
+    check_name,
+    check_private_dir,
+    make_private_dir,
+    read_private_file,
+    write_private_file,
+)
 from fsdecloud.errors import MalformedError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +48,8 @@ def load_document(paths: Paths, name: str) -> VolumeDocument:
         raise UsageError(f"there is no volume {name} ({there}): decloud init makes one, decloud recover gets one back")
     from fsdecloud.crypto.slots import decode_document
 
+    for directory in (paths.config, path.parent):  # the device's key lies in the first
+        check_private_dir(directory)
     data = read_private_file(path, DOCUMENT_MAX)
     try:
         document = decode_document(data)

@@ -11,7 +11,9 @@ thread-safe stores and single dictionary look-ups.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -32,6 +34,7 @@ from fsdecloud.errors import (
     RemoteTimeout,
     SealError,
     StoreError,
+    StoreFull,
 )
 from fsdecloud.store.cache import FETCHED, CacheStore
 from fsdecloud.store.segments import Location, SegmentStore
@@ -48,6 +51,9 @@ _SYNC_BYTES: Final = 16 * limits.MIB
 
 _AGAIN: Final = 64
 """Entries copied at a time after a failed sync: at most 64 MiB in memory."""
+
+_BULK: Final = frozenset((Kind.CHUNK, Kind.PATCH))
+"""What a full disk refuses first: what describes it may use the reserve."""
 
 _CACHE_FLUSH: Final = 256
 """Fetched entries that wait for the cache's index before they are written at once."""
@@ -122,7 +128,9 @@ class Entries:
         return [(ref, places.pop(ref.id, None)) for ref, _sealed in items]
 
     def _seal_and_append(self, items: Sequence[tuple[Kind, bytes | memoryview]]) -> list[tuple[Ref, Location | None]]:
-        """Seal entries and append those that are not staged already. Worker thread."""
+        """Seal entries and append those that are not staged already. Worker thread. Raises StoreFull."""
+        if any(kind in _BULK for kind, _data in items):
+            self._check_disk(sum(len(data) for _kind, data in items))
         results: list[tuple[Ref, Location | None]] = []
         small: list[tuple[Ref, bytes]] = []
         for kind, data in items:
@@ -133,6 +141,15 @@ class Entries:
             small = []
             results += self._append([seal_into(self._secret, kind, data, _scratch.buffer)])
         return results + self._append(small)
+
+    def _check_disk(self, size: int) -> None:
+        """Raise StoreFull when data of this size would take the room of what must go on. Worker thread."""
+        try:
+            status = os.statvfs(self.segments.directory)
+        except OSError:
+            return  # appending says why
+        if status.f_bavail * status.f_frsize < size + limits.STAGE_RESERVE:
+            raise StoreFull(f"cannot stage data in {self.segments.directory}: {os.strerror(errno.ENOSPC)}")
 
     def add_staged(self, entry: EntryId, location: Location, *, new: bool = True) -> None:
         """Note an appended entry; with `new`, the next group commit will index it."""
@@ -148,6 +165,7 @@ class Entries:
         if self._unsynced >= _SYNC_BYTES:
             self._unsynced = 0
             self._sync_wake.set()
+            self._cache_wake.set()  # what is staged takes the room of what is cached
         self.unanchorable[entry] = self.order
         self.incomplete[entry] = self.order
         self._left[location.segment] = self._left.get(location.segment, 0) + 1
@@ -402,7 +420,7 @@ class Entries:
         if answer.data:
             if entry_id(answer.data) != ref.id:
                 raise BlobCorrupt(f"the agent sent something else than entry {ref.id.hex()[:16]}")
-            if len(self._recent) < limits.FETCHED_MAX:
+            if len(answer.data) <= limits.SMALL_ENTRY and len(self._recent) < limits.FETCHED_MAX:
                 self._recent[ref.id] = answer.data
             self._cache_wake.set()
             return _open(ref, kind, answer.data)

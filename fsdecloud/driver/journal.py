@@ -186,6 +186,7 @@ class Journal:
                 if self._core.failure:  # no group was collected, so nobody was told yet
                     self.error, self._failed = exc, self._requested
                     self._tell()
+                self._entries.wake_cache_writer()  # a full disk: the cache gives way
                 await trio.sleep(_RETRY)
                 self._wake.set()
 

@@ -153,6 +153,7 @@ class Sealer:
                     log.error("cannot stage data: %s", failure)
                 self.error = failure
                 self.notify()
+                self._entries.wake_cache_writer()  # a full disk: the cache gives way
                 await trio.sleep(_RETRY)
                 self._queue.extendleft(reversed(batch))
                 self._busy.difference_update(batch)

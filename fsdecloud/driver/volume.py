@@ -46,7 +46,7 @@ from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
 from fsdecloud.driver.views import Views
 from fsdecloud.driver.xattrs import Xattrs
-from fsdecloud.errors import FsdecloudError, MalformedError, NoSpace, StoreError
+from fsdecloud.errors import FsdecloudError, MalformedError, NoSpace, StoreError, StoreFull
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.fs.records import Operation
@@ -344,9 +344,14 @@ class Volume:
             run_once("orphans", self._reap_orphans_in_time)
         self.core.recorder.record(Operation.MOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
         self.core.changed()
-        if not self.core.read_only:
-            await self.committer.save_meta(inode_bound=self.core.inode_bound)
-        await self.flush()
+        try:
+            if not self.core.read_only:
+                await self.committer.save_meta(inode_bound=self.core.inode_bound)
+            await self.flush()
+        except (StoreFull, NoSpace) as exc:  # fault 13: what fills the disk may be what only a mount can store
+            log.warning("mounted on a full disk: %s", exc)
+            self.core.inode_bound = min(self.core.inode_bound, self.core.next_inode)
+            self.entries.wake_cache_writer()
         self.committer.poke()
 
     def _reserve_inodes(self) -> None:

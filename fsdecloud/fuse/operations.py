@@ -311,7 +311,8 @@ class Operations(pyfuse3.Operations):
     async def flush(self, fh: int) -> None:
         handle = self._files.handle(fh)
         self._access_times.closed(handle)
-        self._files.check_error(handle.inode)
+        if handle.flags & os.O_ACCMODE != os.O_RDONLY:
+            self._files.check_error(handle.inode)
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:

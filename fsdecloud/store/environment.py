@@ -63,6 +63,9 @@ through: what is made on it lies in its upper layer, and containers have nothing
 _READERS: Final = 126
 _SPARE_TRANSACTIONS: Final = 8
 
+_NEARLY_FULL: Final = 1 << 20
+"""More than one transaction of ours writes at once."""
+
 
 class Environment:
     """An open LMDB environment. Use `open_environment`."""
@@ -253,6 +256,8 @@ def map_error(exc: lmdb.Error, path: Path) -> StoreError:
     code = getattr(exc, "code", 0)
     if code in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{path}: {os.strerror(code)}", code)
+    if code == errno.EIO and _is_full(path):
+        return StoreFull(f"{path}: {os.strerror(errno.ENOSPC)}")  # LMDB calls a short write that (mdb_page_flush)
     if code == errno.ENOMEM:
         return StoreError(f"{path}: {os.strerror(code)}: {_address_space()}")
     return StoreError(f"{path}: {str(exc).removeprefix(f'{path}: ')}")
@@ -264,6 +269,15 @@ def _address_space() -> str:
     if limit == resource.RLIM_INFINITY:
         return "the system gives no address space for its map (vm.overcommit_memory, or too little memory)"
     return f"the limit of {limit >> 20} MiB on address space is too small for its map: ulimit -v unlimited (LimitAS=)"
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk has next to no room left."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < _NEARLY_FULL
 
 
 @contextmanager
