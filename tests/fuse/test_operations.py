@@ -39,6 +39,7 @@ def run_scenario(network: Network, name: str, directory: Path) -> object:
 
 @pytest.mark.parametrize("name", [name for name in sorted(scenario.load()) if not name.startswith("acl_")])
 def test_as_on_a_plain_disk(network: Network, name: str) -> None:
+    """Among them what faults 142, 144, 145, 146 and 150 ask for."""
     outside = run_scenario(network, name, network.work / name)
     remove_tree(network.work / name)
     inside = run_scenario(network, name, network.mountpoint / name)
