@@ -55,10 +55,10 @@ def test_the_trace_tells_everything(traced):
 def test_fault_011_power_loss_under_a_driver(traced, scratch):
     root, events, known = traced
     tried = 0
-    for cut in cuts(events, root, 90, 3):
+    for cut in cuts(events, root, 70, 3):
         assert not try_cut(cut, root, known, scratch)
         tried += 1
-    assert tried > 60
+    assert tried > 45
 
 
 @pytest.mark.long

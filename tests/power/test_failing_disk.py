@@ -111,7 +111,7 @@ def test_fault_013_014_015_opening_a_state_store(scratch, fault):
         assert descriptors() == before, disk.failed
 
 
-@each_fault
+@each_fault_in_time
 def test_fault_013_014_015_segments_change_hands(scratch, fault):
     """Append, roll, sync, adopt, remove: what was acknowledged is in the old place or in the new one."""
     gc.collect()

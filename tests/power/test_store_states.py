@@ -13,7 +13,7 @@ from tests.power.disk import PAGE, Disk, differences, store
 from tests.power.states import Cut, cuts, without_syncs
 from tests.power.trace import DIRECTORY, Begin, Change, Note, Rename, Sync, record
 
-STATES = 800
+STATES = 700
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_fault_012_torn_meta_page(traced, scratch):
         if isinstance(event, Note):
             notes.append(event.text)
         is_meta = isinstance(event, Change) and event.file == data and event.is_durable and event.offset < 2 * PAGE
-        if is_meta and tried < 150:
+        if is_meta and tried < 60:
             before = disk.newest()
             for size in range(0, len(event.data), 8):
                 state = dict(before)

@@ -112,6 +112,22 @@ def test_20_a_damaged_data_file_is_refused(tmp_path, name):
         assert (path / "data.mdb").read_bytes() == before
 
 
+@pytest.mark.parametrize("left", [b"", bytes(100), bytes(4096), bytes(8192), bytes(8191)])
+def test_11_an_environment_that_was_only_being_made_is_made_anew(tmp_path, left):
+    """A power cut before the mark was durable: nothing was committed, so nothing is refused."""
+    (tmp_path / "data.mdb").write_bytes(left)
+    with open_environment(tmp_path, MAP) as env:
+        env.database(b"a")
+    with open_environment(tmp_path, MAP):
+        pass
+    # A larger file is somebody's data, mark or not.
+    fill(tmp_path / "e")
+    (tmp_path / "e" / "format").unlink()
+    damage("zeroed", tmp_path / "e")
+    with pytest.raises(StoreCorrupt):
+        open_environment(tmp_path / "e", MAP)
+
+
 def test_a_file_that_ends_in_pages_never_written_opens(tmp_path):
     """A transaction may take pages at the end of the file and free them again before anything is written there."""
     path = tmp_path / "e"
