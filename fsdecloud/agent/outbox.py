@@ -32,8 +32,8 @@ BURIED: Final = 100
 RETRY: Final = 5.0
 """Seconds until the next try after an answer that was neither yes nor no."""
 
-SETTLED: Final = 10.0
-"""Seconds; see `Outbox._note_final`."""
+SETTLED: Final = 4.0
+"""Seconds, two intervals of such a network; see `Outbox._note_final`."""
 
 KEPT_MAX: Final = 64
 """Anchors kept at most that are in blocks: a network that mines only when there is work buries nothing for days."""
