@@ -1,0 +1,133 @@
+"""The agent's records of what is to be deleted: storing goes first, another device's word voids them."""
+
+import time
+
+import trio
+import trio.testing
+
+from fsdecloud.agent.garbage import TRIES_MAX, Doomed, Garbage
+from fsdecloud.agent.journal import ROWS, open_journal, open_writer
+from fsdecloud.agent.rows import PackedEntry, blob_key, entry_rows
+from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
+
+BLOB, OTHER = BlobId(b"b" * 32), BlobId(b"o" * 32)
+PEER, AWAY = PeerId(b"p" * 32), PeerId(b"a" * 32)
+ONE, TWO = ShardId(b"1" * 32), ShardId(b"2" * 32)
+
+
+def run(path, work):
+    async def main():
+        journal = open_journal(path, b"V" * 32)
+        try:
+            with trio.fail_after(20):
+                async with open_writer(journal) as writer:
+                    await work(Garbage(writer), writer)
+        finally:
+            journal.close()
+
+    trio.run(main)
+
+
+def record(*shards, **more):
+    return Doomed((EntryId(b"e" * 32),), tuple((shard, PEER) for shard in shards), 100, **more)
+
+
+async def doom(garbage, **blobs):
+    async with garbage.lock:
+        await garbage.doom({BlobId(name.encode() * 32): value for name, value in blobs.items()})
+
+
+def test_storing_a_shard_again_takes_it_out_of_every_record(tmp_path):
+    async def work(garbage, _writer):
+        await doom(garbage, b=record(ONE, TWO, generation=1), o=record(TWO, generation=1))
+        await garbage.reclaim(BlobId(b"n" * 32), [TWO])
+        assert garbage.get(BLOB).left == ((ONE, PEER),)
+        assert garbage.get(OTHER) is None
+        await garbage.reclaim(BLOB, [ONE])
+        assert garbage.count() == 0
+        assert garbage._owners(ONE) == garbage._owners(TWO) == []
+
+    run(tmp_path / "j", work)
+
+
+def test_storing_waits_for_a_deletion_that_may_be_on_its_way_also_after_a_restart(tmp_path):
+    async def sign(garbage, _writer):
+        await doom(garbage, b=record(ONE, generation=1))
+        async with garbage.lock:
+            await garbage.signing([BLOB], int(time.time()) + 1000)
+
+    async def work(garbage, _writer):
+        done = []
+
+        async def reclaim():
+            await garbage.reclaim(BLOB, [ONE])
+            done.append(garbage.get(BLOB))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reclaim)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(0.05)
+            assert not done
+            assert garbage.get(BLOB) is not None
+            await garbage.settled([BLOB], tried=False)
+        assert done == [None]
+
+    run(tmp_path / "j", sign)
+    run(tmp_path / "j", work)
+
+
+def test_an_expired_deletion_is_not_waited_for(tmp_path):
+    async def work(garbage, _writer):
+        await doom(garbage, b=record(ONE, generation=1, signed_until=int(time.time()) - 1))
+        await garbage.reclaim(BLOB, [ONE])
+        assert garbage.count() == 0
+
+    run(tmp_path / "j", work)
+
+
+def test_a_fold_drops_the_rows_but_for_those_that_are_newer(tmp_path):
+    async def work(garbage, writer):
+        inside = [PackedEntry(EntryId(bytes([i]) * 32), 0, 5) for i in range(3)]
+        await doom(garbage, b=Doomed(tuple(entry.id for entry in inside), ((ONE, PEER),), 100))
+        again = entry_rows(OTHER, inside[:1])
+        await writer.write([(ROWS, key, value) for key, value in again])
+        keys, records = garbage.dropping()
+        assert [blob for blob, _ in records] == [BLOB]
+        assert set(keys) == {(blob_key(BLOB), None), *((b"E" + entry.id, None) for entry in inside[1:])}
+        await writer.write(garbage.dropped(records, [b"n" * 32], [PEER, AWAY], 16))
+        assert garbage.get(BLOB).generation == 1
+        assert garbage.get(BlobId(b"n" * 32)).is_node
+        assert garbage.dropping() == ([], [])
+        assert garbage.finals() == []
+        await garbage.finalize(1)
+        assert len(garbage.finals()) == 2
+
+    async def later(garbage, _writer):
+        assert (garbage.generation, garbage.final_generation, len(garbage.finals())) == (1, 1, 2)
+
+    run(tmp_path / "j", work)
+    run(tmp_path / "j", later)
+
+
+def test_another_devices_map_voids_everything(tmp_path):
+    async def work(garbage, _writer):
+        await doom(garbage, b=record(ONE, generation=1), o=record(TWO))
+        await garbage.forget_all()
+        assert garbage.count() == 0
+        assert garbage._owners(ONE) == []
+
+    run(tmp_path / "j", work)
+
+
+def test_a_peer_that_never_deletes_is_left_alone_at_last(tmp_path):
+    async def work(garbage, _writer):
+        await doom(garbage, b=record(ONE, TWO, generation=1))
+        await garbage.gone(PEER, {BLOB: [ONE]})
+        assert garbage.get(BLOB).left == ((TWO, PEER),)
+        assert (garbage.freed_shards, garbage.freed_bytes) == (1, 100)
+        for _ in range(TRIES_MAX):
+            assert garbage.count() == 1
+            await garbage.settled([BLOB], tried=True)
+        assert garbage.count() == 0
+
+    run(tmp_path / "j", work)
