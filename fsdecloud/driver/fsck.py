@@ -191,13 +191,15 @@ class Check:
         report.unchecked, report.read_bytes = walk.unchecked, walk.bytes
         if self._options.network:
             found += await self._check_peers(opened)
-        found += opened.source.damaged.values()
+        # What the journal changed may stand in the committed tree already.
+        found = list(dict.fromkeys([*found, *opened.source.damaged.values()]))
         repairer = Repairer(opened, view)
         if not is_whole:
             text = "inodes, names and counters were not checked, because the tree could not be read as a whole"
             found.append(Finding("unchecked", text, NOTE))
         elif view.root or view.current:
-            await self._check_map(opened, view, repairer)
+            seen = await self._check_map(opened, view, repairer)
+            found = await trio.to_thread.run_sync(_with_paths, seen, found)
         report.findings += found
         if self._options.repair:
             report.repaired.update(await repairer.repair(found))
@@ -265,8 +267,8 @@ class Check:
         for root, where in roots.items():
             yield from walk.walk(root, where)
 
-    async def _check_map(self, opened: Opened, view: Overlay, repairer: Repairer) -> None:
-        """Check inodes and names; with `repair`, until no more can be put right."""
+    async def _check_map(self, opened: Opened, view: Overlay, repairer: Repairer) -> MapCheck:
+        """Check inodes and names; with `repair`, until no more can be put right. Return the last look."""
         report, shown, first = self.report, set[Finding](), True
         for _round in range(ROUNDS_MAX):
             check = MapCheck(view.scan, opened.keys.border_secret, opened.meta.inode_bound)
@@ -284,6 +286,7 @@ class Check:
         if not first:
             report.findings += [one for one in now if one not in shown]
             report.repaired.update(shown - set(now))
+        return check
 
     async def _check_peers(self, opened: Opened) -> list[Finding]:
         """Ask the peers for the shards of all blobs."""

@@ -183,7 +183,7 @@ class MapCheck:
                 continue
             allocated += held(found)
             end = max(end, chunk * CHUNK_SIZE + extent(found))
-        xattrs = sum(1 for _row in streams[b"X"].of(number))
+        xattrs = self._count_attributes(index, streams[b"X"])
         if not is_file and allocated:
             text = "has contents and is no regular file"
             self._held.append((index, Finding("chunk", text, inode=number)))
@@ -204,6 +204,19 @@ class MapCheck:
             self._held.append((index, Finding(kind, text, inode=number, repair=repair)))
         if is_file:
             self.bytes += value.size
+
+    def _count_attributes(self, index: int, stream: _Stream) -> int:
+        """Return how many attributes an inode has. A long value has several rows: name, 0, and the part's number in 2 bytes."""
+        number, count, expected = self._numbers[index], 0, (b"", 0)
+        for key, _value in stream.of(number):
+            name, part = key[9:-2], int.from_bytes(key[-2:], "big")
+            if part == 0:
+                count += 1
+            elif (name, part) != expected:
+                text = f"attribute {ascii(name[:-1])[2:-1]} lacks the part before part {part}"
+                self._held.append((index, Finding("attribute", text, DAMAGE, number)))
+            expected = (name, part + 1)
+        return count
 
     def _nobodys(self, streams: dict[bytes, _Stream], number: int) -> Steps:
         """Deal with rows of inodes below `number` that do not exist."""

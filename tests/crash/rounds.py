@@ -28,6 +28,7 @@ from tests.crash.checker import acknowledged
 from tests.crash.writer import STRICT
 
 KINDS: Final = ("driver", "driver", "driver and agent", "agent", "everything")
+FSCK_EVERY: Final = 5
 CLEAN: Final = {"lost": [], "mixed": [], "holes": [], "order": []}
 
 
@@ -92,6 +93,9 @@ class Rounds:
         assert dirty > 0, f"{where} proved nothing: nothing was dirty"  # fault 3
         if kind == "everything":
             self.network.wait_until(lambda: not self.network.processes(), 20, "all processes end")
+        if kind != "agent" and number % FSCK_EVERY == 0:  # fsck would find nothing to repair in what the kill left
+            self.network.decloud("fsck", self.volume, "--offline")
+        if kind == "everything":
             self.network.up()
         elif kind != "agent":
             self.network.decloud("mount", self.volume, self.network.mountpoint)

@@ -113,7 +113,7 @@ class Life:
             if self.random.random() < 0.3:
                 await core.run(self.xattrs.remove, ino, b"user.%d" % self.random.randrange(3), CALLER)
             else:
-                value = b"v" * self.random.randrange(1000)
+                value = b"v" * self.random.choice((0, 10, 1000, 5000, 60_000))
                 await core.run(self.xattrs.set, ino, b"user.%d" % self.random.randrange(3), value, 0, CALLER)
         elif what == "fsync":
             await self.driver.fsync(live)

@@ -7,7 +7,7 @@ import pytest
 from tests.component.driver.fsckworld import Life, copy_of, look, texts
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 60))])
 def test_nothing_is_wrong_after_a_crash_at_any_time(run_driver, seed: int) -> None:
     async def test(driver) -> None:
         life = Life(driver, seed)
