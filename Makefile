@@ -10,10 +10,10 @@ run: install
 	@exec $(BIN)/decloud up $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m tests.run "not long" $(ARGS)
 
 test-long: lint
-	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m tests.run long $(ARGS)
 
 bench: install-test
 	$(BIN)/python -m tests.bench $(ARGS)
