@@ -93,6 +93,7 @@ def find_paths(environ: dict[str, str] | None = None) -> Paths:
     if home:
         if not os.path.isabs(home):
             raise UsageError(f"{HOME_VARIABLE} must be an absolute path, not {home!r}")
+        check_text(home)
         base = Path(home)
         return Paths(base / "config", base / "state", base / "cache", base / "run")
     if os.geteuid() == 0:
@@ -101,6 +102,14 @@ def find_paths(environ: dict[str, str] | None = None) -> Paths:
     return Paths(
         Path(dirs.user_config_dir), Path(dirs.user_state_dir), Path(dirs.user_cache_dir), Path(dirs.user_runtime_dir)
     )
+
+
+def check_text(path: str) -> None:
+    """Raise UsageError for a path that is not UTF-8: the programs tell each other paths as text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"{path!r} is not UTF-8: use another directory") from exc
 
 
 def check_name(name: str) -> str:

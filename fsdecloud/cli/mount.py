@@ -66,10 +66,10 @@ def mount_volume(
         process, _ = parts.start_part(
             paths, part, timeout=options.mount_timeout, secret=root, detached=not options.foreground
         )
+        _check_answers(mountpoint, daemon, paths)
     except UsageError:
         detach_stale(served, mountpoint)  # it was killed after the kernel had mounted (fault 4)
         raise
-    _check_answers(mountpoint, daemon, paths)
     return process
 
 

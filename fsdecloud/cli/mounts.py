@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fsdecloud.config import check_text
 from fsdecloud.errors import UsageError
 
 MOUNT_FAILED: Final = 32
@@ -154,6 +155,7 @@ def check_mountpoint(directory: str, *, nonempty: bool = False) -> str:
     """
     mounts = read_mounts()
     path = canonical(directory, mounts)
+    check_text(path)
     there = mount_at(path, mounts)
     if there is not None and there.kind != "autofs":
         what = f"volume {there.volume}" if there.is_ours else f"{there.kind} from {there.source}"

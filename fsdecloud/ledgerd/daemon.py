@@ -9,7 +9,6 @@ import logging
 import secrets
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from fsdecloud.crypto import sign
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledgerd.api import LocalApi
+from fsdecloud.ledgerd.clock import SteadyClock
 from fsdecloud.ledgerd.hub import INBOUND_MAX, Hub, fetch_network
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.mining import Mining
@@ -83,7 +83,7 @@ class _Daemon:
         self._seed = seed
         self._config = load_config(paths)
         node = PeerId(sign.public_key(seed))
-        self._keeper = Keeper(store, lambda: int(time.time()))
+        self._keeper = Keeper(store, SteadyClock())
         self._hub = Hub(self._keeper, node, secrets.token_bytes(32), changed=self._remember)
         mine = options.mine if options.mine is not None else not store.document.mine_when_idle
         self._mining = Mining(self._keeper, node) if mine else None

@@ -33,12 +33,12 @@ def stop_peers(network: Network) -> None:
 
 @pytest.fixture
 def small_disk() -> Iterator[tuple[Network, Path]]:
-    """A network whose volume's state and cache lie on an ext4 of 640 MiB, its peers elsewhere; and that disk."""
+    """A network whose volume's state and cache lie on an ext4 of 400 MiB, its peers elsewhere; and that disk."""
     with Network(peers=1) as network:
         image, disk = network.base / "image", network.base / "disk"
         disk.mkdir()
         with open(image, "wb") as file:
-            file.truncate(640 * MIB)
+            file.truncate(400 * MIB)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True, timeout=60)
         subprocess.run(["mount", "-o", "loop", image, disk], check=True, timeout=60)
         try:
@@ -55,7 +55,7 @@ def small_disk() -> Iterator[tuple[Network, Path]]:
 
 def test_fault_013_a_full_disk(small_disk: tuple[Network, Path]) -> None:
     network, _disk = small_disk
-    assert filler(network, "fill", "clean", 96) == {"errno": "", "acked": 96, "written": 95}
+    assert filler(network, "fill", "clean", 64) == {"errno": "", "acked": 64, "written": 63}
     network.sync("stored")
     before = network.status()
     stop_peers(network)
@@ -76,12 +76,12 @@ def test_fault_013_a_full_disk(small_disk: tuple[Network, Path]) -> None:
     network.kill(after["driver_pid"])
     network.up()
     assert filler(network, "check", "filler", full["acked"]) == {"right": full["acked"]}
-    assert filler(network, "check", "clean", 96) == {"right": 96}, "what is not here comes from the peer"
+    assert filler(network, "check", "clean", 64) == {"right": 64}, "what is not here comes from the peer"
     # Space freed: uploaded, or removed; writes succeed without a remount.
     pid = network.status()["driver_pid"]
     network.sync("stored", deadline=240)
     network.run("rm", network.mountpoint / "filler")
-    assert filler(network, "fill", "again", 64)["errno"] == ""
+    assert filler(network, "fill", "again", 32)["errno"] == ""
     network.sync("stored", deadline=240)
     status = network.status()
     assert status["driver_pid"] == pid

@@ -136,7 +136,7 @@ def test_fault_004_the_command_is_killed_while_the_driver_starts(unmounted: Netw
 # ---- ending ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize("delay", [0.02, 0.2])
 def test_fault_005_killed_while_it_unmounts(mounted: Network, delay: float) -> None:
     network = mounted
     name = f"unmounting-{delay:g}"
@@ -282,7 +282,7 @@ def copied_within(network: Network, limit: int, size: int) -> None:
 
 
 def test_fault_010_memory_stays_below_its_bound(mounted: Network) -> None:
-    copied_within(mounted, 448 * MIB, 320 * MIB)
+    copied_within(mounted, 320 * MIB, 192 * MIB)
 
 
 @pytest.mark.long
@@ -294,7 +294,7 @@ def test_fault_010_memory_stays_below_its_bound_for_ten_gigabytes(mounted: Netwo
 
 
 def test_fault_022_odd_paths() -> None:
-    """Spaces, quotes, bytes that are no UTF-8, and a symbolic link on the way."""
+    """Spaces, quotes, letters of other languages, a line's end, and a symbolic link on the way."""
     with Network(peers=1) as network:
         real = network.base / "a b'\"\\ \n\xe4"
         real.mkdir()
@@ -311,6 +311,14 @@ def test_fault_022_odd_paths() -> None:
         network.mount()
         assert is_whole(network)
         assert network.status()["mountpoint"] == str(network.mountpoint)
+        # What is no text is refused in one line, whether it is the home or the mount point.
+        bytes_only = os.fsdecode(b"\xff")
+        result = network.decloud("status", home=network.base / bytes_only, check=False)
+        assert (result.code, result.err.count("\n")) == (1, 1), result.describe()
+        network.umount()
+        (network.base / bytes_only).mkdir()
+        result = network.decloud("mount", network.volume, network.base / bytes_only, check=False)
+        assert (result.code, result.err.count("\n")) == (1, 1), result.describe()
 
 
 def test_fault_034_nothing_around_it() -> None:
