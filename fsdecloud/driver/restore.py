@@ -211,15 +211,16 @@ class _Copy:
 
     async def _copy_child(self, parent: int, name: bytes, old: int) -> tuple[int, int] | None:
         """Copy what one name means; return (old, new) of a directory, whose contents are then still to be copied."""
+        data = await self._view.core.run(self._view.core.overlay.get, inode_key(old))
+        if data is None:
+            raise NotFound(f"the snapshot lacks inode {old}")
+        value = decode_inode(data)
+        # From here to the rows nothing waits: a number that is counted and has no inode would be counted for ever.
         known = self._links.get(old)
         if known is not None:
             new, names = known[0], known[1] + 1
         else:
             new, names = int(self._core.take_number()), 1
-        data = await self._view.core.run(self._view.core.overlay.get, inode_key(old))
-        if data is None:
-            raise NotFound(f"the snapshot lacks inode {old}")
-        value = decode_inode(data)
         is_dir = stat.S_ISDIR(value.mode)
         if value.nlink > 1 and not is_dir:
             self._links[old] = new, names

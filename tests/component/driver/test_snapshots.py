@@ -573,7 +573,8 @@ def test_a_crash_at_every_step_of_restoring_leaves_the_old_or_the_restored(run, 
     run(test)
 
 
-def test_a_restore_that_fails_leaves_nothing_behind(run, monkeypatch):
+@pytest.mark.parametrize("place", ["before a child", "when its inode is read"])
+def test_a_restore_that_fails_leaves_nothing_behind(run, monkeypatch, place):
     async def test(m):
         await make_tree(m)
         await m.anchor()
@@ -581,17 +582,27 @@ def test_a_restore_that_fails_leaves_nothing_behind(run, monkeypatch):
         before, files, size = await see(m, "/"), m.core.files, m.core.bytes
         reaped = []
         m.restorer._reap = reaped.append
-        copy_child = restore._Copy._copy_child
+        copy_child, decode = restore._Copy._copy_child, restore.decode_inode
         left = 12
 
-        async def failing(*arguments):
+        def count() -> None:
             nonlocal left
             left -= 1
             if not left:
                 raise UsageError("the peers are gone")
+
+        async def failing(*arguments):
+            count()
             return await copy_child(*arguments)
 
-        monkeypatch.setattr(restore._Copy, "_copy_child", failing)
+        def failing_decode(data: bytes):
+            count()
+            return decode(data)
+
+        if place == "before a child":
+            monkeypatch.setattr(restore._Copy, "_copy_child", failing)
+        else:
+            monkeypatch.setattr(restore, "decode_inode", failing_decode)
         with pytest.raises(UsageError, match="peers"):
             await m.restorer.restore(row, b"/d", b"/copy", force=False, caller=ME)
         assert len(reaped) == 1
