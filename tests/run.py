@@ -2,8 +2,8 @@
 
     python -m tests.run MARKS [pytest's arguments]
 
-One process has the tests that compute (no mount), the other those that use mounts and whole networks; the machine has two
-cores at least. The first one's output is shown when it has ended. With arguments there is one process with just those. The
+Together they take about as long as each of them; the machine has two cores at least. The first one's output is shown when
+the second has ended. With arguments there is one process with just those. The
 exit code is the first that is not 0.
 """
 
@@ -15,15 +15,8 @@ import sys
 import tempfile
 from typing import Final
 
-COMPUTING: Final = ("tests/unit", "tests/component", "tests/power")
-MOUNTING: Final = (
-    "tests/fuse",
-    "tests/posix",
-    "tests/differential",
-    "tests/crash",
-    "tests/programs",
-    "tests/cluster",
-)
+FIRST: Final = ("tests/unit", "tests/component", "tests/power", "tests/cluster")
+SECOND: Final = ("tests/fuse", "tests/posix", "tests/differential", "tests/crash", "tests/programs")
 
 
 def main() -> int:
@@ -32,16 +25,16 @@ def main() -> int:
     pytest = [sys.executable, "-m", "pytest", "-m", marks]
     if arguments:
         return subprocess.run([*pytest, *arguments], check=False).returncode
-    missing = [name for name in _test_directories() if name not in (*COMPUTING, *MOUNTING)]
+    missing = [name for name in _test_directories() if name not in (*FIRST, *SECOND)]
     if missing:
         print(f"tests/run.py does not know {', '.join(missing)}", file=sys.stderr)
         return 1
     with tempfile.TemporaryFile() as output:
         beside = subprocess.Popen(
-            [*pytest, "--durations=10", *COMPUTING], stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            [*pytest, "--durations=10", *FIRST], stdout=output, stderr=output, stdin=subprocess.DEVNULL
         )
         try:
-            code = subprocess.run([*pytest, "--durations=15", *MOUNTING], check=False).returncode
+            code = subprocess.run([*pytest, "--durations=15", *SECOND], check=False).returncode
             code = beside.wait() or code
         finally:
             beside.kill()

@@ -97,13 +97,12 @@ class Actor:
         found: dict[str, Any] = {}
         groups: dict[int, str] = {}
         times: dict[tuple[int, int], tuple[int, int]] = {}
-        pending = ["."]
-        while pending:
-            path = pending.pop()
-            info = os.lstat(path)
-            if stat.S_ISDIR(info.st_mode):
-                pending += [f"{path}/{name}" for name in os.listdir(path)]
-            found[path] = self._describe_one(path, info, groups, times)
+        paths = ["."]
+        for path in paths:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                paths += [f"{path}/{name}" for name in os.listdir(path)]
+        for path in sorted(paths):  # the order in which names are listed is the file system's own
+            found[path] = self._describe_one(path, os.lstat(path), groups, times)
         for slot, fd in self._open.items():
             info = os.fstat(fd)
             if not info.st_nlink:

@@ -95,7 +95,8 @@ def test_programs_report_how_they_ended() -> None:
         assert network.run("sh", "-c", "sleep 300 & echo done").out == "done\n", (
             "a background child keeps nobody waiting"
         )
-        (pid,) = network.processes()
+        # A process that is just being executed has no environment yet, which is what it is known by.
+        (pid,) = network.wait_until(network.processes, 20, "the background child is seen")
         network.kill(pid)
         with pytest.raises(AssertionError, match="no process of this network"):
             network.kill(os.getppid())
