@@ -30,7 +30,7 @@ def test_faults_001_and_003_killed_at_random_instants(network: Network) -> None:
     network.sync("stored")  # what was not uploaded goes on uploading
     status = rounds.status()
     assert (status.staged.bytes, status.handler_errors) == (0, 0)
-    rounds.check_again()
+    rounds.check_again(5)
 
 
 def test_fault_002_killed_and_the_cache_deleted(network: Network) -> None:
@@ -41,7 +41,7 @@ def test_fault_002_killed_and_the_cache_deleted(network: Network) -> None:
     network.kill(rounds.status().driver_pid)
     network.run("umount", "-l", network.mountpoint)
     network.drop_cache_of_unmounted()
-    rounds.check_again()
+    rounds.check_again(2)
 
 
 @pytest.mark.long
