@@ -3,8 +3,7 @@
     python -m tests.run MARKS [pytest's arguments]
 
 Together they take about as long as each of them; the machine has two cores at least. The first one's output is shown when
-the second has ended. With arguments there is one process with just those. The
-exit code is the first that is not 0.
+the second has ended. With arguments there is one process with just those. The exit code is the first that is not 0.
 """
 
 from __future__ import annotations

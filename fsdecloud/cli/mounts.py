@@ -144,8 +144,12 @@ def probe(mountpoint: str, timeout: float) -> str:
 
 
 def is_stale(mountpoint: str) -> bool:
-    """Whether the mount's driver is gone: the kernel then answers at once, without asking anybody."""
-    return probe(mountpoint, PROBE_TIMEOUT) in (os.strerror(errno.ENOTCONN), os.strerror(errno.ECONNABORTED))
+    """Whether the mount's driver is gone: the kernel then answers at once, without asking anybody.
+
+    ECONNABORTED comes for a request that was under way, ECONNREFUSED if the driver ended before its first word to the kernel.
+    """
+    reasons = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED)
+    return probe(mountpoint, PROBE_TIMEOUT) in map(os.strerror, reasons)
 
 
 def check_mountpoint(directory: str, *, nonempty: bool = False) -> str:
