@@ -44,6 +44,13 @@ def note(path: str, line: str) -> None:
     os.close(fd)
 
 
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(fd)
+    os.close(fd)
+
+
 def in_children(count: int, function: Callable[[int], Any]) -> list[Any]:
     """Call `function(i)` in forked children that all start at once; return what they returned."""
     start, go = os.pipe()
@@ -95,6 +102,7 @@ def database_write(path: str, writer: str, noted: str) -> dict[str, Any]:
     """
     db = sqlite3.connect(path, isolation_level=None, timeout=60)
     db.execute("pragma synchronous=full")
+    removal_commits = db.execute("pragma journal_mode").fetchone()[0] == "delete"
     row = db.execute("select n from total where writer=?", (writer,)).fetchone()
     number = row[0] if row else 0
     while True:
@@ -115,7 +123,11 @@ def database_write(path: str, writer: str, noted: str) -> dict[str, Any]:
                     db.execute("insert into part values(?, ?, ?, ?)", (writer, older, part, data))
             db.execute("insert or replace into total values(?, ?)", (writer, number + 1))
             db.execute("commit")
-        except sqlite3.Error as exc:
+            if removal_commits:
+                # It is the journal's removal that commits, and FULL does not sync the directory. EXTRA does, but takes it
+                # for done when the directory cannot be opened, as when the mount has died since: SQLite's unixDelete.
+                sync_directory(os.path.dirname(path))
+        except (sqlite3.Error, OSError) as exc:
             return {"number": number, "error": str(exc)}
         number += 1
         note(noted, str(number))
@@ -185,9 +197,7 @@ def git_commit_forever(repository: str, noted: str, first: str) -> dict[str, Any
             git(repository, "add", "-A")
             git(repository, "commit", "-q", "-m", f"number {number}")
             for directory in (".git", ".git/refs/heads"):  # git renames its files into place and syncs no directory
-                fd = os.open(os.path.join(repository, directory), os.O_RDONLY | os.O_DIRECTORY)
-                os.fsync(fd)
-                os.close(fd)
+                sync_directory(os.path.join(repository, directory))
             note(noted, f"{number} {git(repository, 'rev-parse', 'HEAD').strip()}")
             number += 1
             if number % 4 == 0:

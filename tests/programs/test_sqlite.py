@@ -55,7 +55,7 @@ class Database:
     def check(self) -> None:
         """Fail unless the database is whole and has every acknowledged transaction and none by half."""
         found = job(self._network, "database_check", self._path, WRITERS, *self._noted)
-        assert (found["integrity"], found["wrong"]) == (["ok"], []), found
+        assert (found["integrity"], found["wrong"]) == (["ok"], []), (self._path.name, found)
         said = self._network.run("sqlite3", self._path, "pragma integrity_check; pragma journal_mode;")
         assert said.out.splitlines() == ["ok", self._path.stem]
 
