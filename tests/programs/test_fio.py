@@ -89,13 +89,13 @@ def test_many_jobs_on_one_file(network: Network, places: Places) -> None:
 @pytest.mark.parametrize("name", JOBS)
 def test_long_written_and_verified(network: Network, places: Places, name: str) -> None:
     """Four processes, some of them more than the driver keeps in memory; verified again from the peers' copies."""
-    settings = {"jobs": 4, "slow_size": 4096, "deadline": 240}
-    fio(network, places, [name], 65536, **settings)
+    settings = {"jobs": 4, "slow_size": 2048, "deadline": 240}
+    fio(network, places, [name], 20480, **settings)
     drop_pages(network)
-    fio(network, places, [name], 65536, "--verify_only", **settings)
+    fio(network, places, [name], 20480, "--verify_only", **settings)
     network.sync("stored", deadline=240)
     network.drop_cache()
-    fio(network, places, [name], 65536, "--verify_only", **settings)
+    fio(network, places, [name], 20480, "--verify_only", **settings)
 
 
 @pytest.mark.long
