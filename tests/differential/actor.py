@@ -253,7 +253,10 @@ class Actor:
         os.fchmod(self._fd(slot), mode)
 
     def do_seek(self, slot: int, offset: int, whence: int) -> Any:
-        return os.lseek(self._fd(slot), offset, whence)
+        fd = self._fd(slot)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            return "a directory's offsets are its file system's own"
+        return os.lseek(fd, offset, whence)
 
     def do_map(self, slot: int, offset: int, size: int, seed: int) -> Any:
         fd = self._fd(slot)
