@@ -71,6 +71,8 @@ class Files:
         self._fresh: dict[tuple[int, int], DirtyChunk] = {}
         """Chunks of which the journal lacks something."""
         self._replayed: dict[tuple[int, int], Extents] = {}
+        self._turn = trio.Lock()
+        """Held by the write that waits for room; the others queue behind it."""
         sealer.on_value = self._value_changed
 
     # ---- handles -------------------------------------------------------------------------------------------------
@@ -132,28 +134,49 @@ class Files:
     async def wait_room(self) -> None:
         """Wait until a write may come in. Raises NoSpace when the staging area or the disk stays full."""
         with trio.move_on_after(limits.HANDLER_DEADLINE), self._core.waiters.one():
-            while self._sealer.dirty_bytes > limits.DIRTY_MAX:
-                self._sealer.check()
-                self.seal_oldest(self._sealer.dirty_bytes - limits.DIRTY_MAX // 2)
-                await self._sealer.wait_progress()
-            while self._entries.staged_bytes > self._stage_size or self._entries.is_full:
-                await self._entries.wait_progress()
+            await self._wait_space()
             return
+        raise self._no_room()
+
+    async def write_in_turn(self, live: LiveInode, offset: int, data: bytes | memoryview) -> None:
+        """Take in written bytes once there is room, in the order in which the writes came.
+
+        The kernel writes a file's pages back in ascending order, several requests at a time; one that overtook another
+        would make a hole, which a crash could leave behind. Raises NoSpace, FileTooBig, ReadOnly.
+        """
+        with trio.move_on_after(limits.HANDLER_DEADLINE), self._core.waiters.one():
+            async with self._turn:  # fair: first come, first served
+                await self._wait_space()
+                self.write_nowait(live, offset, data)
+                return
+        raise self._no_room()
+
+    async def _wait_space(self) -> None:
+        while self._sealer.dirty_bytes > limits.DIRTY_MAX:
+            self._sealer.check()
+            self.seal_oldest(self._sealer.dirty_bytes - limits.DIRTY_MAX // 2)
+            await self._sealer.wait_progress()
+        while self._entries.staged_bytes > self._stage_size or self._entries.is_full:
+            await self._entries.wait_progress()
+
+    def _no_room(self) -> NoSpace:
+        """Return what a write fails with that waited for too long."""
         if self._entries.is_full:
-            raise NoSpace(f"{len(self._entries.staged)} entries wait for peers, as many as memory may hold")
+            return NoSpace(f"{len(self._entries.staged)} entries wait for peers, as many as memory may hold")
         if self._entries.staged_bytes > self._stage_size:
-            raise NoSpace(
+            return NoSpace(
                 f"{self._entries.staged_bytes} bytes wait for peers; the limit is stage_size={self._stage_size}"
             )
-        raise NoSpace(f"{self._sealer.dirty_bytes} dirty bytes wait for peers that do not answer")
+        return NoSpace(f"{self._sealer.dirty_bytes} dirty bytes wait for peers that do not answer")
 
     @property
     def has_room(self) -> bool:
-        """Whether a write needs not wait."""
+        """Whether a write needs not wait: there is room, and no other waits for it."""
         return (
             self._sealer.dirty_bytes <= limits.DIRTY_MAX
             and self._entries.staged_bytes <= self._stage_size
             and not self._entries.is_full
+            and not self._turn.locked()
         )
 
     def write_nowait(self, live: LiveInode, offset: int, data: bytes | memoryview) -> None:

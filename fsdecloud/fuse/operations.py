@@ -299,9 +299,10 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._files.handle(fh)
-        if not self._files.has_room:
-            await self._files.wait_room()
-        self._files.write_nowait(handle.inode, off, buf)
+        if self._files.has_room:
+            self._files.write_nowait(handle.inode, off, buf)
+        else:
+            await self._files.write_in_turn(handle.inode, off, buf)
         handle.bytes_written += len(buf)
         if handle.flags & os.O_DIRECT:  # through its cache the kernel does this by itself
             self._namespace.drop_privileges(handle.inode, handle.caller)
