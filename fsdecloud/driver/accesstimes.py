@@ -12,9 +12,11 @@ Called only from the event loop; on the path of every read.
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
-from fsdecloud.driver.core import Core, now
+from fsdecloud.driver.clock import now
+from fsdecloud.driver.core import Core
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.reader import OpenFile
 from fsdecloud.fs.inode import moves_atime
@@ -53,7 +55,8 @@ class AccessTimes:
     def _move(self, live: LiveInode) -> None:
         if self._is_off:
             return
-        moment = now()
-        if (self._is_strict or moves_atime(moment, live.atime, live.mtime, live.ctime)) and not self._core.read_only:
-            live.atime = moment
+        if self._core.read_only:
+            return
+        if self._is_strict or moves_atime(time.time_ns(), live.atime, live.mtime, live.ctime):
+            live.atime = now()
             self._core.inodes.touch_lazily(live)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import stat
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ import trio
 
 from fsdecloud import codec, limits
 from fsdecloud.crypto.keys import VolumeKeys
+from fsdecloud.driver.clock import now
 from fsdecloud.driver.inodes import INODES_KEPT, InodeTable, LiveInode
 from fsdecloud.driver.recorder import Caller, Recorder
 from fsdecloud.driver.supervisor import describe
@@ -38,18 +38,6 @@ R = TypeVar("R")
 
 INODES_RESERVED: Final = 1 << 20
 """Inode numbers set aside at a mount and at each commit: more than can be made in between."""
-
-_COARSE_CLOCK: Final = 5
-"""CLOCK_REALTIME_COARSE of linux/time.h, which Python has no name for."""
-
-
-def now() -> int:
-    """Return the time that a change sets, nanoseconds since 1970: by the clock that the kernel takes its times from.
-
-    With its write cache the kernel sets times of files by itself, a tick of up to 10 ms behind the finer clock; no file
-    may seem to be changed before it was made.
-    """
-    return time.clock_gettime_ns(_COARSE_CLOCK)
 
 
 class Waiters:

@@ -17,7 +17,8 @@ from typing import Final
 import trio
 
 from fsdecloud import limits
-from fsdecloud.driver.core import Core, now
+from fsdecloud.driver.clock import now
+from fsdecloud.driver.core import Core
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.inodes import LiveInode
@@ -271,7 +272,8 @@ class Files:
                 self._fresh[chunk.ino, chunk.index] = chunk
 
     def keep_whole(self, live: LiveInode) -> None:
-        """Have the next group commit take all of a file: it replaces another one, and half of it would be neither."""
+        """Have the next group commit take all of a file that gets another name: programs give files their final name when
+        they are whole, so no crash may leave half a file under it."""
         self.journal_closed([chunk for chunk in live.chunks.values() if chunk.layers and chunk.layers[0].closed])
 
     async def fsync(self, live: LiveInode, flush: Callable[[], Awaitable[None]]) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from fsdecloud import codec
-from fsdecloud.driver.core import now
+from fsdecloud.driver.clock import now
 from fsdecloud.driver.fsckstate import Opened
 from fsdecloud.driver.journal import META, Pairs, Records
 from fsdecloud.errors import FsdecloudError, MalformedError

@@ -14,7 +14,8 @@ from itertools import islice
 from typing import Final
 
 from fsdecloud import codec, limits
-from fsdecloud.driver.core import Core, now
+from fsdecloud.driver.clock import now
+from fsdecloud.driver.core import Core
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.xattrs import Xattrs
@@ -72,8 +73,8 @@ class Namespace:
         self._core = core
         self._xattrs = xattrs
         self._secret = core.keys.border_secret
-        self.on_replace: Callable[[LiveInode], None] = lambda _live: None
-        """Called with a file that takes the name of another one."""
+        self.on_named: Callable[[LiveInode], None] = lambda _live: None
+        """Called with a file that gets another name, before it has it."""
 
     # ---- look-ups ------------------------------------------------------------------------------------------------
     def lookup(self, parent: int, name: bytes) -> LiveInode:
@@ -169,6 +170,7 @@ class Namespace:
         if live.nlink >= limits.LINK_MAX:
             raise TooManyLinks
         old = self._core.path_of(live)
+        self.on_named(live)
         live.nlink += 1
         live.ctime = now()
         self._put_entry(directory, name, live)
@@ -243,7 +245,7 @@ class Namespace:
             if other.is_dir:
                 dest.nlink -= 1
             self._drop_link(other)
-            self.on_replace(live)
+        self.on_named(live)
         self._put_entry(dest, new_name, live)
         live.ctime = now()
         self._touch(live)
@@ -404,6 +406,8 @@ class Namespace:
     def _exchange(
         self, source: LiveInode, name: bytes, live: LiveInode, dest: LiveInode, new_name: bytes, other: LiveInode
     ) -> None:
+        for moved in (live, other):
+            self.on_named(moved)
         self._put_entry(dest, new_name, live)
         self._put_entry(source, name, other)
         if live.is_dir != other.is_dir and source is not dest:

@@ -23,8 +23,9 @@ import msgspec
 import trio
 
 from fsdecloud import codec
+from fsdecloud.driver.clock import now
 from fsdecloud.driver.committer import Committer
-from fsdecloud.driver.core import Core, now
+from fsdecloud.driver.core import Core
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.journal import Journal
 from fsdecloud.driver.namespace import Namespace

@@ -127,7 +127,7 @@ class Volume:
         self.files = Files(
             self.core, self.entries, self.sealer, kernel_times=options.writeback, stage_size=options.stage_size
         )
-        self.namespace.on_replace = self.files.keep_whole
+        self.namespace.on_named = self.files.keep_whole
         self.journal = Journal(self.core, self.files, self.entries, store)
         self.committer = Committer(
             self.core, self.files, self.entries, self.sealer, self.journal, self.nodes, self.meta

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Final
 
 from fsdecloud import limits
-from fsdecloud.driver.core import Core, now
+from fsdecloud.driver.clock import now
+from fsdecloud.driver.core import Core
 from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.errors import AccessDenied, Exists, InvalidArgument, NoAttribute, NotSupported, OutOfRange

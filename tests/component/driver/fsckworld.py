@@ -31,7 +31,7 @@ class Life:
         self.random = random.Random(seed)
         self.xattrs = Xattrs(driver.core)
         self.names = Namespace(driver.core, self.xattrs)
-        self.names.on_replace = driver.files.keep_whole
+        self.names.on_named = driver.files.keep_whole
         self.directories = [int(ROOT)]
         self.files: list[int] = []
         if driver.core.overlay.get(b"I" + ROOT.to_bytes(8, "big")) is None and not driver.core.overlay.root:

@@ -7,7 +7,7 @@ import os
 import pytest
 import trio
 
-from fsdecloud.driver.namespace import Namespace
+from fsdecloud.driver.namespace import RENAME_EXCHANGE, Namespace
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.xattrs import Xattrs
 from fsdecloud.fs.keys import ROOT
@@ -136,10 +136,43 @@ def test_fault_001_a_commit_under_way_has_the_bytes_first(run_driver):
     run_driver(test)
 
 
+def _rename(names, caller):
+    names.rename(ROOT, b"new", ROOT, b"name", 0, caller)
+
+
+def _link_and_unlink(names, caller):
+    names.link(names.lookup(ROOT, b"new").ino, ROOT, b"name", caller)
+    names.unlink(ROOT, b"new", caller)
+
+
+def _exchange(names, caller):
+    names.create(ROOT, b"name", 0o100644, caller)
+    names.rename(ROOT, b"new", ROOT, b"name", RENAME_EXCHANGE, caller)
+
+
+@pytest.mark.parametrize("give", [_rename, _link_and_unlink, _exchange])
+def test_fault_001_a_file_with_a_new_name_is_whole(run_driver, give):
+    async def test(driver):
+        names = Namespace(driver.core, Xattrs(driver.core))
+        names.on_named = driver.files.keep_whole
+        driver.core.create_root(0, 0)
+        caller, data = Caller(0, 0, 0, 0o022), os.urandom(2 * MIB + 1)
+        new = names.create(ROOT, b"new", 0o100644, caller)
+        gate = Gate(driver)
+        driver.files.write_nowait(new, 0, data)
+        give(names, caller)
+        await driver.journal.flush()
+        after = await driver.crashed()
+        assert await whole(after, Namespace(after.core, Xattrs(after.core)).lookup(ROOT, b"name").ino) == data
+        gate.opened.set()
+
+    run_driver(test)
+
+
 def test_fault_001_a_file_that_replaces_another_is_the_old_one_or_the_new_one(run_driver):
     async def test(driver):
         names = Namespace(driver.core, Xattrs(driver.core))
-        names.on_replace = driver.files.keep_whole
+        names.on_named = driver.files.keep_whole
         driver.core.create_root(0, 0)
         root, caller = driver.core.inodes.get(ROOT), Caller(0, 0, 0, 0o022)
         old, new = (names.create(root.ino, name, 0o100644, caller) for name in (b"name", b"new"))
