@@ -151,7 +151,7 @@ def sequence_of_directory(name: str) -> int | None:
     time, dash, number = name.rpartition("-")
     if not dash or len(time) != 20 or not (number.isascii() and number.isdigit()) or len(number) > 19:
         return None
-    return int(number)
+    return int(number) if parse_time(time) is not None else None  # a snapshot's own name may look nearly the same
 
 
 def format_time(seconds: int) -> str:

@@ -100,6 +100,14 @@ def test_directory_names_lead_back(sequence: int, seconds: int) -> None:
     assert find_snapshot([snapshot(sequence, seconds)], name).sequence == sequence
 
 
+def test_a_name_as_long_as_a_time_is_a_name() -> None:
+    rows = [snapshot(1), snapshot(9, name="before-big-migration-1")]
+    assert sequence_of_directory("before-big-migration-1") is None
+    assert find_snapshot(rows, "before-big-migration-1").sequence == 9
+    with pytest.raises(UsageError):
+        find_snapshot(rows, "before-big-migration-9")
+
+
 def test_snapshots_are_found_by_what_a_person_says() -> None:
     rows = [snapshot(1, 100), snapshot(2, 200, name="before"), snapshot(5, 2 * DAY)]
     assert find_snapshot(rows, "1").sequence == 1
