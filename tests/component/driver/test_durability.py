@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
+from functools import partial
 
 import pytest
 import trio
@@ -35,19 +36,31 @@ def test_pages_below_a_cut_are_journaled_again(run_driver):
     run_driver(test)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02])
-def test_fsync_does_not_return_before_a_layer_that_a_commit_closed_is_durable(run_driver, delay):
+class Gate:
+    """Holds up a commit of the store in its worker thread until it is opened; the event loop goes on."""
+
+    def __init__(self, driver, is_held=lambda _more: True) -> None:
+        self.opened = threading.Event()
+        self.reached = trio.Event()
+        commit, token = driver.store.commit, trio.lowlevel.current_trio_token()
+
+        def held(rows, **more):
+            if is_held(more):
+                token.run_sync_soon(self.reached.set)
+                assert self.opened.wait(20), "nobody opened the gate"
+            return commit(rows, **more)
+
+        driver.store.commit = held
+        driver.store.is_quick = lambda _size: False  # in the event loop nothing could come in between
+
+
+@pytest.mark.parametrize("first", ["commit", "fsync"])
+def test_fsync_does_not_return_before_a_layer_that_a_commit_closed_is_durable(run_driver, first):
     async def test(driver):
         file = driver.new_file()
         driver.files.write_nowait(file, 0, b"A" * 300_000)
         await driver.fsync(file)
-        commit = driver.store.commit
-
-        def slow_commit(rows, **more):
-            time.sleep(0.05)  # a worker thread: the event loop goes on
-            return commit(rows, **more)
-
-        driver.store.commit = slow_commit
+        gate = Gate(driver)
         driver.core.changed()
         driver.core.recorder.record(1, None, 1, b"/x")
         found = []
@@ -56,13 +69,16 @@ def test_fsync_does_not_return_before_a_layer_that_a_commit_closed_is_durable(ru
             await driver.fsync(file)
             found.append(await driver.crashed())
 
+        both = [driver.committer.commit, fsync]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.journal.flush)
-            await trio.sleep(delay)
+            await gate.reached.wait()
             driver.files.write_nowait(file, 0, b"B" * 4096)
-            nursery.start_soon(fsync)
-            await trio.sleep(0.005)
-            nursery.start_soon(driver.committer.commit)
+            for task in both if first == "commit" else reversed(both):  # each waits for the group that is being written
+                nursery.start_soon(task)
+                await trio.testing.wait_all_tasks_blocked()
+            assert not found
+            gate.opened.set()
         assert await found[0].read(file.ino, 0, 5000) == b"B" * 4096 + b"A" * 904
 
     run_driver(test)
@@ -168,23 +184,13 @@ def test_an_anchor_saved_during_a_commit_neither_loses_nor_undoes_it(run_driver)
         file = driver.new_file()
         driver.files.write_nowait(file, 0, b"A" * 300_000)
         await driver.fsync(file)
-        commit, token, started = driver.store.commit, trio.lowlevel.current_trio_token(), trio.Event()
-
-        def slow_commit(rows, **more):
-            if more.get("truncate_before"):
-                token.run_sync_soon(started.set)
-                time.sleep(0.1)
-            return commit(rows, **more)
-
-        driver.store.commit = slow_commit
-
-        async def anchor() -> None:
-            await started.wait()
-            await driver.committer.save_meta(inflight=b"anchor")
-
+        gate = Gate(driver, lambda more: more.get("truncate_before"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.committer.commit)
-            nursery.start_soon(anchor)
+            await gate.reached.wait()
+            nursery.start_soon(partial(driver.committer.save_meta, inflight=b"anchor"))
+            await trio.testing.wait_all_tasks_blocked()
+            gate.opened.set()
         assert driver.committer.meta.inflight == b"anchor"
         after = await driver.crashed()
         assert after.committer.meta == driver.committer.meta

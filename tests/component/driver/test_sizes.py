@@ -20,6 +20,8 @@ class Gate:
 
     def __init__(self, driver) -> None:
         self.opened = trio.Event()
+        self.waits = trio.Event()
+        """Set once a batch is held up."""
         self._stage = driver.entries.stage
         driver.entries.stage = self._stage_later
         self.waits_after = 0
@@ -29,6 +31,7 @@ class Gate:
         if self.waits_after:
             self.waits_after -= 1
         else:
+            self.waits.set()
             await self.opened.wait()
         return await self._stage(items)
 
@@ -64,7 +67,7 @@ def test_fault_001_later_chunks_sealed_before_earlier_ones(run_driver):
         gate = Gate(driver)
         file, data = driver.new_file(), os.urandom(2 * MIB)
         driver.files.write_nowait(file, 0, data[:MIB])
-        await trio.sleep(0.05)  # the first chunk waits; the next one passes it
+        await gate.waits.wait()  # the first chunk; the next one passes it
         gate.waits_after = 1
         driver.files.write_nowait(file, MIB, data[MIB:])
         while len(driver.sealer.waiting_chunks()) > 1:
@@ -125,7 +128,9 @@ def test_fault_001_a_commit_under_way_has_the_bytes_first(run_driver):
         driver.files.write_nowait(file, 0, data)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(driver.committer.commit)
-            await trio.sleep(0.02)  # frozen, with the size; now group commits of the next generation
+            while not driver.core.overlay.is_committing:
+                await trio.lowlevel.checkpoint()
+            # Frozen, with the size; now group commits of the next generation.
             await driver.journal.flush()
             assert await size_of(await driver.crashed(), file.ino) == 0
             gate.opened.set()
