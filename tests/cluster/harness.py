@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,8 @@ COMMAND_DEADLINE: Final = 60.0
 PEERS: Final = 6
 K, N = 2, 6
 """Redundancy of an embedded network with six peers (design.md, Data)."""
+_UNEXPECTED: Final = re.compile(r"^.*unexpected error in .*$", re.MULTILINE)
+"""How every driver logs an exception that nobody expected (`driver.supervisor`)."""
 
 
 class Hung(AssertionError):
@@ -110,6 +114,8 @@ class Network:
     peers: int = PEERS
     base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="decloud-test-")))
     extra_environment: Mapping[str, str] = field(default_factory=dict)
+    has_bugs: bool = False
+    """Its drivers are given bugs: unexpected errors in their logs do not make the test fail."""
 
     def __post_init__(self) -> None:
         self.base.chmod(0o755)
@@ -142,9 +148,12 @@ class Network:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        errors = self.unexpected_errors()
         left = self.close()
         if kind is None and left:
             raise AssertionError("`decloud down` left behind: " + "; ".join(left))
+        if kind is None and errors and not self.has_bugs:
+            raise AssertionError("unexpected errors in the logs:\n" + "\n".join(errors))
 
     # ---- programs -----------------------------------------------------------------------------------------------
     def run(
@@ -202,7 +211,13 @@ class Network:
             raise CommandFailed(result.describe() + self.logs())
         return result
 
-    def start(self, *args: str | Path, cwd: Path | None = None, log: Path | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
         """Start a program beside the test; `wait_for_exit` or closing the network ends it."""
         argv = tuple(str(arg) for arg in args)
         full = ("env", "-C", str(cwd), *argv) if cwd is not None else argv
@@ -213,7 +228,7 @@ class Network:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=self.environment,
+                env={**self.environment, **(environment or {})},
                 cwd=self.work,
             )
         self._started.append(process)
@@ -267,6 +282,10 @@ class Network:
         environment = {"FSDECLOUD_HOME": str(home or self.home)}
         return self.run(DECLOUD, *args, deadline=deadline, text=text, check=check, environment=environment)
 
+    def start_decloud(self, *args: str | Path, log: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start `decloud ARGS` in this network's home beside the test."""
+        return self.start(DECLOUD, *args, log=log, environment={"FSDECLOUD_HOME": str(self.home)})
+
     def up(self, deadline: float = 90.0) -> Status:
         """Start what is not running, mount, and return the status once the mount answers."""
         self.decloud("up", self.mountpoint, "--peers", str(self.peers), "--detach", deadline=deadline)
@@ -309,6 +328,28 @@ class Network:
         self.decloud("mount", self.volume, self.mountpoint, deadline=deadline)
         return self.status()
 
+    @property
+    def is_mounted(self) -> bool:
+        """Whether anything is mounted at the mount point, alive or dead; the mount is not touched."""
+        return any(mount.directory == str(self.mountpoint) for mount in cleanup.mounts_below(self.base))
+
+    def remount(self, *options: str) -> None:
+        """Mount the volume with these options, after unmounting it."""
+        if self.is_mounted:
+            self.umount()
+        self.decloud("mount", self.volume, self.mountpoint, *(("-o", ",".join(options)) if options else ()))
+
+    @contextmanager
+    def mounted_with(self, *options: str) -> Iterator[None]:
+        """Mount the volume with these options for a while; after a failure it is not mounted, or dead: `up` mends both."""
+        self.remount(*options)
+        try:
+            yield
+        except BaseException:
+            self.decloud("umount", self.mountpoint, check=False)
+            raise
+        self.remount()
+
     def drop_cache(self) -> Status:
         """Unmount, delete the local cache, mount: what is read now comes from the peers."""
         self.umount()
@@ -336,6 +377,18 @@ class Network:
         cleanup.send_signal(pid, number)
         self.wait_until(lambda: not cleanup.is_alive(pid), 20, f"process {pid} ends")
 
+    def drivers(self) -> list[int]:
+        """Return the processes that are a driver of this network."""
+        return [pid for pid in self.processes() if "fsdecloud.fuse" in cleanup.command_line(pid)]
+
+    def kill_driver(self) -> None:
+        """End the driver and its agent at once, as a crash would; the mount is dead afterwards."""
+        status = self.status()
+        pids = [pid for pid in (status["driver_pid"], status["agent_pid"]) if pid and pid in self.processes()]
+        for pid in pids:
+            cleanup.send_signal(pid, signal.SIGKILL)
+        self.wait_until(lambda: not any(map(cleanup.is_alive, pids)), 20, "driver and agent end")
+
     def peer_store(self, peer: Mapping[str, Any]) -> Path:
         """Return the state directory of a local peer, found by the pid in its lock file."""
         for lock in sorted((self.home / "run").glob("peer-*.lock")):
@@ -348,16 +401,35 @@ class Network:
         files = [path for path in sorted(self.peer_store(peer).rglob("*")) if path.is_file()]
         return [path for path in files if path.suffix != ".mdb" and path.stat().st_size > 64 << 10]
 
+    # ---- files --------------------------------------------------------------------------------------------------
+    def digest(self, name: str | Path) -> str:
+        """Return the digest of a file in the mount."""
+        return self.run("sh", "-c", 'sha256sum < "$1"', "sh", self.mountpoint / name).out
+
+    def mount_ext4(self, name: str, size: int, *options: str) -> Path:
+        """Mount a new ext4 of `size` bytes in a loop file, with options for mkfs, and return where; umount(8) ends it."""
+        image, directory = self.base / f"{name}.img", self.base / name
+        directory.mkdir()
+        with open(image, "wb") as file:
+            file.truncate(size)
+        self.run("mkfs.ext4", "-q", *options, image)
+        self.run("mount", "-o", "loop", image, directory)
+        return directory
+
     # ---- waiting ------------------------------------------------------------------------------------------------
-    def wait_until(self, ready: Callable[[], T], deadline: float, what: str) -> T:
-        """Return the first true value of `ready`, asked ten times a second. Raises Hung past the deadline."""
+    def wait_until(self, ready: Callable[[], T], deadline: float, what: str | Callable[[], str]) -> T:
+        """Return the first true value of `ready`, asked ten times a second. Raises Hung past the deadline.
+
+        `what` is a function where the failure is to show how things are then.
+        """
         end = time.monotonic() + deadline
         while True:
             value = ready()
             if value:
                 return value
             if time.monotonic() > end:
-                raise Hung(f"not within {deadline:g} s: {what} (last: {value!r}){self.logs()}")
+                told = what if isinstance(what, str) else what()
+                raise Hung(f"not within {deadline:g} s: {told} (last: {value!r}){self.logs()}")
             time.sleep(0.1)
 
     def wait_status(self, ready: Callable[[Status], bool], deadline: float, what: str) -> Status:
@@ -379,6 +451,11 @@ class Network:
             tail = path.read_text(errors="replace").splitlines()[-lines:]
             parts.append(f"\n--- {path.name}\n" + "\n".join(tail))
         return "".join(parts)
+
+    def unexpected_errors(self) -> list[str]:
+        """Return what every daemon so far, dead or alive, logged of exceptions that nobody expected."""
+        logs = sorted((self.home / "state" / "log").glob("*.log"))
+        return [line for path in logs for line in _UNEXPECTED.findall(path.read_text(errors="replace"))]
 
     def close(self) -> list[str]:
         """Stop everything, remove everything, and return what `decloud down` had left behind."""
