@@ -45,6 +45,7 @@ from fsdecloud.fs.keys import (
     ROOT,
     SUPERBLOCK,
     batches_key,
+    chunk_prefix,
     entry_key,
     entry_prefix,
     inode_key,
@@ -91,6 +92,10 @@ class MapCheck:
         self._held: list[tuple[int, Finding]] = []
         """What is said of inodes before it is known which of them are removed."""
         self._cut: set[int] = set()
+        self._unsure: set[int] = set()
+        """Directories with a name for an inode that cannot be read: how many directories they hold is not known."""
+        self._told: set[bytes] = set()
+        """Kinds of rows whose wrong keys were named."""
         self.bytes = 0
         self.names = 0
         self.chunks = 0
@@ -111,30 +116,38 @@ class MapCheck:
         yield from self._check_places()
         yield from self._reach()
         yield from self._check_names()
-        for index, finding in self._held:
-            if not self._is_doomed(index):
-                yield finding
+        yield from self._release()
         yield from self._check_links()
         yield from self._check_counters()
         yield from self._check_history()
+        yield from self._release()
+
+    def _release(self) -> Steps:
+        """Yield what was held back, but for what is said of removed inodes."""
+        held_back, self._held = self._held, []
+        for index, finding in held_back:
+            if not self._is_doomed(index):
+                yield finding
 
     # ---- keys --------------------------------------------------------------------------------------------------------
     def _strangers(self) -> Steps:
         """Look for keys that no release writes."""
         start = b"\0"
         for letter in (*_LETTERS, 0xFF):
-            for key, _value in self._scan(start, bytes((letter,))):
+            kind = bytes((letter,))
+            for key, _value in self._scan(start, kind):
                 yield Finding("key", f"a row of an unknown kind: {key[:16].hex()}", DAMAGE)
-            start = bytes((letter + 1,)) if letter < 0xFF else start
+            start = kind + b"\0" if _SIZES.get(kind) == 1 else bytes((min(letter + 1, 0xFF),))
 
     def _rows(self, letter: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the rows of one kind whose keys have the right size."""
+        """Yield the rows of one kind whose keys have the right size. The others are named when they are first come by."""
         size = _SIZES.get(letter)
         for key, value in self._scan(letter, prefix_end(letter)):
             if len(key) == size or (size is None and len(key) > 9):
                 yield key, value
-            else:
+            elif letter not in self._told:
                 self._held.append((-1, Finding("key", f"a row with a key that none has: {key[:16].hex()}", DAMAGE)))
+        self._told.add(letter)
 
     # ---- inodes ------------------------------------------------------------------------------------------------------
     def _check_inodes(self) -> Steps:
@@ -150,7 +163,8 @@ class MapCheck:
                 self._held.append((index, Finding("inode", f"cannot be read: {exc}", DAMAGE, number)))
                 value = None
             self._types.append(stat.S_IFMT(value.mode) >> 12 if value is not None else 0)
-            self._links.append(min(value.nlink, (1 << 64) - 1) if value is not None else 0)
+            # One that cannot be read is not taken for removed.
+            self._links.append(min(value.nlink, (1 << 64) - 1) if value is not None else (1 << 64) - 1)
             self._orphans.append(any(True for _row in streams[b"O"].of(number)))
             self._stated.append(0)
             for _key, parent in streams[b"P"].of(number):
@@ -234,8 +248,15 @@ class MapCheck:
             yield Finding("inode", f"is missing, and has contents of {end} bytes", DAMAGE, ino, repair=repair)
         for letter, what in ((b"X", "extended attribute"), (b"P", "parent"), (b"O", "mark as removed")):
             for ino, rows in streams[letter].groups_below(number):
+                if letter != b"O" and self._is_made_anew(ino):
+                    continue  # it has these again then; the next look compares them
                 repair = Rows(tuple((key, None) for key, _data in rows))
                 yield Finding("stray", f"does not exist, and has a row: {what}", inode=ino, repair=repair)
+
+    def _is_made_anew(self, ino: int) -> bool:
+        """Tell whether the repair of a missing inode makes it: it is the root, or has contents or names in it."""
+        prefixes = (chunk_prefix(ino), entry_prefix(ino))
+        return ino == ROOT or any(True for prefix in prefixes for _row in self._scan(prefix, prefix_end(prefix)))
 
     # ---- names -------------------------------------------------------------------------------------------------------
     def _index(self, number: int) -> int:
@@ -246,13 +267,19 @@ class MapCheck:
     def _is_dir(self, index: int) -> bool:
         return self._types[index] == stat.S_IFDIR >> 12
 
+    def _is_unreadable(self, index: int) -> bool:
+        return index >= 0 and not self._types[index]
+
     def _sound_entry(self, key: bytes, data: bytes) -> tuple[int, int, int] | Finding:
-        """Return the indexes of a D row's directory and of what it names, and the type it says; or what is wrong."""
+        """Return the indexes of a D row's directory and of what it names, and the type it says; or what is wrong.
+
+        Names in an inode that cannot be read are left alone: it may well be a directory.
+        """
         number, (cookie, name) = int.from_bytes(key[1:9], "big"), split_entry_key(key)
-        gone = Rows(((key, None),))
         shown = ascii(name)[2:-1]
         parent = self._index(number)
-        if parent >= 0 and not self._is_dir(parent):
+        gone = Rows(((key, None),)) if not self._is_unreadable(parent) else None
+        if parent >= 0 and not self._is_dir(parent) and gone is not None:
             return Finding("name", f"has the name {shown} in it and is no directory", inode=number, repair=gone)
         try:
             entry = decode_entry(name, data)
@@ -266,9 +293,8 @@ class MapCheck:
             return Finding("name", text, inode=number, repair=gone)
         if cookie != name_cookie(self._secret, name):
             right = (entry_key(self._secret, number, name), data)
-            return Finding(
-                "name", f"the name {shown} stands in a wrong place", inode=number, repair=Rows((*gone.changes, right))
-            )
+            repair = Rows((*gone.changes, right)) if gone is not None else None
+            return Finding("name", f"the name {shown} stands in a wrong place", inode=number, repair=repair)
         return parent, child, entry.type
 
     def _check_places(self) -> Steps:
@@ -304,7 +330,7 @@ class MapCheck:
     def _reach(self) -> Steps:
         """Find out which directories lead to the root, which to a removed one, and which in a circle or nowhere."""
         root = self._index(ROOT)
-        if root < 0 or not self._is_dir(root):
+        if root < 0 or not (self._is_dir(root) or self._is_unreadable(root)):
             value = InodeValue(0o040755, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, b"")
             repair = Rows(((inode_key(ROOT), codec.encode(value)),)) if root < 0 else None
             yield Finding("inode", "the root directory is missing", DAMAGE, ROOT, repair=repair)
@@ -345,13 +371,16 @@ class MapCheck:
                 continue
             parent, child, _kind = found
             if not self._is_dir(child):
+                if self._is_unreadable(child):
+                    self._unsure.add(parent)
                 self._names[child] += 1
                 self._state[child] |= self._state[parent]
                 self._place[child] = self._place[child] or parent + 1
                 continue
             name = ascii(split_entry_key(key)[1])[2:-1]
             number = self._numbers[child]
-            gone = Rows(((key, None),))
+            is_left = self._is_unreadable(parent) or self._is_unreadable(self._place[child] - 1)
+            gone = Rows(((key, None),)) if not is_left else None
             if child in self._cut:
                 yield Finding("circle", f"its name {name} leads back into it", inode=number, repair=gone)
             elif self._place[child] != parent + 1 or self._names[child]:
@@ -384,7 +413,7 @@ class MapCheck:
                 gone = Rows(((orphan_key(number), None),))
                 yield Finding("orphan", "is marked as removed, and has a name", inode=number, repair=gone)
             expected = 2 + self._subdirs[index] if is_dir else names
-            if self._links[index] != expected:
+            if self._links[index] != expected and index not in self._unsure:
                 text = f"has {expected} links, and says {self._links[index]}"
                 repair = self._with_links(number, expected)
                 yield Finding("links", text, inode=number, repair=repair)

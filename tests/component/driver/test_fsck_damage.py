@@ -69,7 +69,8 @@ async def _fill(driver: Driver, volume: Volume) -> None:
         driver.files.write_nowait(live, 0, CONTENT[:size])
     names.link(volume.twice, volume.top, b"again", CALLER)
     volume.link = names.symlink(volume.top, b"link", b"deep/file", CALLER).ino
-    Xattrs(core).set(volume.file, b"user.a", b"1", 0, CALLER)
+    for ino in (volume.file, volume.deep, ROOT):
+        Xattrs(core).set(ino, b"user.a", b"1", 0, CALLER)
     names.unlink(volume.deep, b"removed", CALLER)
     driver.files.seal_all()
     await driver.committer.commit()
@@ -124,6 +125,32 @@ def content_of(directory: Path, ino: int, size: int) -> bytes:
         data = await driver.read(ino, 0, size)
         driver.close()
         return data
+
+    return trio.run(main)
+
+
+def attributes_of(directory: Path, ino: int) -> bytes:
+    """The attribute that some inodes have."""
+
+    async def main() -> bytes:
+        driver = Driver(directory)
+        await driver.load()
+        data = await driver.core.run(Xattrs(driver.core).get, ino, b"user.a")
+        driver.close()
+        return data
+
+    return trio.run(main)
+
+
+def map_of(directory: Path) -> dict[bytes, bytes]:
+    """All rows but the superblock."""
+
+    async def main() -> dict[bytes, bytes]:
+        driver = Driver(directory)
+        await driver.load()
+        found = await driver.core.run(lambda: dict(driver.core.overlay.scan(b"\0", b"\xff")))
+        driver.close()
+        return {key: value for key, value in found.items() if key != SUPERBLOCK}
 
     return trio.run(main)
 
@@ -216,16 +243,26 @@ def test_what_can_be_repaired_is(made: tuple[Path, Volume], case: str) -> None:
     assert texts(after.findings) == []
     assert after.exit_code == 0
     assert content_of(directory, volume.file, len(CONTENT)) == CONTENT
+    assert {attributes_of(directory, ino) for ino in (volume.file, volume.deep, ROOT)} == {b"1"}
     shutil.rmtree(directory)
 
 
 LEFT: dict[str, tuple[str, Callable[[Driver, Volume], list[Pair]]]] = {
     "an inode of noise": ("inode", lambda d, v: [(inode_key(v.small), b"noise")]),
+    "a directory of noise": ("inode", lambda d, v: [(inode_key(v.deep), b"noise")]),
+    "a directory of directories of noise": ("inode", lambda d, v: [(inode_key(v.top), b"noise")]),
+    "a root of noise": ("inode", lambda d, v: [(inode_key(ROOT), b"noise")]),
+    "a removed inode of noise": ("inode", lambda d, v: [(inode_key(v.removed), b"noise")]),
     "a chunk of noise": ("chunk", lambda d, v: [(chunk_key(v.file, 1), b"noise")]),
     "contents of a directory": ("chunk", lambda d, v: [(chunk_key(v.deep, 0), d.core.overlay.get(chunk_key(v.small, 0)))]),
     "a part of an attribute": ("attribute", lambda d, v: [(xattr_key(v.small, b"user.x\0\0\2"), b"1")]),
     "a key of no kind": ("key", lambda d, v: [(b"Zebra", b"1")]),
     "a key too short": ("key", lambda d, v: [(b"I\0\0", b"1")]),
+    "a key of a name too short": ("key", lambda d, v: [(b"D\0\0", b"1")]),
+    "a key of a batch too short": ("key", lambda d, v: [(b"B\0\0", b"1")]),
+    "a key of a snapshot too short": ("key", lambda d, v: [(b"H\0", b"1")]),
+    "a policy's key too long": ("key", lambda d, v: [(b"R\0", b"1")]),
+    "a superblock's key too long": ("key", lambda d, v: [(b"Sx", b"1")]),
     "a snapshot of noise": ("snapshot", lambda d, v: [(snapshot_key(3), b"noise")]),
 }  # fmt: skip
 
@@ -235,10 +272,12 @@ def test_what_cannot_be_repaired_is_named_and_left(made: tuple[Path, Volume], ca
     directory, volume = copy_of(made[0]), made[1]
     kind, plan = LEFT[case]
     edit(directory, lambda driver: plan(driver, volume))
+    before = map_of(directory)
     found = check(directory, repair=True)
     assert kind in {one.kind for one in found.left}, texts(found.findings)
     assert found.exit_code == 4
-    assert {one.kind for one in check(directory).findings} == {kind}
+    assert map_of(directory) == before
+    assert [one.kind for one in check(directory).findings] == [kind]
     shutil.rmtree(directory)
 
 
