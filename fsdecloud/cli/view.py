@@ -149,7 +149,7 @@ def as_json(view: View) -> dict[str, object]:
     }
     for name in ("files", "logical_bytes", "cache_bytes", "uploaded_bytes", "downloaded_bytes", "handler_errors"):
         result[name] = getattr(driver, name) if driver else None
-    for name in ("agent_restarts", "slow_requests", "timed_out_requests"):
+    for name in ("agent_restarts", "slow_requests", "timed_out_requests", "live_inodes", "kernel_inodes"):
         result[name] = getattr(driver, name) if driver else None
     result["failsafe"] = driver.is_failsafe if driver else None
     result["incidents"] = [

@@ -500,6 +500,8 @@ class Volume:
             slow_requests=slow,
             timed_out_requests=timed_out,
             gc=self.collector.status,
+            live_inodes=len(self.core.inodes),
+            kernel_inodes=len(self.core.inodes.lookups),
         )
 
 

@@ -126,6 +126,10 @@ class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     timed_out_requests: int = 0
     """Requests that were ended by `limits.HANDLER_DEADLINE`."""
     gc: GcStatus = GcStatus()
+    live_inodes: int = 0
+    """Inodes that the driver holds in memory."""
+    kernel_inodes: int = 0
+    """Inodes that the kernel was told of and has not forgotten."""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):

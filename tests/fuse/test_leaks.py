@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from fsdecloud.driver.inodes import INODES_KEPT
 from tests.cluster.harness import Network
 
 pytestmark = pytest.mark.fuse
@@ -17,6 +18,13 @@ pytestmark = pytest.mark.fuse
 MIB: Final = 1 << 20
 MARGIN: Final = 80 * MIB
 """What caches with a fixed bound may keep: inodes and nodes in memory, the allocator's free lists."""
+
+ONE_LISTING: Final = 1000
+"""More inodes than one request for names loads."""
+
+WARM_UP: Final = 3
+DESCRIPTORS: Final = 4
+"""Connections and files that are open or not at any moment."""
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +48,29 @@ def settled(network: Network, before: tuple[int, int, int]) -> bool:
 
 
 def drop_caches() -> None:
-    """Have the kernel forget inodes, so that it tells the driver."""
+    """Have the kernel forget inodes, so that it tells the driver. One that has pages is kept unless they go as well."""
     os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("2")
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def inodes(network: Network) -> tuple[int, int]:
+    """Return how many inodes the driver holds, and how many of them the kernel was told of, after it was asked to forget:
+    its word to the driver comes a moment later, and a name that was used lately gets a second chance."""
+    drop_caches()
+    status = network.status()
+    return int(status["live_inodes"]), int(status["kernel_inodes"])
+
+
+def resting_inodes(network: Network) -> tuple[int, int]:
+    """Return the same once it does not change any more."""
+    seen = [inodes(network)]
+
+    def rests() -> bool:
+        seen.append(inodes(network))
+        return len(set(seen[-3:])) == 1 and len(seen) > 3
+
+    network.wait_until(rests, 60, lambda: f"the inodes in memory stay as many: {seen}")
+    return seen[-1]
 
 
 def look_at(network: Network, count: int) -> None:
@@ -57,12 +85,16 @@ def look_at(network: Network, count: int) -> None:
     network.sync("stored", deadline=300)
     network.umount()
     network.mount()
-    before = usage(network)
+    before, (_, told) = usage(network), resting_inodes(network)
     for _ in range(2):
         found = network.run("sh", "-c", f"find {place} -type f -size -1 | wc -l", deadline=300)
         assert int(found.out) == count
-        drop_caches()
-    network.wait_until(lambda: settled(network, before), 60, f"memory returns to {before}: {usage(network)}")
+        assert network.status()["kernel_inodes"] > count // 2, "the kernel was told of them"
+        network.wait_until(
+            lambda: inodes(network)[1] == told, 60, lambda: f"the kernel knows {told}: {inodes(network)}"
+        )
+        assert network.status()["live_inodes"] <= INODES_KEPT + ONE_LISTING
+    network.wait_until(lambda: settled(network, before), 60, lambda: f"memory returns to {before}: {usage(network)}")
 
 
 def test_fault_143_many_files(network: Network) -> None:
@@ -85,20 +117,60 @@ def test_rounds_of_everything(network: Network) -> None:
     )
     place = network.mountpoint / "rounds"
     network.run(sys.executable, "-c", rounds, place, "100")
-    before = usage(network)
+    before, kept = usage(network), resting_inodes(network)
     network.run(sys.executable, "-c", rounds, place, "1000", deadline=120)
-    network.wait_until(lambda: settled(network, before), 60, f"the driver returns to {before}: {usage(network)}")
+    network.wait_until(
+        lambda: inodes(network) == kept, 60, lambda: f"as many inodes as before, {kept}: {inodes(network)}"
+    )
+    network.wait_until(
+        lambda: settled(network, before), 60, lambda: f"the driver returns to {before}: {usage(network)}"
+    )
 
 
-@pytest.mark.long
-def test_fifty_mounts(network: Network) -> None:
-    """No process, mount, or temporary file is left."""
-    files = {path for path in network.home.rglob("*") if "log" not in path.parts}
-    processes = len(network.processes())
-    for number in range(50):
+def resources(pid: int) -> tuple[int, int]:
+    """Return a process's own memory in bytes (not what it has mapped of files) and its descriptors."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(lines["RssAnon"].split()[0]) << 10, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def mount_again_and_again(network: Network, rounds: int, margin: int) -> None:
+    """No process, mount, or temporary file is left, and the daemons that stay are as large as before."""
+
+    def one_round(number: int) -> None:
         network.run("sh", "-c", f"echo {number} > {network.mountpoint}/round")
         network.umount()
         network.mount()
+
+    for number in range(WARM_UP):
+        one_round(number)
+    network.sync("anchored")
+    status = network.status()
+    stay = [int(status["ledger_pid"]), *(int(peer["pid"]) for peer in status.local_peers())]
+    assert len(stay) == 1 + network.peers
+    directories = {path.parent for path in network.home.rglob("*")}
+    processes = len(network.processes())
+    before = {pid: resources(pid) for pid in stay}
+    for number in range(rounds):
+        one_round(number)
+    network.sync("anchored")
     assert len(network.processes()) == processes
-    assert {path.parent for path in network.home.rglob("*")} - {path.parent for path in files} == set()
-    assert network.run("cat", network.mountpoint / "round").out == "49\n"
+    assert {path.parent for path in network.home.rglob("*")} <= directories
+    assert network.run("cat", network.mountpoint / "round").out == f"{rounds - 1}\n"
+    after: dict[int, tuple[int, int]] = {}
+
+    def small() -> bool:
+        after.update((pid, resources(pid)) for pid in stay)
+        return all(
+            after[pid][0] <= before[pid][0] + margin and after[pid][1] <= before[pid][1] + DESCRIPTORS for pid in stay
+        )
+
+    network.wait_until(small, 60, lambda: f"ledger daemon and peers are as large as before: {before}, now {after}")
+
+
+def test_twenty_mounts(network: Network) -> None:
+    mount_again_and_again(network, 20, MIB)
+
+
+@pytest.mark.long
+def test_a_thousand_mounts(network: Network) -> None:
+    mount_again_and_again(network, 1000, 8 * MIB)

@@ -33,7 +33,7 @@ KEYS = {
     "anchored", "written_sequence", "durable_sequence", "stored_sequence", "anchored_sequence", "anchor_height",
     "ledger_height", "network", "ledger_url", "mempool", "k", "n", "files", "logical_bytes", "cache_bytes",
     "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems", "agent_restarts",
-    "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents",
+    "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents", "live_inodes", "kernel_inodes",
 }  # fmt: skip
 """The contract of `status --json`: a key is never renamed nor removed."""
 
