@@ -25,10 +25,7 @@ def network() -> Iterator[Network]:
 
 def start_up(network: Network, log: Path) -> subprocess.Popen[bytes]:
     """Start `decloud up` in the foreground, without a terminal, and wait until it serves."""
-    environment = network.environment
-    network.environment = {**environment, "FSDECLOUD_HOME": str(network.home)}
-    process = network.start("decloud", "up", network.mountpoint, "--peers", str(network.peers), log=log)
-    network.environment = environment
+    process = network.start_decloud("up", network.mountpoint, "--peers", str(network.peers), log=log)
     network.wait_until(lambda: "is mounted at" in read(log), 60, "up serves")
     return process
 

@@ -47,16 +47,6 @@ def unmounted(network: Network) -> Network:
     return network
 
 
-def digest(network: Network, name: str) -> str:
-    """Return the digest of a file in the mount."""
-    return network.run("sh", "-c", 'sha256sum < "$1"', "sh", network.mountpoint / name).out
-
-
-def drivers_of(network: Network) -> list[int]:
-    """Return the processes that are a driver of this network."""
-    return [pid for pid in network.processes() if "fsdecloud.fuse" in cleanup.command_line(pid)]
-
-
 def decloud_under(network: Network, *wrapper: str | Path, environment: dict[str, str] | None = None) -> Result:
     """Run `WRAPPER decloud mount VOLUME MOUNTPOINT`."""
     variables = {"FSDECLOUD_HOME": str(network.home), **(environment or {})}
@@ -71,7 +61,7 @@ def refused(network: Network, result: Result, code: int, says: str) -> None:
     assert len(result.err.splitlines()) == 1, result.describe()
     assert says in result.err, result.describe()
     assert cleanup.mounts_below(network.base) == []
-    assert drivers_of(network) == []
+    assert network.drivers() == []
 
 
 # ---- ending while somebody uses it ----------------------------------------------------------------------------------
@@ -124,16 +114,13 @@ def test_fault_139_aborted(unmounted: Network, how: str) -> None:
     """Whoever waits gets an error, what was synced is there, the driver ends as after an unmount."""
     network = unmounted
     log = network.work / f"{how}.driver"
-    before = network.environment
-    network.environment = {**before, "FSDECLOUD_HOME": str(network.home)}
-    driver = network.start(DECLOUD, "mount", "--foreground", network.volume, network.mountpoint, log=log)
-    network.environment = before
+    driver = network.start_decloud("mount", "--foreground", network.volume, network.mountpoint, log=log)
     network.wait_until(lambda: "is mounted at" in log.read_text(), 60, "the mount serves")
     network.worker("write_and_sync", network.mountpoint / how, str(3 * MIB), how)
-    wanted = digest(network, how)
+    wanted = network.digest(how)
     holder, go = start_holder(network, f"{how} held")
     network.run("rm", "-f", network.mountpoint / "nothing")
-    (pid,) = drivers_of(network)
+    (pid,) = network.drivers()
     cleanup.send_signal(pid, signal.SIGSTOP)
     try:
         waiting = network.start("cat", network.mountpoint / "never looked up")
@@ -157,8 +144,8 @@ def test_fault_139_aborted(unmounted: Network, how: str) -> None:
     assert listed.code != 0, "a dead mount is no empty directory"
     network.mount()
     assert len(cleanup.mounts_below(network.base)) == 1
-    assert digest(network, how) == wanted
-    assert digest(network, "kept")
+    assert network.digest(how) == wanted
+    assert network.digest("kept")
 
 
 # ---- what the system may refuse -------------------------------------------------------------------------------------
@@ -223,7 +210,7 @@ def test_fault_155_in_a_container_that_may_mount(unmounted: Network) -> None:
     )
     assert result.code == 0, result.describe()
     assert str(MIB) in result.out.split()
-    network.wait_until(lambda: not drivers_of(network), 30, "the driver ends")
+    network.wait_until(lambda: not network.drivers(), 30, "the driver ends")
     network.mount()
     assert network.run("cat", network.mountpoint / "from inside").out == "new\n"
 
@@ -263,7 +250,7 @@ def test_fault_153_our_own_files_in_the_mount(mounted: Network) -> None:
         network, "env", "-C", network.mountpoint, environment={"TMPDIR": str(inside), "HOME": str(inside)}
     )
     assert result.code == 0, result.describe()
-    assert digest(network, "kept")
+    assert network.digest("kept")
     network.run("rm", "-r", inside)
     network.umount()
 
@@ -348,18 +335,11 @@ print(json.dumps(said, sort_keys=True))
 """
 
 
-def remount(network: Network, options: str) -> None:
-    """Mount the volume with these options, after unmounting it."""
-    if cleanup.mounts_below(network.base):
-        network.umount()
-    network.decloud("mount", network.volume, network.mountpoint, "-o", options)
-
-
 @pytest.mark.parametrize("options", ["allow_other", pytest.param("allow_other,acl", marks=pytest.mark.long)])
 def test_fault_147_permission_matrix(unmounted: Network, options: str) -> None:
     """Owner, group, member of the group and others, in every class of mode bits, sticky and set-group-id directories."""
     network = unmounted
-    remount(network, options)
+    network.remount(options)
     said = []
     for place in (network.mountpoint, network.work):
         network.run("chmod", "755", place)
@@ -378,7 +358,7 @@ AS_OTHER = (
 
 def test_fault_147_without_allow_other_nobody_else_enters(mounted: Network) -> None:
     network = mounted
-    remount(network, "rw")
+    network.remount("rw")
     network.run("chmod", "777", network.mountpoint)
     script = AS_OTHER + "os.listdir(sys.argv[1])"
     refusal = network.run(sys.executable, "-c", script, network.mountpoint, check=False)
@@ -410,7 +390,7 @@ print(json.dumps([attempt(os.open, "d/f", os.O_RDONLY), attempt(os.listdir, "d")
 def test_fault_148_a_permission_taken_while_it_is_cached(unmounted: Network) -> None:
     """What another user holds open stays open; everything else ends with the change, not an attribute timeout later."""
     network = unmounted
-    remount(network, "allow_other")
+    network.remount("allow_other")
     network.run("chmod", "755", network.mountpoint)
     said = []
     for place in (network.mountpoint / "revoked", network.work / "revoked"):
@@ -445,6 +425,6 @@ def test_fault_157_df_with_all_peers_dead(unmounted: Network) -> None:
             network.kill(pid)
     network.mount()
     command = ("df", "--output=source,fstype,size,used,avail,target", network.mountpoint)
-    assert network.run(*command, deadline=10).out == before
-    network.run("stat", "--file-system", network.mountpoint, deadline=10)
-    network.run("ls", "-l", network.mountpoint, deadline=10)
+    assert network.run(*command).out == before
+    network.run("stat", "--file-system", network.mountpoint)
+    network.run("ls", "-l", network.mountpoint)

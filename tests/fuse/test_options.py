@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,14 +22,6 @@ def network() -> Iterator[Network]:
         yield fresh
 
 
-def remount(network: Network, options: str) -> Path:
-    """Mount the volume with these options, after unmounting it."""
-    if network.mountpoint.is_mount():
-        network.umount()
-    network.decloud("mount", network.volume, network.mountpoint, "-o", options)
-    return network.mountpoint
-
-
 def in_both(network: Network, name: str) -> tuple[object, object]:
     """Return what a scenario says on the mount and on the disk."""
     said = []
@@ -42,7 +33,7 @@ def in_both(network: Network, name: str) -> tuple[object, object]:
 
 
 def test_access_control_lists(network: Network) -> None:
-    remount(network, "acl,allow_other,dev,suid")
+    network.remount("acl,allow_other,dev,suid")
     names = [name for name in sorted(scenario.load()) if name.startswith("acl_")]
     for name in [*names, "modes", "owners", "set_group_id_of_directories_is_inherited", "extended_attributes"]:
         inside, outside = in_both(network, name)
@@ -50,15 +41,16 @@ def test_access_control_lists(network: Network) -> None:
 
 
 def test_lists_survive_a_mount_without_them(network: Network) -> None:
-    mount = remount(network, "acl")
+    mount = network.mountpoint
+    network.remount("acl")
     network.run("mkdir", mount / "kept")
     network.run("setfacl", "-m", "u:1000:rwx,d:u:1000:rwx", mount / "kept")
     before = network.run("getfacl", "-n", "kept", cwd=mount).out
-    remount(network, "noacl")
+    network.remount("noacl")
     assert "Operation not supported" in network.run("setfacl", "-m", "u:1:r", mount / "kept", check=False).err
     assert "posix_acl" not in network.run("getfattr", "-m", "-", mount / "kept").out
     network.run("touch", mount / "kept/not-inherited")
-    remount(network, "acl")
+    network.remount("acl")
     assert network.run("getfacl", "-n", "kept", cwd=mount).out == before
     assert "1000" not in network.run("getfacl", "-n", mount / "kept/not-inherited").out
     network.run("rm", "-r", mount / "kept")
@@ -100,7 +92,8 @@ print("".join("=<"[b > a] for a, b in zip(said, said[1:])))
     ],
 )
 def test_access_times(network: Network, options: str, file: str, directory: str) -> None:
-    mount = remount(network, options)
+    mount = network.mountpoint
+    network.remount(options)
     for kind, expected in (("file", file), ("directory", directory)):
         said = network.run(sys.executable, "-c", ATIME, mount / kind, kind).out.strip()
         assert said == expected, (options, kind)
@@ -108,7 +101,8 @@ def test_access_times(network: Network, options: str, file: str, directory: str)
 
 
 def test_access_times_outlive_the_mount_and_make_no_commit(network: Network) -> None:
-    mount = remount(network, "rw")
+    mount = network.mountpoint
+    network.remount("rw")
     network.run("sh", "-c", f"mkdir {mount}/d; echo data > {mount}/f; ln -s f {mount}/l")
     network.sync("stored")
     before = network.status()["written_sequence"]
@@ -116,6 +110,6 @@ def test_access_times_outlive_the_mount_and_make_no_commit(network: Network) -> 
     script += "print([os.lstat(name).st_atime_ns for name in 'dl'])\n"
     moved = network.run(sys.executable, "-c", script, mount).out
     assert network.status()["written_sequence"] == before, "reading alone makes nothing to write"
-    remount(network, "noatime")
+    network.remount("noatime")
     assert network.run(sys.executable, "-c", script, mount).out == moved
     network.run("sh", "-c", f"rm -r {mount}/d {mount}/f {mount}/l")

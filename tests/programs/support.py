@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.cluster import cleanup
 from tests.cluster.harness import COMMAND_DEADLINE, Network
 
 
@@ -18,12 +16,6 @@ class Places(NamedTuple):
     """In the mount."""
     outside: Path
     """On a plain disk."""
-
-
-def check_handlers(network: Network) -> None:
-    """Fail if a handler of the running driver has met an unexpected error."""
-    status = network.status()
-    assert status["handler_errors"] == 0, status["last_error"]
 
 
 def same(network: Network, inside: Path, outside: Path, *, times: bool = False) -> None:
@@ -44,12 +36,3 @@ def job(network: Network, operation: str, *args: str | Path | int, deadline: flo
     """Run an operation of `tests.programs.jobs` in a child and return its JSON answer."""
     command = (sys.executable, "-m", "tests.programs.jobs", operation, *map(str, args))
     return network.run(*command, deadline=deadline).json()
-
-
-def kill_driver(network: Network) -> None:
-    """End the driver and its agent at once, as a crash would; the mount is dead afterwards."""
-    status = network.status()
-    pids = [pid for pid in (status["driver_pid"], status["agent_pid"]) if pid and pid in network.processes()]
-    for pid in pids:
-        cleanup.send_signal(pid, signal.SIGKILL)
-    network.wait_until(lambda: not any(map(cleanup.is_alive, pids)), 20, "driver and agent end")

@@ -42,19 +42,16 @@ def test_faults_149_150_151_shared_files(network: Network, places: Places) -> No
 
 def test_fault_154_without_the_write_cache_of_the_kernel(network: Network, places: Places) -> None:
     """The same results with `-o nowriteback`: what the kernel does by itself otherwise, the driver does."""
-    volume = network.volume
-    network.umount()
-    network.decloud("mount", volume, network.mountpoint, "-o", WITHOUT_WRITEBACK)
-    shared_files(network, places, 1)
-    there, here = (network.worker("database", place / "test.db", "wal", deadline=120) for place in places)
-    assert there == here
-    fio = ("fio", "--size=1m", "--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--rw=randwrite", "--fallocate=none")
-    jobs = [word for name in ("sync", "mmap", "libaio") for word in (f"--name={name}", f"--ioengine={name}")]
-    network.run(*fio, f"--directory={places.inside}", *jobs, cwd=network.work)
-    drop_pages(network)
-    network.run(*fio, f"--directory={places.inside}", *jobs, "--verify_only", cwd=network.work)
-    network.umount()
-    network.mount()
+    with network.mounted_with(WITHOUT_WRITEBACK):
+        shared_files(network, places, 1)
+        there, here = (network.worker("database", place / "test.db", "wal", deadline=120) for place in places)
+        assert there == here
+        fio = ("fio", "--size=1m", "--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--rw=randwrite")
+        jobs = [word for name in ("sync", "mmap", "libaio") for word in (f"--name={name}", f"--ioengine={name}")]
+        command = (*fio, "--fallocate=none", f"--directory={places.inside}", *jobs)
+        network.run(*command, cwd=network.work)
+        drop_pages(network)
+        network.run(*command, "--verify_only", cwd=network.work)
 
 
 def unpack_in_parallel(network: Network, places: Places, library: Path, count: int, names: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.harness import Network, remove_tree
 from tests.programs.jobs import GIT
-from tests.programs.support import Places, job, kill_driver
+from tests.programs.support import Places, job
 
 FIXED = {"GIT_AUTHOR_DATE": "2020-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "2020-01-01T00:00:00Z"}
 
@@ -89,7 +89,7 @@ def driver_killed(network: Network, places: Places, rounds: int) -> None:
             network.wait_until(lambda: noticed("gc", gcs), 60, "the next gc")  # noqa: B023
         time.sleep(chooser.uniform(0, 0.4))  # any instant will do: whatever is going on, the promise holds
         assert writer.poll() is None, said.read_text()
-        kill_driver(network)
+        network.kill_driver()
         for process in (writer, clone):
             if process is not None:
                 network.wait_for_exit(process, 30, "git, whose mount is gone,")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.cluster.harness import Network
-from tests.programs.support import Places, job, kill_driver
+from tests.programs.support import Places, job
 
 DATA = 12 << 20
 
@@ -37,6 +37,6 @@ def test_fault_158_sync(network: Network, places: Places) -> None:
         30,
         "what was written is durable",
     )
-    kill_driver(network)
+    network.kill_driver()
     network.up()
     assert job(network, "check_many", places.inside, 40, 50_000) == []

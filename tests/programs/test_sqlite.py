@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster import cleanup
 from tests.cluster.harness import Network
-from tests.programs.support import Places, job, kill_driver
+from tests.programs.support import Places, job
 
 MODES = ("delete", "wal")
 WRITERS = 2
@@ -89,7 +89,7 @@ def driver_killed(network: Network, places: Places, rounds: int) -> None:
             database.start()
         for database in databases:
             database.wait_for_more(chooser.randrange(5, 50))
-        kill_driver(network)
+        network.kill_driver()
         for database in databases:
             for writer in database.writers:
                 network.wait_for_exit(writer, 30, "a writer whose mount is gone")
