@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,40 @@ def test_it_goes_on_from_there(other_machine: Network) -> None:
     assert wrote["same"]
     other_machine.sync("anchored")
     other_machine.decloud("log", other_machine.volume, "--verify", deadline=120)
+
+
+def test_fault_026_the_first_machine_becomes_read_only(loaded: Loaded, other_machine: Network) -> None:
+    """Mounted again, it learns from the ledger that another one wrote: it keeps all it has, also what it took before."""
+    first = loaded.network
+    ledger = first.decloud("ledger", "status", "--json").json()
+    height = other_machine.status()["anchor_height"]
+    assert ledger["height"] >= height, "it was told of the other machine's anchor"
+    cleanup.send_signal(ledger["pid"], signal.SIGSTOP)
+    try:
+        first.decloud("mount", first.volume, first.mountpoint)
+        assert first.worker("write_and_sync", first.mountpoint / "before it knew", "3000000", "first")["same"]
+        taken = first.digest("before it knew")
+    finally:
+        cleanup.send_signal(ledger["pid"], signal.SIGCONT)
+    for _ in range(2):
+        status = first.wait_status(lambda status: bool(status["read_only"]), 60, "the first machine turns read-only")
+        assert "another device wrote this volume" in status["read_only"]
+        assert "is kept" in status["read_only"]
+        assert any("read-only" in problem for problem in status["problems"]), status["problems"]
+        shown = first.decloud("status", first.mountpoint, check=False)
+        assert (shown.code, "read-only" in shown.out) == (4, True), shown.describe()
+        refused = first.run("touch", first.mountpoint / "data", first.mountpoint / "new", check=False)
+        assert refused.err.count("Read-only file system") == 2, refused.describe()
+        assert first.decloud("sync", first.mountpoint, "--wait", "anchored", check=False).code == 4
+        assert first.digest("before it knew") == taken
+        diff_trees(first, loaded.source / "marked", first.mountpoint / "data" / "marked")
+        first.umount()
+        first.decloud("mount", first.volume, first.mountpoint)
+    names = other_machine.run("ls", other_machine.mountpoint).out.splitlines()
+    assert "on the other machine" in names
+    assert "before it knew" not in names
+    assert not other_machine.status()["read_only"]
+    first.umount()
 
 
 def test_no_secret_was_left_in_the_open(other_machine: Network) -> None:
