@@ -388,14 +388,18 @@ class ShardStore:
             size += place.length
         if not moved:
             return
-        places = self._append(records)
-        with self._env.write() as txn:
-            for (shard, old), place in zip(moved.items(), places, strict=True):
-                row = txn.get(shard, db=self._rows)
-                assert row is not None, "only this thread changes rows"
-                txn.put(shard, _Row.decode(row)._replace(place=place).encode(), db=self._rows)
-                self._count(txn, old, -1)
-                self._count(txn, place, 1)
+        try:
+            places = self._append(records)
+            with self._env.write() as txn:
+                for (shard, old), place in zip(moved.items(), places, strict=True):
+                    row = txn.get(shard, db=self._rows)
+                    assert row is not None, "only this thread changes rows"
+                    txn.put(shard, _Row.decode(row)._replace(place=place).encode(), db=self._rows)
+                    self._count(txn, old, -1)
+                    self._count(txn, place, 1)
+        except StoreError:  # they stay where they are, and are tried again
+            work.shards += moved
+            raise
 
     def _finish(self, victims: set[int]) -> None:
         """Remove the segments that nothing names any more."""

@@ -20,12 +20,14 @@ The first format kept the journal's rows in an LMDB table; a store of that forma
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -230,9 +232,17 @@ class StateStore:
 
     def staged(self) -> Iterator[tuple[EntryId, Location]]:
         """Give every entry in the index, by id. Raises StoreCorrupt on a row that makes no sense."""
-        with self._lock:
-            if self._staged_changes:
-                self._checkpoint()
+        with self._lock:  # what the index lacks is not written into it for this: a full disk must not be in the way
+            changes = sorted(self._staged_changes.items())
+        changed = dict(changes)
+        merged = heapq.merge(
+            (item for item in self._indexed() if item[0] not in changed),
+            ((entry, location) for entry, location in changes if location is not None),
+            key=itemgetter(0),
+        )
+        yield from merged
+
+    def _indexed(self) -> Iterator[tuple[EntryId, Location]]:
         start: bytes | None = b""
         while start is not None:
             batch: list[tuple[bytes, bytes]] = []
@@ -380,6 +390,8 @@ class StateStore:
             is_there = cursor.first()
             while is_there:
                 sequence = int.from_bytes(cursor.key()[:8], "big")
+                if not parts and last != self._last_sequence and sequence != last + 1:
+                    raise StoreCorrupt(f"{self._path}: journal transaction {last + 1} is missing")
                 parts.append(cursor.value())
                 is_there = cursor.next()
                 if not is_there or int.from_bytes(cursor.key()[:8], "big") != sequence:

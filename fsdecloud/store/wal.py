@@ -140,7 +140,7 @@ class Wal:
     @property
     def wants_spare(self) -> bool:
         """Whether `prepare` should be called soon."""
-        return self._spare is None and (not self._files or self._position * 2 > self._files[-1].size)
+        return self._spare is None and bool(self._files) and self._position * 2 > self._files[-1].size
 
     def prepare(self) -> None:
         """Make the next file ready, so that no `append` has to. Any thread, beside appends. Raises StoreFull, StoreError."""
@@ -341,8 +341,8 @@ class Wal:
         return int(length) if sequence is None or found == sequence else None
 
     def _is_followed(self, file: _LogFile, position: int, sequence: int) -> bool:
-        """Say whether a record later than `sequence` begins after `position`: then this one was acknowledged once."""
-        for at in range(position + BLOCK, file.size, BLOCK):
+        """Say whether a record later than `sequence` begins at `position` or after it: then this one was acknowledged."""
+        for at in range(position, file.size, BLOCK):
             head = self._read(file, _HEAD_SIZE, at)
             if len(head) < _HEAD_SIZE or head[:_CHECK_SIZE] != self._check(head[_CHECK_SIZE:]):
                 continue

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fsdecloud.errors import SealError, StoreError
+from fsdecloud.errors import SealError, StoreError, StoreFull
 from fsdecloud.store import shards as module
 from fsdecloud.store.environment import open_environment
 from fsdecloud.store.shards import Claim, Deletion, ShardStore
@@ -225,6 +225,28 @@ def test_fault_57_space_that_was_freed_is_taken_again(tmp_path):
         compact(store)
         assert store.free_bytes() == quota
         put(store, second, now=40)
+
+
+def test_fault_13_compaction_goes_on_once_there_is_room_again(tmp_path, monkeypatch):
+    items = [shard(i) for i in range(30)]
+    with open_store(tmp_path / "p") as store:
+        put(store, items)
+        delete(store, [i for i, _ in items[:20]])
+        store.reap(1 << 31)
+        append = store._append
+        full = iter([True])
+
+        def append_if_there_is_room(records):
+            if next(full, False):
+                raise StoreFull("no space left on device")
+            return append(records)
+
+        monkeypatch.setattr(store, "_append", append_if_there_is_room)
+        with pytest.raises(StoreFull):
+            compact(store)
+        compact(store)
+        assert files(tmp_path / "p") == 10_000
+        assert [store.get(i) for i, _ in items[20:]] == [d for _, d in items[20:]]
 
 
 def test_a_damaged_segment_is_left_alone(tmp_path):

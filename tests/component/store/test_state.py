@@ -361,6 +361,26 @@ def test_31_32_a_store_of_the_first_format_is_brought_up(tmp_path):
         assert list(state.replay()) == list(groups.items())
 
 
+def test_31_a_store_of_the_first_format_with_a_gap_is_refused(tmp_path):
+    first_format(tmp_path, {5: [b"five"], 6: [b"six"], 8: [b"eight"]}, 4)
+    with pytest.raises(StoreCorrupt, match="journal transaction 7 is missing"):
+        open_state(tmp_path)
+
+
+def test_13_the_index_is_read_without_writing_to_it(tmp_path):
+    """After a kill the disk may be full; what the log has beyond the index is in memory."""
+    places = {entry(i): Location(1, i, 7) for i in range(3000)}
+    with open_state(tmp_path) as state:
+        state.commit([], staged=list(places.items())[:2000])
+        state.checkpoint()
+        state.commit([], staged=list(places.items())[1990:], unstaged=[entry(5)])
+        checkpoints = state.statistics().checkpoints
+        del places[entry(5)]
+        assert dict(state.staged()) == places
+        assert list(dict(state.staged())) == sorted(places)
+        assert state.statistics().checkpoints == checkpoints
+
+
 def test_31_a_newer_format_is_refused(tmp_path):
     with open_state(tmp_path) as state, state._env.write() as txn:
         txn.put(b"volume", VOLUME + state._seal(b"volume" + VOLUME, b"fsdecloud state 3"), db=state._volume_db)
