@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -57,6 +59,11 @@ class FsckCommand(click.Command):
             raise UsageError(str(exc), OPERATIONAL) from exc
         except (KeyboardInterrupt, EOFError, click.Abort) as exc:
             raise UsageError("cancelled; nothing is half done", CANCELLED) from exc
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as exc:  # a bug, or no memory: Python's own exit code, 1, says that everything was repaired
+            traceback.print_exc()
+            raise UsageError(f"internal error: {str(exc) or type(exc).__name__}", OPERATIONAL) from exc
 
 
 def check(paths: Paths, name: str, options: FsckOptions, mount_options: str = "") -> Report:
@@ -162,7 +169,7 @@ def as_lines(volume: str, report: Report, options: FsckOptions) -> list[str]:
     if report.dropped:
         lines.append(f"{volume}: and {report.dropped} more; run it again after repairs")
     if options.quick:
-        return [*lines, f"{volume}: {'clean' if not report.findings else 'not clean'}, the journal was replayed"]
+        return [*lines, f"{volume}: {'clean' if not report.exit_code else 'not clean'}, the journal was replayed"]
     counts = [f"{report.inodes} inodes ({format_size(report.bytes)})", f"{report.names} names"]
     counts += [f"{report.snapshots} snapshots", f"{report.references} references", f"{report.staged} staged entries"]
     if report.blobs >= 0:
@@ -222,11 +229,13 @@ def command(
     options = FsckOptions(repair, data, ask_peers, offline, quick=preen and not force)
     volume = name.removeprefix(mounts.SOURCE_PREFIX)
     report = check(find_paths(), volume, options, ",".join(texts))
-    if json_output:
-        emit_json(as_json(volume, report))
-    else:
-        for line in as_lines(volume, report, options):
-            emit(line)
+    with suppress(BrokenPipeError):  # whoever reads it has seen enough, and gets the exit code all the same
+        if json_output:
+            emit_json(as_json(volume, report))
+        else:
+            for line in as_lines(volume, report, options):
+                emit(line)
+        sys.stdout.flush()
     return report.exit_code
 
 

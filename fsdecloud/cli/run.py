@@ -42,6 +42,7 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str, *, i
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    result = None
     try:
         # Not click's own main: it turns a closed pipe and Ctrl-C into exit codes of its own.
         with command.make_context(name, sys.argv[1:] if arguments is None else list(arguments)) as context:
@@ -54,7 +55,7 @@ def run(command: click.Command, arguments: Sequence[str] | None, name: str, *, i
         return _ending(interrupted)
     except BrokenPipeError:
         _drop_output()  # whoever read it has seen enough
-        return OK
+        return result if isinstance(result, int) else OK
     except click.ClickException as exc:
         error_line(name, exc.format_message())
         return _ending(USAGE)

@@ -98,7 +98,7 @@ class Report:
     short: int = 0
     """Those that are not complete."""
     dropped: int = 0
-    """Findings that were not kept."""
+    """Findings other than notes that were not kept."""
 
     @property
     def left(self) -> list[Finding]:
@@ -220,7 +220,7 @@ class Check:
         for one in steps:
             if one is not None and len(found) < FINDINGS_MAX:
                 found.append(one)
-            elif one is not None:
+            elif one is not None and one.severity != NOTE:
                 self.report.dropped += 1
             if time.monotonic() > end:
                 return True
@@ -284,8 +284,9 @@ class Check:
                 break
             report.dropped, first = dropped, False
         if not first:
-            report.findings += [one for one in now if one not in shown]
-            report.repaired.update(shown - set(now))
+            before, after = {_what(one) for one in shown}, {_what(one) for one in now}
+            report.findings += [one for one in now if _what(one) not in before]
+            report.repaired.update(one for one in shown if _what(one) not in after)
         return check
 
     async def _check_peers(self, opened: Opened) -> list[Finding]:
@@ -335,6 +336,11 @@ def _check_pages(opened: Opened, view: Overlay) -> Steps:
             text = f"has bytes in the journal up to {end}, its size is {value.size}"
             yield Finding("size", text, inode=ino, repair=Rows((row,)))
         yield None
+
+
+def _what(finding: Finding) -> tuple[str, int, str]:
+    """Return what makes a finding the same one at another look: its path may have changed by then."""
+    return finding.kind, finding.inode, finding.text
 
 
 def _with_paths(check: MapCheck, findings: Sequence[Finding]) -> list[Finding]:

@@ -148,11 +148,14 @@ class Repairer:
             except MalformedError:
                 continue
         root = self._get(inode_key(ROOT))
-        if root is None:
+        try:
+            top = decode_inode(root) if root is not None else None
+        except MalformedError:
+            top = None
+        if top is None:
             return None
         inode, moment = self._new_number(), now()
         value = InodeValue(0o040700, os.getuid(), os.getgid(), 2, 0, moment, moment, moment, moment, 0, 0, 0, b"")
-        top = decode_inode(root)
         changes[inode_key(inode)] = codec.encode(value)
         changes[entry_key(secret, ROOT, name)] = codec.encode(EntryValue(Inode(inode), stat.S_IFDIR))
         changes[parent_key(inode)] = ROOT.to_bytes(8, "big")

@@ -38,7 +38,7 @@ from fsdecloud.errors import (
     StoreCorrupt,
     StoreError,
 )
-from fsdecloud.fs.findings import DAMAGE, DropCached, EmptyCache, Finding
+from fsdecloud.fs.findings import DAMAGE, NOTE, DropCached, EmptyCache, Finding
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.store.cache import CacheStore
 from fsdecloud.store.environment import open_environment
@@ -276,7 +276,9 @@ def open_stores(
         segments = exits.enter_context(SegmentStore(make_private_dir(places.state / "staged"), "staged"))
         cache, reason = places.cache, cache_damage(places.cache)
         if reason:
-            findings.append(Finding("cache", f"the cache is damaged: {reason}", repair=EmptyCache()))
+            # A note: nothing is lost with it, and a boot must not stop for what its mount empties by itself.
+            text = f"the cache is damaged: {reason}; the next mount begins with an empty one"
+            findings.append(Finding("cache", text, NOTE, repair=EmptyCache()))
             if not repair:
                 exits.callback(shutil.rmtree, scratch, ignore_errors=True)
                 cache = scratch

@@ -310,6 +310,42 @@ def test_findings_say_where(made: tuple[Path, Volume]) -> None:
     assert one.text == f"holds {len(CONTENT)} bytes, and says 1"
 
 
+def test_what_is_left_is_left_wherever_a_repair_puts_it(made: tuple[Path, Volume]) -> None:
+    directory, volume = copy_of(made[0]), made[1]
+    edit(directory, lambda _driver: [(name(volume.top, b"deep", 0)[0], None), (chunk_key(volume.file, 1), b"noise")])
+    found = check(directory, repair=True)
+    assert [one.kind for one in found.left] == ["chunk"]
+    assert sum(one.kind == "chunk" for one in found.findings) == 1
+    assert {one.kind for one in found.repaired} == {"lost", "links"}
+
+
+def test_what_can_be_repaired_is_beside_a_root_that_cannot_be_read(made: tuple[Path, Volume]) -> None:
+    directory, volume = copy_of(made[0]), made[1]
+    edit(
+        directory,
+        lambda driver: [
+            (inode_key(ROOT), b"noise"),
+            (name(volume.deep, b"small", 0)[0], None),  # would be found in /lost+found
+            changed(driver, volume.file, allocated=1),
+        ],
+    )
+    found = check(directory, repair=True)
+    assert {one.kind for one in found.left} == {"inode", "lost"}
+    assert "allocated" in {one.kind for one in found.repaired}
+    assert {one.kind for one in check(directory).findings} == {"inode", "lost"}
+
+
+def test_notes_that_are_too_many_are_nothing_wrong(made: tuple[Path, Volume], monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, volume = copy_of(made[0]), made[1]
+    edit(directory, lambda _driver: [(parent_key(ino), None) for ino in (volume.top, volume.deep)])
+    monkeypatch.setattr("fsdecloud.driver.fsck.FINDINGS_MAX", 1)
+    found = check(directory)
+    assert [one.severity for one in found.findings] == [NOTE]
+    assert (found.dropped, found.exit_code) == (0, 0)
+    edit(directory, lambda driver: [changed(driver, volume.file, allocated=1)])
+    assert check(directory).exit_code == 4
+
+
 def test_what_has_no_name_is_found_again(made: tuple[Path, Volume]) -> None:
     directory, volume = copy_of(made[0]), made[1]
     taken = InodeValue(0o100644, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, b"")
@@ -443,8 +479,10 @@ def test_a_damaged_cache_index_is_left_alone_until_it_may_be_dropped(made: tuple
     put_in_cache(directory, EntryId(bytes(32)), b"x" * 1000)
     data = directory / "cache" / "index" / "data.mdb"
     data.write_bytes(b"\0" * 8192)
+    assert check(directory, quick=True).exit_code == 0  # a mount empties it: no reason not to boot
     found = check(directory)
-    assert [one.kind for one in found.findings] == ["cache"]
+    assert [(one.kind, one.severity) for one in found.findings] == [("cache", NOTE)]
+    assert found.exit_code == 0
     assert data.read_bytes() == b"\0" * 8192
     assert not (directory / "cache.fsck").exists()
     assert check(directory, repair=True).exit_code == 1

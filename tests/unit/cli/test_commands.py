@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from fsdecloud.cli.fsck import FsckCommand
 from fsdecloud.cli.fsck import command as fsck_helper
 from fsdecloud.cli.main import COMMANDS, group
 from fsdecloud.cli.mount import helper_command as mount_helper
@@ -137,8 +138,8 @@ def test_the_group_imports_no_command(arguments: tuple[str, ...]) -> None:
     assert not modules & (SLOW | {"msgspec", "platformdirs"})
 
 
-def failing(error: BaseException) -> click.Command:
-    @click.command()
+def failing(error: BaseException, kind: type[click.Command] = click.Command) -> click.Command:
+    @click.command(cls=kind)
     def command() -> None:
         raise error
 
@@ -172,6 +173,41 @@ def test_166_an_interrupted_mount_ends_with_8(capfd: pytest.CaptureFixture[str])
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(failing(ZeroDivisionError()), [], "decloud")
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("x"), MemoryError(), ImportError("x"), ExceptionGroup("x", [KeyError()])]
+)
+def test_a_bug_is_no_repair_to_fsck_and_keeps_its_traceback(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(failing(error, FsckCommand), [], "fsck.decloud", interrupted=32) == 8
+    said = capfd.readouterr().err
+    assert "Traceback" in said
+    assert "in command" in said
+    assert "\nfsck.decloud: internal error: " in said
+
+
+@pytest.mark.parametrize(("option", "full", "code"), [("--json", False, 4), ("-n", False, 4), ("-n", True, 8)])
+def test_fsck_to_a_closed_pipe_or_a_full_disk_says_what_it_found(option: str, full: bool, code: int) -> None:
+    program = (
+        "import sys; from fsdecloud.cli import fsck; from fsdecloud.driver.fsck import Report;"
+        "from fsdecloud.fs.findings import Finding; report = Report([Finding('links', 'wrong ' * 9)] * int(sys.argv.pop()));"
+        "fsck.check = lambda *_arguments: report; fsck.main(sys.argv[1:])"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, open("/dev/full", "w") as no_room:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "docs", option, "1" if full else "5000"],
+            stdin=subprocess.DEVNULL,
+            stdout=no_room if full else closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
 
 
 def decloud(
