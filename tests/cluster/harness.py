@@ -34,8 +34,8 @@ COMMAND_DEADLINE: Final = 60.0
 PEERS: Final = 6
 K, N = 2, 6
 """Redundancy of an embedded network with six peers (design.md, Data)."""
-_UNEXPECTED: Final = re.compile(r"^.*unexpected error in .*$", re.MULTILINE)
-"""How every driver logs an exception that nobody expected (`driver.supervisor`)."""
+_UNEXPECTED: Final = re.compile(r"^.*unexpected error in .*(?:\n(?!\d{4}-).*)*", re.MULTILINE)
+"""How every driver logs an exception that nobody expected (`driver.supervisor`), with where it came from."""
 
 
 class Hung(AssertionError):

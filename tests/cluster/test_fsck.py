@@ -15,7 +15,7 @@ PEERS = 3
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    """A network with some files, half of them stored; its volume is not mounted."""
+    """A network with some files, all of them anchored."""
     with Network(peers=PEERS) as fresh:
         fresh.up()
         mnt = fresh.mountpoint
@@ -25,6 +25,14 @@ def network() -> Iterator[Network]:
         fresh.run("sh", "-c", f"head -c 5000000 /dev/urandom > {mnt}/big; ln {mnt}/big {mnt}/a/same")
         fresh.sync("anchored")
         yield fresh
+
+
+@pytest.fixture
+def mounted(network: Network) -> Network:
+    """The network, mounted, whatever the test before did; everything is anchored."""
+    network.up()
+    network.sync("anchored")
+    return network
 
 
 def fsck(network: Network, *options: str, code: int = 0) -> Any:
@@ -54,8 +62,8 @@ def kill_driver(network: Network) -> None:
     network.run("umount", "-l", mnt)
 
 
-def test_exit_codes(network: Network) -> None:
-    volume = network.volume
+def test_exit_codes(mounted: Network) -> None:
+    network, volume = mounted, mounted.volume
     mounted = network.decloud("fsck", volume, check=False)
     assert mounted.code == 8
     assert f"volume {volume} is mounted at {network.mountpoint}" in mounted.err
@@ -65,7 +73,8 @@ def test_exit_codes(network: Network) -> None:
     assert plain(network, "--offline", "--network", volume).code == 16
 
 
-def test_nothing_is_wrong_after_a_kill(network: Network) -> None:
+def test_nothing_is_wrong_after_a_kill(mounted: Network) -> None:
+    network = mounted
     kill_driver(network)
     found = fsck(network, "--offline")
     assert found["findings"] == []
@@ -80,9 +89,8 @@ def test_nothing_is_wrong_after_a_kill(network: Network) -> None:
     assert fsck(network, "-y")["findings"] == []
 
 
-def test_a_new_machine_has_all_of_it(network: Network) -> None:
-    network.mount()
-    network.sync("anchored")
+def test_a_new_machine_has_all_of_it(mounted: Network) -> None:
+    network = mounted
     network.umount()
     remove_tree(network.home / "cache")
     found = fsck(network, "--offline")
@@ -93,9 +101,9 @@ def test_a_new_machine_has_all_of_it(network: Network) -> None:
     assert found["read_bytes"] > 5_000_000
 
 
-def test_fault_058_a_peer_that_lost_its_store_is_noticed(network: Network) -> None:
-    status = network.mount()
-    peer = status.local_peers()[0]
+def test_fault_058_a_peer_that_lost_its_store_is_noticed(mounted: Network) -> None:
+    network = mounted
+    peer = network.status().local_peers()[0]
     store = network.peer_store(peer)
     network.umount()
     network.kill(peer["pid"])

@@ -5,18 +5,11 @@ In a mount namespace of its own, with the helpers in an overlay over /usr/sbin, 
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster.harness import Network, Result
-
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
-    reason="needs root and a mount namespace",
-)
 
 PROLOGUE = """
 set -eu
@@ -105,6 +98,31 @@ END
     assert lines[0] == "fake mounts nothing"
     assert "already mounted" in lines[1]
     assert lines[2:] == ["decloud:cloud"], "mounted once, under the name that fstab has"
+
+
+def test_137_fstab_of_snapshots(network: Network) -> None:
+    """However the source is written: `mount -a` mounts it once, and finds nothing wrong when run again."""
+    done = helper(
+        network,
+        """
+        mkdir -p "$DIR-2" "$DIR-3"
+        cat > "$WORK/fstab" <<END
+cloud@latest          $DIR    decloud  nofail                0 0
+decloud:cloud         $DIR-2  decloud  nofail,snapshot=1     0 0
+cloud@2199-01-01T18:30  $DIR-3  decloud  nofail              0 0
+END
+        mount -a -T "$WORK/fstab"
+        mount -a -T "$WORK/fstab"
+        for place in "$DIR" "$DIR-2" "$DIR-3"; do
+            findmnt --noheadings --output SOURCE "$place"
+        done
+        ls "$DIR" "$DIR-2" > "$WORK/listed"
+        mount -t decloud cloud -o snapshot=1 "$DIR-3" || echo $?
+        umount "$DIR" "$DIR-2" "$DIR-3"
+        """,
+    )
+    assert done.code == 0, done.describe()
+    assert done.out.splitlines() == ["cloud@latest", "decloud:cloud@1", "decloud:cloud@2199-01-01T18.30", "32"]
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_keep_forget_and_policy(past: Past) -> None:
     def is_gone() -> bool:
         return network.run("ls", path, check=False).code != 0
 
-    network.wait_until(is_gone, 10, "the forgotten snapshot's directory goes")
+    network.wait_until(is_gone, 60, "the forgotten snapshot's directory goes")
     assert past.snapshot("policy").out.startswith("all:1d,")
     assert past.snapshot("policy", "nonsense", check=False).code == 1
     assert past.snapshot("policy", "4w:forever", "--json").json()["doomed"] > 0

@@ -1,7 +1,8 @@
 """A volume of a user who is not root, mounted through fusermount3.
 
-In a mount namespace of its own, where everybody may use /dev/fuse, as udev sets it elsewhere. The user's processes may read
-what root may, so that they find the interpreter and this tree wherever they are; they may write only what is theirs.
+In a mount namespace of its own, where everybody may use /dev/fuse, as udev sets it elsewhere, and /etc/fuse.conf is empty.
+The user's processes may read what root may, so that they find the interpreter and this tree wherever they are; they may write
+only what is theirs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ USAGE, MOUNT_FAILED = 1, 32
 NAMESPACE = """
 mknod -m 666 "$1/fuse" c 10 229
 mount --bind "$1/fuse" /dev/fuse
+: > "$1/fuse.conf"
+mount --bind "$1/fuse.conf" /etc/fuse.conf
 touch "$1/ready"
 exec sleep 3600
 """
@@ -132,10 +135,14 @@ def test_fault_147_only_the_user_enters(user: User) -> None:
     refused = user.mount("-o", "allow_other", check=False)
     assert refused.code == USAGE, refused.describe()
     assert "user_allow_other in /etc/fuse.conf" in refused.err
-    (user.network.work / "fuse.conf").write_text("user_allow_other\n")
-    user.as_root("mount", "--bind", user.network.work / "fuse.conf", "/etc/fuse.conf")
-    user.mount("--allow-other")
-    user.as_root("ls", user.mountpoint)
+    configuration = user.network.work / "fuse.conf"
+    configuration.write_text("user_allow_other\n")
+    try:
+        user.mount("--allow-other")
+        user.as_root("ls", user.mountpoint)
+        user.umount()
+    finally:
+        configuration.write_text("")
 
 
 @pytest.mark.parametrize(
