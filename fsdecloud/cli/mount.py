@@ -46,7 +46,8 @@ def mount_volume(
     daemon = drivers.PREFIX + served
     if drivers.is_mounted(paths, served):
         raise UsageError(drivers.describe_running(paths, served), MOUNT_FAILED)
-    if options.snapshot:  # the mount table must say which of the volume's mounts it is
+    # The mount table must say which of the volume's mounts it is.
+    if options.snapshot and options.fsname.removeprefix(mounts.SOURCE_PREFIX) != served:
         options = replace(options, fsname=mounts.SOURCE_PREFIX + served)
     _check_kernel(options)
     detach_stale(served, directory, fake=fake)
@@ -166,9 +167,6 @@ def _serve(process: subprocess.Popen[bytes], name: str, mountpoint: str) -> int:
 
 def _mount_and_serve(name: str, directory: str, options: MountOptions, *, fake: bool, verbose: bool) -> int:
     """Do what both commands do."""
-    name, _, snapshot = name.partition("@")
-    if snapshot:
-        options = parse_options(f"snapshot={snapshot}", base=options)[0]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end while starting ends the driver as well
     try:
         process = mount_volume(find_paths(), name, directory, options, fake=fake)
@@ -185,6 +183,21 @@ def _mount_and_serve(name: str, directory: str, options: MountOptions, *, fake: 
         return _serve(process, name, directory)
     process.returncode = 0  # it lives on; nobody waits for it here
     return 0
+
+
+def _with_snapshot(name: str, options: MountOptions) -> tuple[str, MountOptions]:
+    """Return the name of a volume, and the options with the snapshot that a source such as docs@7 names."""
+    name, _, snapshot = name.partition("@")
+    return name, parse_options(f"snapshot={snapshot}", base=options)[0] if snapshot else options
+
+
+def _is_there(paths: Paths, served: str, directory: str) -> bool:
+    """Whether the volume or snapshot is mounted at just this directory, and answers."""
+    table = mounts.read_mounts()
+    path = mounts.canonical(directory, table)
+    found = mounts.mount_at(path, table)
+    is_ours = found is not None and found.is_ours and found.volume == served
+    return is_ours and not mounts.is_stale(path) and drivers.is_mounted(paths, served)
 
 
 def _options_help() -> str:
@@ -211,7 +224,8 @@ def command(
         allow_other=options.allow_other or allow_other,
         foreground=options.foreground or foreground,
     )
-    return _mount_and_serve(name.removeprefix(mounts.SOURCE_PREFIX), directory, options, fake=False, verbose=True)
+    name, options = _with_snapshot(name.removeprefix(mounts.SOURCE_PREFIX), options)
+    return _mount_and_serve(name, directory, options, fake=False, verbose=True)
 
 
 @click.command(
@@ -251,7 +265,17 @@ def helper_command(
         options = replace(options, read_only=read_only and not read_write)
     if not options.fsname:
         options = replace(options, fsname=spec)  # byte for byte, else `mount -a` would mount again on top
-    return _mount_and_serve(spec.removeprefix(mounts.SOURCE_PREFIX), directory, options, fake=fake, verbose=verbose)
+    name, options = _with_snapshot(spec.removeprefix(mounts.SOURCE_PREFIX), options)
+    served = served_name(name, options)
+    # A snapshot can be written in other ways than the mount table has it, and `mount -a` does not know it again then.
+    if (
+        options.snapshot
+        and spec.removeprefix(mounts.SOURCE_PREFIX) != served
+        and _is_there(find_paths(), served, directory)
+    ):
+        note(f"mount.decloud: {mounts.SOURCE_PREFIX}{served} is mounted there already")
+        return 0
+    return _mount_and_serve(name, directory, options, fake=fake, verbose=verbose)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
