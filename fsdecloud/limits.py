@@ -129,7 +129,11 @@ GROUP_COMMIT_DELAY: Final = 1.0
 """What a program closed reaches D1 within this, without an fsync."""
 
 HANDLER_DEADLINE: Final = 60.0
-"""A FUSE request that waits for the network is answered EIO or ETIMEDOUT after this."""
+"""A FUSE request that waits for the network or for room is answered after this; later only with a longer `-o timeout`."""
+
+FULL_WAIT: Final = 5.0
+"""Writers wait this long on a full disk before they get ENOSPC: some rounds of eviction from the cache, and a segment or two
+that peers take."""
 
 NETWORK_WAITERS: Final = 48
 """Entries asked of the agent at once; more wait for their turn."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from fsdecloud.driver.clock import now
 from fsdecloud.driver.inodes import INODES_KEPT, InodeTable, LiveInode
 from fsdecloud.driver.recorder import Caller, Recorder
 from fsdecloud.driver.supervisor import describe
-from fsdecloud.errors import NoSpace, ReadOnly, RemoteTimeout, StoreError
+from fsdecloud.errors import NoSpace, ReadOnly, RemoteTimeout, StoreError, StoreFull
 from fsdecloud.fs.inode import InodeValue, Superblock, decode_superblock
 from fsdecloud.fs.keys import INODE_BITS, ROOT, SUPERBLOCK
 from fsdecloud.fs.overlay import Overlay
@@ -56,6 +57,32 @@ class Waiters:
             yield
         finally:
             self.count -= 1
+
+
+class Patience:
+    """How long a full disk is waited for before that is an error: the cache gives way meanwhile, and peers take data."""
+
+    def __init__(self) -> None:
+        self._since = self._last = -math.inf
+
+    def is_spent(self, error: Exception) -> bool:
+        """Note a failure; return whether it is to be told now: any but a full disk is, that one after `limits.FULL_WAIT`."""
+        if not isinstance(error, StoreFull):
+            return True
+        now = trio.current_time()
+        if now - self._last > 2 * limits.FULL_WAIT:  # another time
+            self._since = now
+        self._last = now
+        return not self.is_waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the disk is full, and not for too long yet."""
+        return trio.current_time() - self._since < limits.FULL_WAIT
+
+    def renew(self) -> None:
+        """Note that there was room."""
+        self._since = self._last = -math.inf
 
 
 class Core:

@@ -246,7 +246,7 @@ class Files:
     async def wait_sealed(self, live: LiveInode) -> None:
         """Wait until no layer of this file is closed and unsealed. Raises what sealing failed with."""
         with trio.move_on_after(limits.HANDLER_DEADLINE) as scope, self._core.waiters.one():
-            while any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
+            while _has_closed(live):
                 self._sealer.check()
                 await self._sealer.wait_progress()
         if scope.cancelled_caught:
@@ -294,9 +294,14 @@ class Files:
             if not any(layer.closed for layer in was_open):
                 return
 
-    def check_error(self, live: LiveInode) -> None:
-        """Raise NoSpace when this file has bytes that cannot be staged: a program may still learn it at close."""
-        if live.chunks:
+    async def check_error(self, live: LiveInode) -> None:
+        """Raise NoSpace when this file has bytes that cannot be staged: a program may still learn it at close.
+
+        Open layers are not staged: on a full disk the journal still takes some.
+        """
+        while self._sealer.patience.is_waiting and _has_closed(live):
+            await self._sealer.wait_progress()
+        if self._sealer.error is not None and _has_closed(live):
             self._sealer.check()
 
     # ---- truncation ------------------------------------------------------------------------------------------------
@@ -358,7 +363,7 @@ class Files:
         border, cut = divmod(size, CHUNK)
         key = chunk_key(live.ino, border)
         raw = self._core.overlay.get(key)
-        if live.sealed != sealed or any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values()):
+        if live.sealed != sealed or _has_closed(live):
             return False
         if raw is not None:
             old = decode_chunk(raw)
@@ -520,3 +525,8 @@ class Files:
         """Return what a freshly replayed journal says of the keys from `start` to before `stop`."""
         current = self._core.overlay.current
         return [(key, current[key]) for key in current.irange(start, stop, (True, False))]
+
+
+def _has_closed(live: LiveInode) -> bool:
+    """Whether the file has bytes on their way into entries."""
+    return any(chunk.layers and chunk.layers[0].closed for chunk in live.chunks.values())

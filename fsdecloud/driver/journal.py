@@ -26,7 +26,7 @@ import msgspec
 import trio
 
 from fsdecloud import codec, limits
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import Core, Patience
 from fsdecloud.driver.dirty import DirtyChunk
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.files import Files
@@ -136,18 +136,21 @@ class Journal:
     async def flush(self) -> None:
         """Make all that changed before this call durable. Raises NoSpace or StoreError if that fails."""
         if not self._lock.locked():
+        """Why it cannot be written; None while it can, or a full disk is waited for."""
+        self._patience = Patience()
             self._lock.acquire_nowait()
             try:
                 with self._telling():
                     await self._commit_group(self._collect())  # without a yield if it is quick
             except StoreError as exc:
                 self._wake.set()
-                raise as_seen(exc) from exc
+                if not self._patience.is_waiting:
+                    raise as_seen(exc) from exc
             finally:
                 self._lock.release()
-            return
         self._requested += 1
         ticket = self._requested
+                return
         self._urgent.set()
         self._wake.set()
         while self._finished < ticket:
@@ -247,7 +250,7 @@ class Journal:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """Tell everybody who asked for a commit before this one when it fails."""
+        """Tell everybody who asked for a commit before this one when it fails; of a full disk, only when it stays full."""
         ticket = self._requested
         try:
             yield
@@ -260,6 +263,8 @@ class Journal:
             raise
 
     def _write(self, group: _Group, meta: bytes | None) -> None:
+            if not self._patience.is_spent(exc):
+                raise
         """Sync the segments, then commit. Data before metadata."""
         if group.staged:
             self._entries.segments.sync()
@@ -287,6 +292,7 @@ class Journal:
             self._wake.set()
 
     async def _prepare(self) -> None:
+        self._patience.renew()
         """Have the next log file ready before it is needed."""
         try:
             await trio.to_thread.run_sync(self._store.prepare)

@@ -3,7 +3,7 @@
 A worker takes a batch of chunks, decides for each in the event loop what its new value will be (`_plan`: inline, a whole
 new entry, or patches over the old one), seals and appends in one thread call, and puts the new values into the overlay
 generation that each layer belongs to. A chunk's layers are sealed one after another, so each finds its predecessor's
-value. While the local disk is full nothing is dropped: the chunks wait, and `error` says why.
+value. While the local disk is full nothing is dropped: the chunks wait, and after a while (`Patience`) `error` says why.
 
 Called only from the event loop; seals in worker threads.
 """
@@ -20,7 +20,7 @@ import trio
 
 from fsdecloud import limits
 from fsdecloud.crypto.seal import Kind
-from fsdecloud.driver.core import Core
+from fsdecloud.driver.core import Core, Patience
 from fsdecloud.driver.dirty import DirtyChunk, Layer
 from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.plaincache import Plain
@@ -90,7 +90,8 @@ class Sealer:
         self.dirty_bytes = 0
         self.dirty_chunks = 0
         self.error: FsdecloudError | None = None
-        """Why sealing stands still; None while it works."""
+        """Why sealing stands still; None while it works, or a full disk is waited for."""
+        self.patience = Patience()
         self.on_value: Callable[[int, int], None] = lambda _ino, _index: None
 
     def submit(self, chunk: DirtyChunk) -> None:
@@ -149,11 +150,12 @@ class Sealer:
                 self.error = None
             except (FsdecloudError, OSError) as exc:
                 failure = exc if isinstance(exc, FsdecloudError) else StoreError(f"staging: {exc}")
-                if self.error is None:
-                    log.error("cannot stage data: %s", failure)
-                self.error = failure
-                self.notify()
                 self._entries.wake_cache_writer()  # a full disk: the cache gives way
+                if self.patience.is_spent(failure):
+                    if self.error is None:
+                        log.error("cannot stage data: %s", failure)
+                    self.error = failure
+                    self.notify()
                 await trio.sleep(_RETRY)
                 self._queue.extendleft(reversed(batch))
                 self._busy.difference_update(batch)
@@ -193,6 +195,8 @@ class Sealer:
                 self.notify()
         parts = [part for plan in plans for part in plan.parts]
         results = iter(await self._entries.stage(parts) if parts else [])
+        if parts:
+            self.patience.renew()
         values = [plan.finish([next(results) for _ in plan.parts]) for plan in plans]
         try:
             for plan, value in zip(plans, values, strict=True):

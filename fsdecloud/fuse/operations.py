@@ -313,7 +313,7 @@ class Operations(pyfuse3.Operations):
         handle = self._files.handle(fh)
         self._access_times.closed(handle)
         if handle.flags & os.O_ACCMODE != os.O_RDONLY:
-            self._files.check_error(handle.inode)
+            await self._files.check_error(handle.inode)
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:

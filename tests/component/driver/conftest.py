@@ -39,7 +39,7 @@ class SilentAgent:
 class Driver:
     """The parts of a volume, wired as `driver.volume` wires them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, stage_size: int = 1 << 30) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         self.directory = directory
         self.store = StateStore(directory / "state.lmdb", KEYS.at_rest_key, KEYS.volume_id)
@@ -52,7 +52,7 @@ class Driver:
         self.core = Core(KEYS, Overlay(self.nodes.get, meta.root), self.nodes.fetch)
         self.reader = Reader(self.core, self.entries)
         self.sealer = Sealer(self.core, self.entries, self.reader.load_plain)
-        self.files = Files(self.core, self.entries, self.sealer, kernel_times=False, stage_size=1 << 30)
+        self.files = Files(self.core, self.entries, self.sealer, kernel_times=False, stage_size=stage_size)
         self.journal = Journal(self.core, self.files, self.entries, self.store)
         self.committer = Committer(self.core, self.files, self.entries, self.sealer, self.journal, self.nodes, meta)
 
@@ -92,9 +92,9 @@ class Driver:
 def run_driver(tmp_path):
     """Run an async test with a Driver whose tasks run."""
 
-    def run(test) -> None:
+    def run(test, **options) -> None:
         async def main() -> None:
-            driver = Driver(tmp_path / "volume")
+            driver = Driver(tmp_path / "volume", **options)
             with trio.fail_after(30):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(driver.sealer.run)
