@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Final
 
 import trio
@@ -34,6 +33,11 @@ from fsdecloud.wire.controlapi import (
 )
 
 PAGE: Final = 500
+"""Rows of one answer."""
+
+PAGE_BYTES: Final = 1 << 20
+"""A page of differences ends once its paths are so long together: it must fit into RPC_MAX."""
+
 SESSIONS_MAX: Final = 4
 
 
@@ -102,12 +106,12 @@ class SnapshotControl:
             raise UsageError("that comparison is over: begin again")
         session.is_busy = True
         try:
-            lines = await trio.to_thread.run_sync(lambda: list(islice(session.changes, PAGE)))
+            lines, is_last = await trio.to_thread.run_sync(take_page, session.changes)
         except BaseException:
             self._end(number)
             raise
         session.is_busy = False
-        if len(lines) < PAGE:
+        if is_last:
             self._end(number)
             number = 0
         return DiffPage(tuple(DiffLine(*line) for line in lines), number)
@@ -142,6 +146,18 @@ class SnapshotControl:
                 return nodes.get(ref)
             except NodeMissing:
                 trio.from_thread.run(nodes.fetch, ref)
+
+
+def take_page(changes: Iterator[Change]) -> tuple[list[Change], bool]:
+    """Return the next differences, and whether they are the last. Worker thread."""
+    lines: list[Change] = []
+    size = 0
+    for change in changes:
+        lines.append(change)
+        size += len(change.path) + len(change.path2)
+        if len(lines) == PAGE or size >= PAGE_BYTES:
+            return lines, False
+    return lines, True
 
 
 def describe(row: Snapshot) -> SnapshotInfo:

@@ -35,9 +35,6 @@ WINDOW: Final = 20_000
 MOVES_MAX: Final = 100_000
 """Names of moved files held to pair old and new ones; past it, a move is shown as removed and added."""
 
-DEPTH_MAX: Final = 4096
-"""A path of more components is longer than PATH_MAX allows: the tree is damaged."""
-
 
 class Change(NamedTuple):
     """One difference. `path` is absolute; `path2` is where it was renamed to."""
@@ -51,6 +48,13 @@ class _Name(NamedTuple):
     """A directory entry in one of the two states."""
 
     parent: int
+    name: bytes
+
+
+class _Place(NamedTuple):
+    """Where something is: its name in a directory. Paths share what they have in common, however deep they lead."""
+
+    above: _Place | None
     name: bytes
 
 
@@ -70,7 +74,7 @@ def compare(get: Get, old: bytes, new: bytes, *, window: int = WINDOW) -> Iterat
         after = find_paths(get, new, {found.after.parent for found in part if found.after is not None})
         for found in part:
             paths = [
-                _join(known[name.parent], name.name) if name.parent in known else b"?/" + name.name
+                path_of(_Place(known[name.parent], name.name)) if name.parent in known else b"?/" + name.name
                 for known, name in ((before, found.before), (after, found.after))
                 if name is not None
             ]
@@ -80,15 +84,11 @@ def compare(get: Get, old: bytes, new: bytes, *, window: int = WINDOW) -> Iterat
         paths_of = find_paths(get, new, set(inodes))
         for ino in inodes:
             if ino in paths_of:
-                yield Change(CHANGED, paths_of[ino])
+                yield Change(CHANGED, path_of(paths_of[ino]))
 
 
 def _take(source: Iterator[T], count: int) -> list[T]:
     return list(islice(source, count))
-
-
-def _join(directory: bytes, name: bytes) -> bytes:
-    return directory + name if directory == b"/" else directory + b"/" + name
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------
@@ -170,27 +170,45 @@ def _described(value: InodeValue) -> tuple[object, ...]:
 
 
 # ---- paths ---------------------------------------------------------------------------------------------------------------
-def find_paths(get: Get, root: bytes, wanted: Iterable[int]) -> dict[int, bytes]:
-    """Return a path of each wanted inode that has one, by walking down from the root until all are found."""
+def path_of(place: _Place | None) -> bytes:
+    """Return the absolute path of a place; None is the root's."""
+    names = []
+    while place is not None:
+        names.append(place.name)
+        place = place.above
+    return b"/" + b"/".join(reversed(names))
+
+
+def find_paths(get: Get, root: bytes, wanted: Iterable[int]) -> dict[int, _Place | None]:
+    """Return a place of each wanted inode that has one, by walking down from the root until all are found.
+
+    Directories may be nested deeper than any path is long. Raises MalformedError for one that is in itself.
+    """
     missing = set(wanted)
-    found: dict[int, bytes] = {}
+    found: dict[int, _Place | None] = {}
     if ROOT in missing:
         missing.discard(ROOT)
-        found[ROOT] = b"/"
-    stack = [(b"/", _entries(get, root, ROOT))] if missing else []
+        found[ROOT] = None
+    stack: list[tuple[int, _Place | None, Iterator[tuple[bytes, int, bool]]]] = []
+    above = set[int]()
+    if missing:
+        stack.append((ROOT, None, _entries(get, root, ROOT)))
+        above.add(ROOT)
     while stack and missing:
-        path, entries = stack[-1]
+        directory, place, entries = stack[-1]
         for name, ino, is_dir in entries:
             if ino in missing:
                 missing.discard(ino)
-                found[ino] = _join(path, name)
+                found[ino] = _Place(place, name)
             if is_dir:
-                if len(stack) >= DEPTH_MAX:
-                    raise MalformedError("directories nested without end")
-                stack.append((_join(path, name), _entries(get, root, ino)))
+                if ino in above:
+                    raise MalformedError("a directory is in itself")
+                stack.append((ino, _Place(place, name), _entries(get, root, ino)))
+                above.add(ino)
                 break
         else:
             stack.pop()
+            above.discard(directory)
     return found
 
 

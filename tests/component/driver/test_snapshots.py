@@ -18,14 +18,17 @@ from fsdecloud.driver.meta import VolumeMeta, decode_meta
 from fsdecloud.driver.namespace import Namespace
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.restore import Restorer
+from fsdecloud.driver.snapshotcontrol import PAGE, take_page
 from fsdecloud.driver.snapshots import Snapshots
 from fsdecloud.driver.views import Views, tag_of
 from fsdecloud.driver.xattrs import Xattrs
 from fsdecloud.errors import ReadOnly, StaleHandle, UsageError
+from fsdecloud.fs.compare import ADDED, RENAMED, Change
 from fsdecloud.fs.history import ALL_HERE, AnchorRow, decode_batches, parse_policy
 from fsdecloud.fs.keys import INODE_BITS, ROOT, batches_key, snapshot_key
 from fsdecloud.fs.records import Operation
 from fsdecloud.ledger.transactions import decode_tx
+from fsdecloud.limits import RPC_MAX
 from fsdecloud.tree.lookup import lookup, scan
 from fsdecloud.wire.agentapi import Anchored, Empty, FetchedEntry, Holders, LedgerVolume, MapCommit
 from fsdecloud.wire.ledgerapi import VolumeAnchor
@@ -612,3 +615,19 @@ def test_a_restore_that_fails_leaves_nothing_behind(run, monkeypatch, place):
         assert m.snapshots.pinned == {}
 
     run(test)
+
+
+def test_a_page_of_differences_fits_into_an_answer() -> None:
+    """Directories are nested deeper than PATH_MAX by chdir."""
+    short = iter([Change(ADDED, b"/%d" % number) for number in range(PAGE + 1)])
+    assert [(len(lines), is_last) for lines, is_last in (take_page(short), take_page(short))] == [
+        (PAGE, False),
+        (1, True),
+    ]
+    deep, shown = iter([Change(RENAMED, b"/n" * 10_000, b"/m" * 10_000)] * 300), 0
+    is_last = False
+    while not is_last:
+        lines, is_last = take_page(deep)
+        shown += len(lines)
+        assert sum(len(one.path) + len(one.path2) for one in lines) < RPC_MAX / 2
+    assert shown == 300

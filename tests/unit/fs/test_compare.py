@@ -232,6 +232,17 @@ def test_differences_lead_from_one_state_to_the_other(steps: list[tuple[str, int
             assert path in after
 
 
+def test_directories_deeper_than_any_path_is_long(volume: Volume) -> None:
+    old, path = volume.root(), "/d"
+    for _level in range(4100):
+        path += "/n"
+        volume.mkdir(path)
+    volume.make(path + "/end")
+    found = list(compare(volume.get, old, volume.root()))
+    assert max(found, key=lambda change: len(change.path)) == Change(ADDED, path.encode() + b"/end")
+    assert len(found) == 4101
+
+
 def test_fault_089_directories_without_end_are_refused() -> None:
     volume = Volume()
     ino = volume.mkdir("/a")
