@@ -4,8 +4,9 @@ A chunk's dirty bytes lie in layers. Writes go to the newest, open layer. Sealin
 and turns the oldest closed one into entries in a worker thread, one layer at a time, while writes go on above it. Reads
 apply all layers, oldest first, over the chunk's value in the tree's map.
 
-`fresh` are the ranges of the open layer that the journal does not have yet; closed layers need none of it, because their
-entries are on the way. Called only from the event loop.
+`fresh` are the ranges of the open layer that the journal does not have yet. A closed layer's entries are on the way, so the
+journal needs none of it, unless something else relies on its bytes being there with the next group commit:
+`journal_closed`. Called only from the event loop.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class DirtyChunk:
         self.is_stuck = False
         """Whether sealing waits for a base that peers do not give now."""
         self.journal_closed = False
-        """Whether the journal must take the closed layers as pages, because sealing them would take too long."""
+        """Whether the next group commit must take the closed layers as pages: it promises their bytes, and sealing them may
+        take longer. Also for an open layer that may be closed before."""
         self.dropped: int | None = None
         """The overlay's generation when the chunk was cut off or its file removed: what is left is for the commit that was
         in progress then, and for nothing after it."""
@@ -92,7 +94,10 @@ class DirtyChunk:
         layer.extents.hold(data)
         layer.closed = True
         # Whatever the open layer had is overwritten; closed ones are on their way and stay below.
+        overwritten = self.open_layer
         self.layers = [below for below in self.layers if below.closed]
+        if overwritten is not None:
+            overwritten.closed = True  # an fsync that waits for it must look again
         self.layers.append(layer)
         self.fresh = []
         return self.size - before
@@ -139,7 +144,8 @@ class DirtyChunk:
                 if layer.closed:
                     rows += layer.extents.ranges()
                     layer.journaled = True
-            self._renew_open()  # what lies above must come after
+            if rows:
+                self._renew_open()  # what lies above must come after
         top = self.open_layer
         if top is None or not self.fresh:
             return rows

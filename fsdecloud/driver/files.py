@@ -214,8 +214,7 @@ class Files:
         key = (live.ino, index)
         if len(piece) == CHUNK and isinstance(piece, bytes):
             self._sealer.dirty_bytes += chunk.hold(piece, self._core.overlay.generation)
-            self.dirty.pop(key, None)
-            self._fresh.pop(key, None)
+            self._note_closed(chunk)
             self._sealer.submit(chunk)
             return
         self.dirty[key] = self._fresh[key] = chunk
@@ -228,8 +227,12 @@ class Files:
         """Close the chunk's open layer and have it sealed."""
         if chunk.close_layer():
             self._sealer.submit(chunk)
+        self._note_closed(chunk)
+
+    def _note_closed(self, chunk: DirtyChunk) -> None:
         self.dirty.pop((chunk.ino, chunk.index), None)
-        self._fresh.pop((chunk.ino, chunk.index), None)
+        if not chunk.journal_closed:
+            self._fresh.pop((chunk.ino, chunk.index), None)
 
     def seal_oldest(self, size: int) -> None:
         """Have the oldest dirty chunks sealed, about `size` bytes of them."""
@@ -239,8 +242,13 @@ class Files:
             self.seal_chunk(chunk)
 
     def seal_all(self) -> None:
-        """Close every open layer."""
+        """Close every open layer, at any time between two group commits.
+
+        The next one takes the bytes that it would have taken of the open layers, unless they are sealed by then: what it
+        names or promises may need them.
+        """
         for chunk in list(self.dirty.values()):
+            chunk.journal_closed = chunk.journal_closed or bool(chunk.fresh)
             self.seal_chunk(chunk)
 
     async def wait_sealed(self, live: LiveInode) -> None:
@@ -265,7 +273,7 @@ class Files:
                 self._fresh[chunk.ino, chunk.index] = chunk
 
     def journal_closed(self, chunks: list[DirtyChunk]) -> None:
-        """Have the next group commit take the closed layers of these chunks as pages."""
+        """Have the next group commit take the layers of these chunks as pages, also those that are closed before it."""
         for chunk in chunks:
             if chunk.layers:
                 chunk.journal_closed = True
@@ -274,13 +282,13 @@ class Files:
     def keep_whole(self, live: LiveInode) -> None:
         """Have the next group commit take all of a file that gets another name: programs give files their final name when
         they are whole, so no crash may leave half a file under it."""
-        self.journal_closed([chunk for chunk in live.chunks.values() if chunk.layers and chunk.layers[0].closed])
+        self.journal_closed(list(live.chunks.values()))
 
     async def fsync(self, live: LiveInode, flush: Callable[[], Awaitable[None]]) -> None:
         """Make everything written to a file so far D1; `flush` is the group commit. Raises NoSpace, StoreError.
 
-        A layer that was open when the group commit was asked for may be closed, by a commit, before it is collected; its
-        bytes then come with the chunk's value, so once more around.
+        A layer that was open at first may be closed before the group commit is collected, by a commit or because the whole
+        chunk is written anew; its bytes then come with the chunk's value, so once more around.
         """
         self._core.check_sound()
         written = [(chunk, layer) for chunk in live.chunks.values() for layer in chunk.layers]
@@ -288,8 +296,8 @@ class Files:
             for chunk in list(live.chunks.values()):
                 if chunk.fresh_bytes > limits.PACK_ENTRY_MAX:
                     self.seal_chunk(chunk)
-            await self.make_sealed_or_pages(list(live.chunks.values()))
             was_open = [layer for _chunk, layer in written if not layer.closed]
+            await self.make_sealed_or_pages(list(live.chunks.values()))
             await flush()
             if not any(layer.closed for layer in was_open):
                 return
@@ -337,8 +345,7 @@ class Files:
         index = live.size // CHUNK
         chunk = live.chunks.get(index)
         if chunk is not None:
-            if chunk.settle(0) is not None:
-                self.journal_closed([chunk])
+            self.journal_closed([chunk])
             chunk.solid = max(chunk.solid, min(size - index * CHUNK, CHUNK))
 
     async def _keys_from(self, live: LiveInode, size: int) -> list[tuple[bytes, int]]:
@@ -461,6 +468,9 @@ class Files:
             chunk.renew()
             chunk.solid = chunk.solid_before
             self._fresh[chunk.ino, chunk.index] = chunk
+            live = self._core.inodes.peek(chunk.ino)
+            if live is not None:
+                self._core.inodes.touch(live)  # its size counts on the pages, which may be closed before the next one
 
     def replay_page(self, ino: int, index: int, offset: int, data: bytes) -> None:
         """Take back a dirty page from the journal."""

@@ -91,10 +91,12 @@ class Opener:
                 return None
             job.is_cancelled = True
         del self._jobs[raw]
+        if job.waiter is not None:
+            job.waiter.set()
         return job.out
 
     async def wait(self, raw: bytes) -> None:
-        """Wait until a begun job is done; `collect` then has its result."""
+        """Wait until a job is done, and `collect` has its result, or until it was taken back."""
         job = self._jobs.get(raw)
         if job is None:
             return

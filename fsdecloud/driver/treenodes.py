@@ -14,6 +14,7 @@ import trio
 from fsdecloud import limits
 from fsdecloud.crypto.seal import Kind, open_entry, seal
 from fsdecloud.driver.entries import Entries, raise_first
+from fsdecloud.errors import SealError
 from fsdecloud.tree.lookup import missing, missing_range
 from fsdecloud.tree.node import Node, NodeMissing, decode_node
 from fsdecloud.types import Ref
@@ -51,7 +52,10 @@ class TreeNodes:
         sealed = self._entries.small_nowait(where.id)
         if sealed is None:
             raise NodeMissing(ref)
-        return open_entry(where.key, Kind.NODE, sealed, limit=limits.NODE_DECODE_MAX)
+        try:
+            return open_entry(where.key, Kind.NODE, sealed, limit=limits.NODE_DECODE_MAX)
+        except SealError:  # damaged in the cache, which `fetch` finds too, and asks peers
+            raise NodeMissing(ref) from None
 
     async def fetch(self, ref: bytes) -> None:
         """Bring a node into memory. Raises RemoteError when no peer can give it in time."""

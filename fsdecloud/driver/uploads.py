@@ -69,6 +69,7 @@ class Uploads:
         self._hurried = trio.Event()
         self._release = trio.Event()
         self._roll = False
+        self._releasing = trio.Lock()
         self._receipts: OrderedDict[bytes, Receipt] = OrderedDict()
         self._deals: dict[PeerId, bytes] = {}
         self.k = 0
@@ -204,6 +205,10 @@ class Uploads:
 
     async def release(self) -> None:
         """Hand finished segments to the cache. The current one is ended first if it is wanted out, or worth a file."""
+        async with self._releasing:  # the task that does this now and then, and the end of the mount
+            await self._release_finished()
+
+    async def _release_finished(self) -> None:
         entries = self._entries
         if not entries.incomplete and entries.staged and (self._roll or entries.staged_bytes >= _SEGMENT_WORTH):
             entries.segments.roll()

@@ -424,12 +424,13 @@ class Volume:
         self.core.recorder.record(Operation.UNMOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())
         self.core.inodes.touch_lazy()
         self.core.changed()
+        await self._make_durable()  # before anything that may fail
         self.uploads.roll_when_stored()
         try:
             await self.uploads.release()
         except StoreError as exc:
             log.warning("a stored segment stays in the staging area: %s", exc)
-        await self._make_durable()
+        await self.flush()
         if not self.core.read_only:
             await self.committer.save_meta(inode_bound=self.core.next_inode)
 

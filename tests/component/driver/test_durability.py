@@ -12,7 +12,7 @@ import trio.testing
 
 from fsdecloud.crypto.seal import Kind
 from fsdecloud.driver.sealer import WORKERS
-from fsdecloud.errors import RemoteTimeout
+from fsdecloud.errors import RemoteTimeout, StoreFull
 from fsdecloud.fs.inode import decode_inode
 from fsdecloud.fs.keys import inode_key
 from fsdecloud.tree.lookup import lookup
@@ -80,6 +80,79 @@ def test_fsync_does_not_return_before_a_layer_that_a_commit_closed_is_durable(ru
             assert not found
             gate.opened.set()
         assert await found[0].read(file.ino, 0, 5000) == b"B" * 4096 + b"A" * 904
+
+    run_driver(test)
+
+
+def test_fsync_waits_for_what_a_commit_closed_while_it_waited_for_the_sealer(run_driver):
+    async def test(driver):
+        file, data = driver.new_file(), os.urandom(MIB + 70_000)
+        stage, gates = driver.entries.stage, [trio.Event(), trio.Event()]
+        passed = []
+
+        async def stage_later(items):
+            gate = gates[min(len(passed), 1)]
+            passed.append(gate)
+            await gate.wait()
+            return await stage(items)
+
+        driver.entries.stage = stage_later
+        driver.files.write_nowait(file, 0, data)  # a whole chunk being sealed, and an open layer
+        after = []
+
+        async def fsync() -> None:
+            await driver.fsync(file)
+            after.append(await driver.crashed())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fsync)
+            await trio.testing.wait_all_tasks_blocked()
+            driver.core.recorder.record(1, None, 1, b"/x")
+            nursery.start_soon(driver.committer.commit)
+            while not driver.core.overlay.is_committing:
+                await trio.testing.wait_all_tasks_blocked()
+            gates[0].set()
+            while len(passed) < 2:  # noqa: ASYNC110 - the second layer comes to be sealed
+                await trio.sleep(0.01)
+            for _ in range(3):  # after the one of fsync, if it were content with that
+                await trio.testing.wait_all_tasks_blocked()
+                await driver.journal.flush()
+            await trio.testing.wait_all_tasks_blocked()
+            if after:
+                assert await after[0].read(file.ino, 0, 2 * MIB) == data
+            gates[1].set()
+        assert await after[0].read(file.ino, 0, 2 * MIB) == data
+
+    run_driver(test)
+
+
+def test_fsync_waits_for_the_chunk_that_replaced_what_was_written(run_driver):
+    async def test(driver):
+        file, data = driver.new_file(), os.urandom(MIB)
+        driver.files.write_nowait(file, 0, b"A" * 4096)
+        gate = trio.Event()
+        stage = driver.entries.stage
+
+        async def stage_later(items):
+            await gate.wait()
+            return await stage(items)
+
+        driver.entries.stage = stage_later
+        after = []
+
+        async def fsync() -> None:
+            await driver.fsync(file)
+            after.append(await driver.crashed())
+
+        async with trio.open_nursery() as nursery:
+            async with driver.journal._lock:  # a group is being written
+                nursery.start_soon(fsync)
+                await trio.testing.wait_all_tasks_blocked()
+                driver.files.write_nowait(file, 0, data)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not after
+            gate.set()
+        assert await after[0].read(file.ino, 0, MIB) == data
 
     run_driver(test)
 
@@ -264,5 +337,33 @@ def test_a_committed_inode_counts_its_chunks(run_driver):
         commit = await driver.committer.commit()
         row = lookup(driver.nodes.get, commit.root, inode_key(file.ino))
         assert decode_inode(row).allocated == 3 * MIB
+
+    run_driver(test)
+
+
+def test_a_log_file_that_cannot_be_made_ready_is_not_asked_for_again_and_again(run_driver):
+    async def test(driver):
+        asked = 0
+
+        def prepare():
+            nonlocal asked
+            asked += 1
+            raise StoreFull("no space left on device")
+
+        driver.store.prepare = prepare
+        file = driver.new_file()
+        for _ in range(3):  # more than half a log file
+            driver.files.write_nowait(file, 0, os.urandom(MIB - 1))
+            await driver.journal.flush()
+        assert driver.store.wants_preparation
+        while not asked:  # noqa: ASYNC110 - a thread sets it
+            await trio.sleep(0.01)
+        commits = driver.journal.commits
+        for _ in range(100):
+            driver.files.write_nowait(file, 0, b"x")
+            await driver.journal.flush()
+            await trio.testing.wait_all_tasks_blocked()
+        assert asked == 1
+        assert driver.journal.commits < commits + 220  # and no group without a need
 
     run_driver(test)

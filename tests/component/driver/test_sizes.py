@@ -6,10 +6,12 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
 from fsdecloud.driver.namespace import RENAME_EXCHANGE, Namespace
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.xattrs import Xattrs
+from fsdecloud.errors import StoreError
 from fsdecloud.fs.keys import ROOT
 
 MIB = 1 << 20
@@ -107,7 +109,7 @@ def test_fault_001_what_was_synced_keeps_its_size(run_driver, change):
             await driver.files.truncate(file, MIB + 500_000)
             driver.files.write_nowait(file, MIB + 450_000, new)
             kept = old + bytes(200_000)  # zeros that were promised, and of the rest nothing
-        driver.files.seal_all()
+        driver.files.seal_oldest(1 << 30)
         await driver.journal.flush()
         found = await whole(await driver.crashed(), file.ino)
         assert found[: len(old)] == old
@@ -153,6 +155,85 @@ def _link_and_unlink(names, caller):
 def _exchange(names, caller):
     names.create(ROOT, b"name", 0o100644, caller)
     names.rename(ROOT, b"new", ROOT, b"name", RENAME_EXCHANGE, caller)
+
+
+async def _frozen(driver, nursery) -> None:
+    """Begin a commit, which closes all open layers; it waits for the sealer."""
+    driver.core.recorder.record(1, None, 1, b"/x")
+    nursery.start_soon(driver.committer.commit)
+    while not driver.core.overlay.is_committing:
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("give", [_rename, _link_and_unlink, _exchange])
+@pytest.mark.parametrize("size", [70_000, 2 * MIB + 1])
+def test_fault_001_a_commit_between_a_new_name_and_its_group_commit(run_driver, give, size):
+    async def test(driver):
+        names = Namespace(driver.core, Xattrs(driver.core))
+        names.on_named = driver.files.keep_whole
+        driver.core.create_root(0, 0)
+        caller, data = Caller(0, 0, 0, 0o022), os.urandom(size)
+        new = names.create(ROOT, b"new", 0o100644, caller)
+        gate = Gate(driver)
+        driver.files.write_nowait(new, 0, data)
+        give(names, caller)
+        async with trio.open_nursery() as nursery:
+            await _frozen(driver, nursery)
+            await driver.journal.flush()
+            after = await driver.crashed()
+            assert await whole(after, Namespace(after.core, Xattrs(after.core)).lookup(ROOT, b"name").ino) == data
+            gate.opened.set()
+
+    run_driver(test)
+
+
+@pytest.mark.parametrize("close", ["commit", "sealed", "written anew"])
+def test_fault_001_an_end_that_was_extended_and_then_closed(run_driver, close):
+    """The zeros after a file's end are promised with the bytes before them, whatever closes these."""
+
+    async def test(driver):
+        gate = Gate(driver)
+        file, data = driver.new_file(), os.urandom(100)
+        driver.files.write_nowait(file, 0, data)
+        await driver.files.truncate(file, 2 * MIB)
+        async with trio.open_nursery() as nursery:
+            if close == "commit":
+                await _frozen(driver, nursery)
+            elif close == "sealed":
+                driver.files.seal_oldest(1 << 30)
+            else:
+                data = os.urandom(MIB)
+                driver.files.write_nowait(file, 0, data)
+            await driver.journal.flush()
+            after = await driver.crashed()
+            assert await whole(after, file.ino) == data.ljust(2 * MIB, b"\0")
+            gate.opened.set()
+        await driver.fsync(file)
+        assert await whole(await driver.crashed(), file.ino) == data.ljust(2 * MIB, b"\0")
+
+    run_driver(test)
+
+
+def test_fault_013_after_a_group_commit_that_failed_the_size_counts_on_the_bytes_again(run_driver):
+    async def test(driver):
+        gate = Gate(driver)
+        file, data = driver.new_file(), os.urandom(5000)
+        driver.files.write_nowait(file, 0, data)
+        commit = driver.store.commit
+
+        def fail(*_arguments, **_more):
+            raise StoreError("input/output error")
+
+        driver.store.commit = fail
+        with pytest.raises(StoreError):
+            await driver.journal.commit()
+        driver.files.seal_oldest(1 << 30)  # it is closed before the journal has its pages
+        driver.store.commit = commit
+        await driver.journal.flush()
+        assert await whole(await driver.crashed(), file.ino) in (b"", data)
+        gate.opened.set()
+
+    run_driver(test)
 
 
 @pytest.mark.parametrize("give", [_rename, _link_and_unlink, _exchange])
