@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -16,3 +17,13 @@ def scratch():
     directory = Path(tempfile.mkdtemp(prefix="fsdecloud-power-", dir=base if base.is_dir() else None))
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=700", "tmpfs", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)

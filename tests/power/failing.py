@@ -82,11 +82,17 @@ each_fault = pytest.mark.parametrize("fault", FAULTS, ids=_name)
 
 _COMMON = ("ENOSPC", "ENOSPC-on", "EIO-short")
 
-each_fault_in_time = pytest.mark.parametrize(
-    "fault",
-    [pytest.param(fault, marks=() if _name(fault) in _COMMON else pytest.mark.long) for fault in FAULTS],
-    ids=_name,
-)
+
+def _some_in_time(*names: str) -> pytest.MarkDecorator:
+    """Return a mark that runs the named faults each time, the others in the long run."""
+    chosen = [pytest.param(fault, marks=() if _name(fault) in names else pytest.mark.long) for fault in FAULTS]
+    return pytest.mark.parametrize("fault", chosen, ids=_name)
+
+
+each_cheap_fault = _some_in_time(*_COMMON, "EIO", "EMFILE")
+"""For operations of some dozen calls: one of each kind in every run, the others in the long one."""
+
+each_fault_in_time = _some_in_time(*_COMMON)
 """For operations of many calls: the common faults in every run, the others in the long one."""
 
 

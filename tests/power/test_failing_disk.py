@@ -17,7 +17,7 @@ from fsdecloud.store.lockfile import acquire_lock, lock_holder
 from fsdecloud.store.segments import Location, SegmentStore, store_error
 from fsdecloud.store.state import StateStore
 from fsdecloud.types import EntryId, VolumeId
-from tests.power.failing import Fault, descriptors, each_fault, each_fault_in_time, failures
+from tests.power.failing import Fault, descriptors, each_cheap_fault, each_fault, failures
 
 KEY, VOLUME = bytes(32), VolumeId(b"v" * 32)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -36,7 +36,7 @@ def check_kind(exc: StoreError, fault: Fault) -> None:
         assert not isinstance(exc, StoreFull), exc
 
 
-@each_fault_in_time
+@each_cheap_fault
 def test_fault_013_014_015_state_commits(scratch, fault, caplog):
     """Commits with rows, index, meta and truncation, each one tried until it succeeds or the disk stays broken."""
     caplog.set_level(logging.CRITICAL)
@@ -86,7 +86,7 @@ def _place(number: int) -> Location:
     return Location(number, 0, 1)
 
 
-@each_fault_in_time
+@each_cheap_fault
 def test_fault_013_014_015_opening_a_state_store(scratch, fault):
     """A store that cannot be made or opened says why, and is made or opened once the disk works."""
     gc.collect()
@@ -111,7 +111,7 @@ def test_fault_013_014_015_opening_a_state_store(scratch, fault):
         assert descriptors() == before, disk.failed
 
 
-@each_fault_in_time
+@each_cheap_fault
 def test_fault_013_014_015_segments_change_hands(scratch, fault):
     """Append, roll, sync, adopt, remove: what was acknowledged is in the old place or in the new one."""
     gc.collect()
