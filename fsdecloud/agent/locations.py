@@ -26,6 +26,7 @@ from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import META, NODES, ROWS, UPLOADS, JournalWriter, Write
 from fsdecloud.agent.rows import (
     BLOB_PREFIX,
+    ENTRY_PREFIX,
     blob_key,
     decode_blob_row,
     decode_entry_row,
@@ -216,6 +217,7 @@ class LocationMap:
                 return
             self._fresh = {}
             old = self.root
+            dropped = await self._still_inside(dropped, {blob for blob, _ in records})
             root = await self._update(sorted([*rows, *dropped]))
             gone = await self._replaced(old, root)
             blobs = [(BlobId(ref[:32]), len(sealed)) for ref, sealed in self._fresh.items()]
@@ -229,6 +231,28 @@ class LocationMap:
             self.root = root
             self._fresh = {}
         self._uploader.start_local([blob for blob, _ in blobs])
+
+    async def _still_inside(
+        self, dropped: Sequence[tuple[bytes, None]], blobs: set[BlobId]
+    ) -> list[tuple[bytes, None]]:
+        """Return what of these keys a fold may delete: an entry that the map has in none of `blobs` is needed elsewhere."""
+        found: list[tuple[bytes, None]] = []
+        for key, nothing in dropped:
+            if key.startswith(ENTRY_PREFIX):
+                data = await self._look_up(key)
+                if data is not None and decode_entry_row(data).blob not in blobs:
+                    log.error("entry %s of a doomed blob is in another one: its row stays", key[1:9].hex())
+                    continue
+            found.append((key, nothing))
+        return found
+
+    async def _look_up(self, key: bytes) -> bytes | None:
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return lookup(self._get, self.root, key) if self.root else None
+            except NodeMissing as exc:
+                await self._load([exc.ref])
 
     async def _replaced(self, old: bytes, new: bytes) -> list[bytes]:
         """Return the nodes of the old tree that the new one has no more."""

@@ -1,7 +1,8 @@
 """Which blobs the driver's marks do not reach: a scan of the location map.
 
-Called only from the trio thread; a scan yields after each node. It reads the map as it was when the collection began, so
-what was stored since is not looked at, and what was stored *again* since is left alone (`Uploader.touched`, newer rows).
+Called only from the trio thread; a scan yields after each node. It reads the map and the rows that wait for the next fold
+as they were at one moment; a fold that comes before its end makes it begin again, as those rows then are elsewhere. What
+the driver sent since the collection began is left alone (`Uploader.touched`).
 
 A blob is doomed when none of its entries is marked. A pack that is mostly dead is not doomed yet: the driver is given its
 live entries, to stage them once more; they come into a new pack, and the next scan dooms the old one.
@@ -39,6 +40,9 @@ REPACK_BYTES: Final = 64 * MIB
 TOUCHED_MAX: Final = 1_000_000
 """Entries stored again during one collection; with more it is given up, for the next quiet time."""
 
+SCANS_MAX: Final = 4
+"""Scans of one look, if the map is written meanwhile."""
+
 
 @dataclass(slots=True)
 class Swept:
@@ -66,6 +70,21 @@ class _Pack:
     dead: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """The map at one moment."""
+
+    root: bytes
+    generation: int
+    newer: dict[bytes, bytes]
+    """Rows that no fold had taken yet."""
+
+    def is_elsewhere(self, key: bytes, blob: BlobId) -> bool:
+        """Whether an entry of the tree is in another blob by now. A blob's own rows are written again as it gets copies."""
+        data = self.newer.get(key)
+        return data is not None and decode_entry_row(data).blob != blob
+
+
 class Sweeper:
     """One collection at a time."""
 
@@ -77,32 +96,29 @@ class Sweeper:
         self._uploader = uploader
         self._hosts = hosts
         self._garbage = garbage
-        self._root: bytes | None = None
 
     def begin(self) -> None:
-        """Remember the map as it is, and from now on what the driver stores."""
-        self._root = self._locations.root
+        """Remember from now on what the driver stores."""
         self._uploader.touched = set()
 
     def end(self) -> None:
-        """Forget both."""
-        self._root = None
+        """Forget it."""
         self._uploader.touched = None
 
     async def sweep(self, marks: Marks, *, dry_run: bool) -> Swept:
         """Look at all rows; doom what is not marked, unless it is a dry run. Raises RemoteError when a node of the map
-        cannot be had, LocalProtocolError when no collection began."""
-        if self._root is None or self._uploader.touched is None:
-            raise LocalProtocolError("no collection of garbage has begun")
-        found = Swept()
-        packs = await self._look_at_entries(self._root, marks, found)
-        dead, repack = await self._look_at_blobs(self._root, marks, packs, found)
-        entries = await self._entries_of(self._root, set(dead), repack, marks, found)
-        if not dry_run:
-            if len(self._uploader.touched) > TOUCHED_MAX:
-                raise LocalProtocolError("too much is stored at the moment")
-            await self._doom(dead, entries, repack, found)
-        return found
+        cannot be had, LocalProtocolError when no collection began, or when too much is stored meanwhile."""
+        for _ in range(SCANS_MAX):
+            if self._uploader.touched is None:
+                raise LocalProtocolError("no collection of garbage has begun")
+            found = Swept()
+            scan = _Scan(self._locations.root, self._garbage.generation, dict(self._journal.items(ROWS)))
+            packs = await self._look_at_entries(scan, marks, found)
+            dead, repack = await self._look_at_blobs(scan.root, marks, packs, found)
+            entries = await self._entries_of(scan, set(dead), repack, marks, found)
+            if dry_run or await self._doom(scan, dead, entries, repack, found):
+                return found
+        raise LocalProtocolError("too much is stored at the moment")
 
     # ---- looking ---------------------------------------------------------------------------------------------------
     async def _rows(self, root: bytes, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
@@ -124,16 +140,17 @@ class Sweeper:
 
     def _is_live(self, entry: bytes, marks: Marks) -> bool:
         touched = self._uploader.touched
-        return entry in marks or touched is None or entry in touched
+        if touched is None:
+            raise LocalProtocolError("the collection of garbage has ended")
+        return entry in marks or entry in touched
 
-    async def _look_at_entries(self, root: bytes, marks: Marks, found: Swept) -> dict[BlobId, _Pack]:
+    async def _look_at_entries(self, scan: _Scan, marks: Marks, found: Swept) -> dict[BlobId, _Pack]:
         """Count what of each pack is in use."""
         packs: defaultdict[BlobId, _Pack] = defaultdict(_Pack)
-        newer = set(self._journal.keys(ROWS))
-        async for key, value in self._rows(root, ENTRY_PREFIX):
+        async for key, value in self._rows(scan.root, ENTRY_PREFIX):
             row = decode_entry_row(value)
             pack = packs[row.blob]
-            if key not in newer and self._is_live(key[1:], marks):
+            if not scan.is_elsewhere(key, row.blob) and self._is_live(key[1:], marks):
                 pack.live += 1
                 pack.live_bytes += row.length
                 found.live_entries += 1
@@ -190,32 +207,42 @@ class Sweeper:
         return self._uploader.is_on_its_way(blob) or self._journal.has(ROWS, blob_key(blob))
 
     async def _entries_of(
-        self, root: bytes, dead: set[BlobId], repack: set[BlobId], marks: Marks, found: Swept
+        self, scan: _Scan, dead: set[BlobId], repack: set[BlobId], marks: Marks, found: Swept
     ) -> dict[BlobId, list[EntryId]]:
         """Return the entries of dead packs, and note the live ones of those to be packed anew."""
         entries: defaultdict[BlobId, list[EntryId]] = defaultdict(list)
         if dead or repack:
-            async for key, value in self._rows(root, ENTRY_PREFIX):
+            async for key, value in self._rows(scan.root, ENTRY_PREFIX):
                 blob, entry = decode_entry_row(value).blob, EntryId(key[1:])
                 if blob in dead:
                     entries[blob].append(entry)
-                elif blob in repack and entry in marks and not self._journal.has(ROWS, key):
+                elif blob in repack and entry in marks and not scan.is_elsewhere(key, blob):
                     found.repack.append(entry)
         return entries
 
     # ---- dooming ---------------------------------------------------------------------------------------------------
     async def _doom(
-        self, dead: dict[BlobId, BlobRow], entries: dict[BlobId, list[EntryId]], repack: set[BlobId], found: Swept
-    ) -> None:
-        """Doom blobs, but for those that came back while they were looked at."""
+        self,
+        scan: _Scan,
+        dead: dict[BlobId, BlobRow],
+        entries: dict[BlobId, list[EntryId]],
+        repack: set[BlobId],
+        found: Swept,
+    ) -> bool:
+        """Doom blobs, but for those that came back while they were looked at. Returns False, with nothing doomed, if the map
+        was written meanwhile: what the scan took for rows of the journal is in the map, and an entry may be elsewhere."""
         records: dict[BlobId, Doomed] = {}
         writes: list[Write] = []
         async with self._garbage.lock:
+            if (scan.root, scan.generation) != (self._locations.root, self._garbage.generation):
+                return False
             touched = self._uploader.touched
+            if touched is None or len(touched) > TOUCHED_MAX:
+                raise LocalProtocolError("too much is stored at the moment")
             for blob, row in dead.items():
                 inside = entries.get(blob, [EntryId(blob)])
                 size = shard_size(row.k, row.length)
-                if touched is None or self._is_busy(blob) or not touched.isdisjoint(inside):
+                if self._is_busy(blob) or not touched.isdisjoint(inside):
                     found.doomed_blobs -= 1
                     found.doomed_bytes -= row.n * size
                     continue
@@ -225,6 +252,7 @@ class Sweeper:
                 # Else its entries would be taken for stored when the driver sends them again.
                 writes += [] if self._uploader.is_on_its_way(blob) else self._uploader.forget(blob)
             await self._garbage.doom(records, writes)
+        return True
 
     def _places(self, blob: BlobId, row: BlobRow) -> tuple[tuple[ShardId, PeerId], ...]:
         """Return the blob's shards and their peers."""

@@ -158,7 +158,23 @@ class Anchors:
 
     # ---- making an anchor --------------------------------------------------------------------------------------------
     async def _anchor(self, commit: Commit) -> None:
+        urgent, forced = self._urgent, self._forced
         self._urgent = self._forced = False
+        self._committer.anchoring = commit.root  # else it is no state that has to stay before it is in flight
+        try:
+            await self._make(commit)
+        except BaseException:
+            self._urgent, self._forced = self._urgent or urgent, self._forced or forced
+            raise
+        finally:
+            self._committer.anchoring = b""
+        self._inflight_changes = commit.change_sequence
+        self._inflight_mark = (self._entries.stored_count, self._entries.stored_bytes)
+        self._last = trio.current_time()
+        await self._settle()
+
+    async def _make(self, commit: Commit) -> None:
+        """Store what the anchor of a commit names, sign it, and make it durable."""
         await self._entries.wait_anchorable(commit.mark)
         locations = await self._agent.call("commit_map", Empty(), MapCommit)
         meta = self._committer.meta
@@ -197,10 +213,6 @@ class Anchors:
             inflight_hosts=locations.host_map,
             inflight_row=AnchorRow(snapshot, ref),
         )
-        self._inflight_changes = commit.change_sequence
-        self._inflight_mark = (self._entries.stored_count, self._entries.stored_bytes)
-        self._last = trio.current_time()
-        await self._settle()
 
     async def _settle(self) -> None:
         """Hand the in-flight anchor to the outbox and wait until it is in a block. Raises LedgerError when refused."""

@@ -82,6 +82,9 @@ class Committer:
         self._nodes = nodes
         self.meta = meta
         self.latest = Commit(meta.root, 0, 0, meta.batches, meta.changes)
+        self.anchoring = b""
+        """Root of the commit that an anchor is being made of, b"" while there is none: a later commit may be there already,
+        and the meta does not name it yet."""
         self._wake = trio.Event()
         self._done = trio.Event()
         self._lock = trio.Lock()

@@ -1,9 +1,9 @@
 """Which entries the volume needs: everything reachable from any state that it may have to show again.
 
-Marked are: the trees of all retained snapshots, of the committed, the anchored and the in-flight state; what waits in the
-overlay; every staged entry; every record batch and manifest of the whole history. What is staged after a marking began is
-noted by `Entries.touched`. Nothing else can become needed: a reference comes into the volume with a staged entry, or from
-a tree that is marked.
+Marked are: the trees of all retained snapshots, of the committed, the anchored and the in-flight state, and of the commit
+that an anchor is being made of; what waits in the overlay; every staged entry; every record batch and manifest of the whole
+history. What is staged after a marking began is noted by `Entries.touched`. Nothing else can become needed: a reference
+comes into the volume with a staged entry, or from a tree that is marked.
 
 Walking is done in worker threads, some nodes at a time with pauses between; nodes that are not on this machine are fetched
 as read-ahead, behind everybody else, and are kept in no memory but the walk's own.
@@ -62,13 +62,11 @@ class Marker:
         roots = await self._snapshots.retained_roots()
         # From here to the next await nothing changes: what comes later is staged later, or comes from one of the roots.
         self.time = int(time.time())
-        meta, overlay = self._snapshots.meta, self._core.overlay
-        roots += [meta.root, meta.anchored_root, meta.inflight_root, overlay.root]
-        roots += [row.snapshot.root for row in meta.history]
+        overlay = self._core.overlay
+        roots += self._snapshots.current_roots()
         staged = list(self._entries.staged)
         pending = [*overlay.frozen.items(), *overlay.current.items()]
         batches = self._snapshots.pending_batches()
-        roots += self._snapshots.pinned.values()
         await trio.to_thread.run_sync(self._mark, staged, pending, [ref.id for ref in batches])
         for root in dict.fromkeys(root for root in roots if root):
             await self._walk(root)

@@ -154,13 +154,17 @@ class Snapshots:
 
     # ---- for the garbage collector -------------------------------------------------------------------------------------
     async def retained_roots(self) -> list[bytes]:
-        """Return every root that is needed: of snapshots, of the committed, the anchored and the in-flight state, and of
-        whatever is looked into just now. Only complete when `is_complete`, and with the overlay's own references."""
+        """Return every root that is needed. Only complete when `is_complete`, and with the overlay's own references."""
         rows = await self.rows()
+        return list(dict.fromkeys([row.root for row in rows] + self.current_roots()))
+
+    def current_roots(self) -> list[bytes]:
+        """Return the roots that are needed and may be no snapshot's yet: of the committed, the anchored and the in-flight
+        state, of one that is about to be in flight, and of whatever is looked into just now."""
         meta = self._committer.meta
-        roots = [row.root for row in rows] + [row.snapshot.root for row in self.pending()]
-        roots += [meta.root, meta.anchored_root, meta.inflight_root, self.core.overlay.root, *self.pinned.values()]
-        return list(dict.fromkeys(root for root in roots if root))
+        roots = [meta.root, meta.anchored_root, meta.inflight_root, self._committer.anchoring, self.core.overlay.root]
+        roots += [row.snapshot.root for row in self.pending()]
+        return [root for root in (*roots, *self.pinned.values()) if root]
 
     def batch_rows(self, after: bytes, limit: int) -> list[tuple[bytes, Batches]]:
         """Return up to `limit` rows of record batches with a key above `after` (b"" at first), each with its key: the

@@ -6,6 +6,7 @@ nothing for a grace period, so that a wrong deletion is seen.
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import stat
@@ -21,11 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
 
 from agentworld import FakeLedger, Info, until
 
+from fsdecloud.agent import outbox, upload
 from fsdecloud.agent.service import Service
 from fsdecloud.config import Paths
 from fsdecloud.crypto import sign
 from fsdecloud.crypto.keys import VolumeKeys, deal_seed
 from fsdecloud.crypto.slots import new_document
+from fsdecloud.driver import garbage, marking
 from fsdecloud.driver.agentlink import AgentLink
 from fsdecloud.driver.reader import OpenFile
 from fsdecloud.driver.recorder import Caller
@@ -47,6 +50,31 @@ DOCUMENT = embedded_network("test", bytes(32), 0)
 NETWORK = network_id(DOCUMENT)
 KEYS = VolumeKeys.from_root(b"r" * 32)
 ME = Caller(0, 0, 0, 0o022)
+
+
+def run(work, seconds=60):
+    """Run an async test, for so many seconds at most."""
+
+    async def bounded():
+        with trio.fail_after(seconds):
+            await work()
+
+    trio.run(bounded)
+
+
+def content(i, size=5000):
+    """Bytes of a file, the same for the same numbers."""
+    return random.Random(i).randbytes(size)
+
+
+def make_world(base, monkeypatch):
+    """Return a world in which nothing waits for longer than it must."""
+    monkeypatch.setattr(outbox, "SETTLED", 0.0)
+    monkeypatch.setattr(upload, "PACK_DELAY", 0.02)
+    monkeypatch.setattr(upload, "RESEND_PATIENCE", 0.5)
+    monkeypatch.setattr(marking, "REST", 0.0)
+    monkeypatch.setattr(garbage, "STORE_PATIENCE", 20.0)
+    return World(base, monkeypatch)
 
 
 class GcPeer:
@@ -168,6 +196,7 @@ class World:
         self.ledger = GcLedger(self.transport.registry(), NETWORK)
         self.volume = None
         self.agent_scope = None
+        self.service = None
         world = self
 
         @asynccontextmanager
@@ -177,8 +206,10 @@ class World:
             async with trio.open_nursery() as nursery:
                 world.agent_scope = nursery.cancel_scope
 
-                async def serve():
-                    await Service(world.transport.open).run(stream_from_fd(theirs.detach()))
+                world.service = Service(world.transport.open)
+
+                async def serve(service=world.service):
+                    await service.run(stream_from_fd(theirs.detach()))
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(serve)
@@ -209,6 +240,11 @@ class World:
                 if not clean:
                     raise Crash
             nursery.cancel_scope.cancel()
+
+    @property
+    def agent(self):
+        """The parts of the agent that runs."""
+        return self.service._stack
 
     def drop_cache(self):
         """Delete what a cache may lose; nothing is mounted."""
@@ -268,6 +304,25 @@ class World:
             return volume.anchors.anchored_sequence >= target and not volume.committer.meta.inflight
 
         await until(is_anchored)
+
+    async def forget_all(self):
+        """Forget every snapshot that nobody keeps."""
+        snapshots = self.volume.snapshots
+        rows = [row for row in await snapshots.rows() if not row.kept]
+        await snapshots.forget([str(row.sequence) for row in rows])
+
+    async def make_garbage(self, name, data):
+        """Have the peers hold a file's data that no state needs any more."""
+        await self.write(name, data)
+        await self.anchor()
+        await self.remove(name)
+        await self.anchor()
+        await self.forget_all()
+        await self.anchor()
+
+    async def is_stored(self):
+        """Whether everything is complete on the peers, and the agent has said so."""
+        return not self.volume.entries.incomplete and not self.agent.uploader.partial()
 
     # ---- garbage ---------------------------------------------------------------------------------------------------
     async def collect(self, *, dry_run=False):
