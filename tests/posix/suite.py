@@ -10,6 +10,7 @@ except for what stands in `differences.TABLE`.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import stat as stat_module
 import time
@@ -59,6 +60,38 @@ def matrix(function: Callable[[Place], None]) -> Callable[[Place], None]:
     """Register a group that `make test-long` runs a second time with all that `Place.some` leaves out."""
     MATRICES.add((function.__module__, function.__name__))
     return group(function)
+
+
+def also_as_user(function: Callable[[Place], None]) -> Callable[[Place], None]:
+    """Register a group a second time, as NAME_as_user: its own process, "root" to its cases, is then Alice's."""
+
+    def as_user(place: Place) -> None:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            place.checks, place.failures = 0, []
+            try:
+                os.setgroups([STAFF])
+                os.setresgid(ALICE, ALICE, ALICE)
+                os.setresuid(ALICE, ALICE, ALICE)
+                place.root.name = "alice's process"
+                function(place)
+            except BaseException as exc:
+                place.checks += 1
+                place.failures.append(f"the group ended early: {exc!r} at {_line(exc)}")
+            finally:
+                with open(writer, "w") as file:
+                    json.dump([place.checks, place.failures], file)
+                os._exit(0)
+        os.close(writer)
+        with open(reader) as file:
+            checks, failures = json.load(file)
+        os.waitpid(pid, 0)
+        place.checks += checks
+        place.failures += failures
+
+    GROUPS.setdefault(function.__module__, {})[f"{function.__name__}_as_user"] = as_user
+    return function
 
 
 def conformance(module: str) -> Callable[..., None]:
@@ -171,7 +204,7 @@ class Place:
             os.chmod(path, mode)
         return path
 
-    def directory(self, mode: int = 0o755, owner: tuple[int, int] = (0, 0)) -> str:
+    def directory(self, mode: int = 0o755, owner: tuple[int, int] | None = None) -> str:
         """Make a directory."""
         return self.make("dir", mode, owner)
 

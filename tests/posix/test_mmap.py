@@ -7,7 +7,7 @@ import os
 import signal
 
 from tests.posix.calls import attempt
-from tests.posix.suite import OK, Place, conformance, group
+from tests.posix.suite import OK, Place, also_as_user, conformance, group
 
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
@@ -20,6 +20,7 @@ def mapped(fd: int, size: int, access: int, kind: int = mmap.MAP_SHARED, offset:
 READ, BOTH = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 
 
+@also_as_user
 @group
 def permissions(place: Place) -> None:
     path = place.name()
@@ -53,6 +54,7 @@ def permissions(place: Place) -> None:
     os.close(fd)
 
 
+@also_as_user
 @group
 def shared(place: Place) -> None:
     """Maps, read(2) and write(2) see the same bytes, at once."""
@@ -83,6 +85,7 @@ def shared(place: Place) -> None:
             two.close()
 
 
+@also_as_user
 @group
 def private(place: Place) -> None:
     path = place.name()
@@ -100,6 +103,7 @@ def private(place: Place) -> None:
     os.close(fd)
 
 
+@also_as_user
 @group
 def the_last_page(place: Place) -> None:
     """Behind the end the last page is zeros; what is written there never reaches the file."""
@@ -124,6 +128,7 @@ def the_last_page(place: Place) -> None:
         os.close(fd)
 
 
+@also_as_user
 @group
 def behind_the_end(place: Place) -> None:
     """A page wholly behind the end is SIGBUS, also after a truncation under the map."""
@@ -154,6 +159,7 @@ def behind_the_end(place: Place) -> None:
         os.close(fd)
 
 
+@also_as_user
 @group
 def holes_and_growth(place: Place) -> None:
     path = place.name()
@@ -176,6 +182,7 @@ def holes_and_growth(place: Place) -> None:
     os.close(fd)
 
 
+@also_as_user
 @group
 def times(place: Place) -> None:
     """A write through a shared map and msync or munmap sets mtime and ctime; reading and private writing do not."""

@@ -7,7 +7,7 @@ import os
 import random
 
 from tests.posix.differences import differs
-from tests.posix.suite import OK, Place, conformance, group, matrix
+from tests.posix.suite import OK, Place, also_as_user, conformance, group, matrix
 
 MIB = 1 << 20
 SIZES = (0, 1, 2, 511, 512, 2048, 2049, 4095, 4096, 4097, 8192, 65_535, 65_536, 131_073, MIB - 1, MIB, MIB + 1)
@@ -36,6 +36,7 @@ def sizes_and_offsets(place: Place) -> None:
                 os.close(fd)
 
 
+@also_as_user
 @group
 def positions(place: Place) -> None:
     root = place.root
@@ -65,6 +66,7 @@ def positions(place: Place) -> None:
     os.close(fd)
 
 
+@also_as_user
 @group
 def appending(place: Place) -> None:
     root = place.root
@@ -156,6 +158,7 @@ def size_limits(place: Place) -> None:
         place.want(OK, who, "close", fd)
 
 
+@also_as_user
 @group
 def large_offsets(place: Place) -> None:
     root = place.root
@@ -202,6 +205,7 @@ def several_descriptors(place: Place) -> None:
         who.close(fd)
 
 
+@also_as_user
 @group
 def synchronous(place: Place) -> None:
     root = place.root
@@ -219,6 +223,7 @@ def synchronous(place: Place) -> None:
         os.close(fd)
 
 
+@also_as_user
 @group
 def direct(place: Place) -> None:
     """O_DIRECT: aligned transfers work everywhere; what is written is seen by cached descriptors and the other way round."""
@@ -259,6 +264,7 @@ def direct(place: Place) -> None:
     os.close(fd)
 
 
+@also_as_user
 @group
 def times(place: Place) -> None:
     root = place.root
@@ -294,6 +300,7 @@ def times(place: Place) -> None:
         os.close(fd)
 
 
+@also_as_user
 @group
 def copies(place: Place) -> None:
     root = place.root

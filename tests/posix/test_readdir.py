@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from tests.posix import common
 from tests.posix.calls import checked, libc
-from tests.posix.suite import KINDS, OK, PLAIN, Place, conformance, group, long_group, matrix
+from tests.posix.suite import KINDS, OK, PLAIN, Place, also_as_user, conformance, group, long_group, matrix
 
 _GETDENTS64 = 217
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -147,6 +147,7 @@ def names(place: Place) -> None:
     place.equal("none of them", os.listdir(directory), [])
 
 
+@also_as_user
 @group
 def buffers(place: Place) -> None:
     directory, names = filled(place, 300)
@@ -171,6 +172,7 @@ def buffers(place: Place) -> None:
     place.equal("EBADF", place.root.raw("syscall", _GETDENTS64, fd, 4096, 4096), "EBADF")
 
 
+@also_as_user
 @group
 def positions(place: Place) -> None:
     """Every position that telldir named leads back to what followed it."""
@@ -204,6 +206,7 @@ def positions(place: Place) -> None:
         stream.close()
 
 
+@also_as_user
 @group
 def positions_under_change(place: Place) -> None:
     """A position stays good while entries around it come and go."""
@@ -230,6 +233,7 @@ def positions_under_change(place: Place) -> None:
     stream.close()
 
 
+@also_as_user
 @matrix
 def changes_while_listing(place: Place) -> None:
     """What is there all the time is listed exactly once, what is removed or added meanwhile at most once."""
@@ -259,6 +263,7 @@ def changes_while_listing(place: Place) -> None:
         place.equal(f"{count}: nothing else", set(found) - names - added, {".", ".."})
 
 
+@also_as_user
 @matrix
 def removal_while_listing(place: Place) -> None:
     """What rm -r does: removing each entry as it is read leaves an empty directory."""
