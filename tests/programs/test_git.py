@@ -60,6 +60,13 @@ def test_as_on_a_plain_disk(network: Network, places: Places, library: Path) -> 
     remove_tree(repository)
 
 
+CLONES = """
+from=$1 to=$2; shift 2
+while touch "$to.alive"; do "$@" clone -q --no-local "$from" "$to"; rm -rf "$to"; done
+"""
+"""One clone after the other, until the mount is dead: a new name is nothing that the kernel answers by itself."""
+
+
 def driver_killed(network: Network, places: Places, rounds: int) -> None:
     """Kill the driver while a repository is committed to and packed, and another one is cloned from it."""
     chooser = random.Random(rounds)
@@ -73,11 +80,7 @@ def driver_killed(network: Network, places: Places, rounds: int) -> None:
         before = noted.read_text().count("\n")
         command = (sys.executable, "-m", "tests.programs.jobs", "git_commit_forever", repository, noted, str(first))
         writer = network.start(*command, log=said)
-        clone = (
-            network.start(*GIT, "clone", "-q", "--no-local", repository, places.inside / f"clone-{turn}")
-            if turn
-            else None
-        )
+        clones = network.start("sh", "-c", CLONES, "sh", repository, places.inside / f"clone-{turn}", *GIT, log=said)
 
         def noticed(word: str, count: int, writer=writer) -> bool:
             assert writer.poll() is None, said.read_text()
@@ -88,11 +91,10 @@ def driver_killed(network: Network, places: Places, rounds: int) -> None:
             gcs = noted.read_text().count("gc") + 1
             network.wait_until(lambda: noticed("gc", gcs), 60, "the next gc")  # noqa: B023
         time.sleep(chooser.uniform(0, 0.4))  # any instant will do: whatever is going on, the promise holds
-        assert writer.poll() is None, said.read_text()
+        assert (writer.poll(), clones.poll()) == (None, None), said.read_text()
         network.kill_driver()
-        for process in (writer, clone):
-            if process is not None:
-                network.wait_for_exit(process, 30, "git, whose mount is gone,")
+        for process in (writer, clones):
+            network.wait_for_exit(process, 30, "git, whose mount is gone,")
         network.up()
         found = job(network, "git_check", repository, noted, deadline=120)
         assert found["wrong"] == [], found
