@@ -86,7 +86,10 @@ class Snapshots:
         self._states = states
         self._ledger_time = ledger_time
         self._wanted = False
-        self._doomed: set[int] = set()
+        self._expired: set[int] = set()
+        """What the next freeze forgets."""
+        self._choices = 0
+        """How often users kept a snapshot or set the policy."""
         self._policy_due = trio.current_time() + POLICY_INTERVAL / 60
         self._clocks = (time.time(), trio.current_time())
         self._fill = trio.Event()
@@ -193,14 +196,14 @@ class Snapshots:
         self.core.check_writable()
         if name:
             check_snapshot_name(name)
-        await self._settle_rows()
-        rows = await self.rows()
+        rows = await self._settled_rows()
         row = find_snapshot(rows, text)
         other = next((r for r in rows if name and r.name == name and r.sequence != row.sequence), None)
         if other is not None:
             raise UsageError(f"snapshot {other.sequence} is called {name} already: decloud snapshot keep --undo {name}")
         row = msgspec.structs.replace(row, kept=kept, name=(row.name if name is None else name) if kept else "")
-        self._doomed.discard(row.sequence)
+        self._expired.discard(row.sequence)
+        self._choices += 1
         self.core.overlay.put(snapshot_key(row.sequence), codec.encode(row))
         self._record(row, f"keep {row.name}".rstrip() if kept else "keep --undo")
         return row
@@ -208,8 +211,7 @@ class Snapshots:
     async def forget(self, texts: Sequence[str]) -> list[Snapshot]:
         """Forget snapshots. Raises UsageError (for one that is kept, too), ReadOnly; nothing is then forgotten."""
         self.core.check_writable()
-        await self._settle_rows()
-        rows = await self.rows()
+        rows = await self._settled_rows()
         chosen = {row.sequence: row for row in (find_snapshot(rows, text) for text in texts)}
         for row in chosen.values():
             if row.kept or row.name:
@@ -231,6 +233,8 @@ class Snapshots:
         rows = await self.rows()
         self.core.overlay.put(POLICY, codec.encode(policy))
         self._record(None, f"policy {format_policy(policy)}")
+        self._expired = set()
+        self._choices += 1
         self._policy_due = trio.current_time()
         return len(rows) - len(retained(rows, policy, int(time.time())))
 
@@ -239,11 +243,16 @@ class Snapshots:
         self.core.recorder.record(Operation.SNAPSHOT, None, 0, path, path2=what.encode(), program=b"decloud")
         self.core.changed()
 
-    async def _settle_rows(self) -> None:
-        """Have all rows in the tree, so that changing one is changing the tree."""
-        if self.pending():
-            self._wanted = True
-            await self._committer.commit()
+    async def _settled_rows(self) -> list[Snapshot]:
+        """Return all snapshots, with all rows in the tree: a waiting one would be put over what is changed now. So it is until
+        the caller's next await. Raises what a commit raises, RemoteError."""
+        while True:
+            while self.pending():  # an anchor may come into a block while the rows of others are committed
+                self._wanted = True
+                await self._committer.commit()
+            rows = await self.rows()
+            if not self.pending():
+                return rows
 
     # ---- the committer's side ------------------------------------------------------------------------------------------
     async def _prepare(self) -> None:
@@ -254,6 +263,7 @@ class Snapshots:
         now = self._believable_time()
         if now is None:
             return
+        choices = self._choices
         with trio.move_on_after(POLICY_PATIENCE):
             try:
                 rows = await self.rows()
@@ -261,8 +271,11 @@ class Snapshots:
             except FsdecloudError as exc:
                 log.info("the retention policy is applied later: %s", exc)
                 return
+            if choices != self._choices:  # a user said something else meanwhile
+                self._policy_due = trio.current_time()
+                return
             waiting = {row.snapshot.sequence for row in self.pending()}
-            self._doomed = {row.sequence for row in rows} - stay - waiting
+            self._expired = {row.sequence for row in rows} - stay - waiting
 
     def _believable_time(self) -> int | None:
         """Return the present for the policy, None while no clock can be believed: a wrong one must not cost snapshots."""
@@ -283,12 +296,12 @@ class Snapshots:
         for row in history:
             for key, value in encode_rows(row):
                 overlay.put(key, value)
-        for sequence in self._doomed:
+        for sequence in self._expired:
             overlay.put(snapshot_key(sequence), None)
             self.on_forget(sequence)
-        if self._doomed:
-            log.info("the retention policy forgets %d snapshots", len(self._doomed))
-        self._doomed = set()
+        if self._expired:
+            log.info("the retention policy forgets %d snapshots", len(self._expired))
+        self._expired = set()
         return frozenset(row.snapshot.sequence for row in history)
 
     def _differs(self) -> bool:

@@ -631,3 +631,75 @@ def test_a_page_of_differences_fits_into_an_answer() -> None:
         shown += len(lines)
         assert sum(len(one.path) + len(one.path2) for one in lines) < RPC_MAX / 2
     assert shown == 300
+
+
+@pytest.mark.parametrize("what", ["keep", "forget"])
+def test_what_a_user_says_of_a_snapshot_holds_whose_anchor_lands_while_the_rows_settle(run, monkeypatch, what):
+    async def test(m):
+        async def start_anchor():
+            m.driver.entries.mark_anchorable(list(m.driver.entries.unanchorable))
+            nursery.start_soon(m.anchors._anchor, m.driver.committer.latest)
+            while not m.driver.committer.meta.inflight:
+                await trio.lowlevel.checkpoint()
+
+        async def land():
+            m.network.deliver(Anchored(m.driver.committer.meta.sequence + 1, b"", 1, ""))
+
+        m.network.is_mining = False
+        async with trio.open_nursery() as nursery:
+            await m.write("/a", b"x")
+            await m.commit()
+            await start_anchor()
+            await m.write("/b", b"x")
+            await m.commit()
+            await land()
+            await start_anchor()
+            assert [row.snapshot.sequence for row in m.snapshots.pending()] == [1]
+            wait_sealed = m.driver.committer._wait_sealed
+
+            async def land_after_the_freeze(frozen):
+                monkeypatch.undo()
+                await land()
+                await wait_sealed(frozen)
+
+            monkeypatch.setattr(m.driver.committer, "_wait_sealed", land_after_the_freeze)
+            if what == "keep":
+                assert (await m.snapshots.keep("latest", name="mine", kept=True)).sequence == 2
+            else:
+                assert [row.sequence for row in await m.snapshots.forget(["2"])] == [2]
+        await m.write("/c", b"x")
+        await m.commit()
+        await m.commit()
+        found = {row.sequence: (row.kept, row.name) for row in await m.snapshots.rows()}
+        assert found == ({1: (False, ""), 2: (True, "mine")} if what == "keep" else {1: (False, "")})
+
+    run(test)
+
+
+@pytest.mark.parametrize("what", ["keep", "policy"])
+def test_the_policy_forgets_nothing_that_a_user_keeps_while_it_is_applied(run, monkeypatch, what):
+    async def test(m):
+        for name in "abcde":
+            await m.write(f"/{name}", b"x")
+            await m.anchor()
+        await m.write("/f", b"x")
+        await m.commit()
+        await m.snapshots.set_policy(parse_policy("4w:forever"))
+        policy = m.snapshots.policy
+
+        async def policy_after_a_word():
+            found = await policy()
+            monkeypatch.undo()
+            if what == "keep":
+                await m.snapshots.keep("3", name=None, kept=True)
+            else:
+                await m.snapshots.set_policy(parse_policy("all:forever"))
+            return found
+
+        monkeypatch.setattr(m.snapshots, "policy", policy_after_a_word)
+        for name in "ghi":
+            await m.write(f"/{name}", b"x")
+            await m.commit()
+        assert await sequences(m) == ([1, 3, 5] if what == "keep" else [1, 2, 3, 4, 5])
+
+    run(test)
