@@ -1,4 +1,5 @@
-"""Looking at what is stored, for `decloud fsck`: what the location map knows, and what the peers say that they have.
+"""Looking at what is stored, for `decloud fsck`: what the location map knows, what the peers say that they have, and whether
+the receipts that are kept of them bear out who has what.
 
 Called only from the trio thread. Changes nothing. A peer's word is no proof; reading is (`decloud fsck --data`).
 """
@@ -11,15 +12,26 @@ from typing import Final
 
 import trio
 
+from fsdecloud import codec
 from fsdecloud.agent.hosts import Hosts
+from fsdecloud.agent.journal import UPLOADS, Journal
 from fsdecloud.agent.locations import LocationMap
 from fsdecloud.agent.peers import PeerBook
-from fsdecloud.agent.rows import BLOB_PREFIX, BlobRow, blob_key, decode_blob_row, decode_entry_row, entry_key
-from fsdecloud.errors import ProtocolError, RemoteError
+from fsdecloud.agent.rows import (
+    BLOB_PREFIX,
+    BlobRow,
+    UploadRecord,
+    blob_key,
+    decode_blob_row,
+    decode_entry_row,
+    entry_key,
+)
+from fsdecloud.errors import MalformedError, ProtocolError, RemoteError, SealError
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
-from fsdecloud.wire.agentapi import BlobShards, ShardPage
+from fsdecloud.wire.agentapi import BlobShards, ReceiptPage, ShardPage, WrongReceipts
 from fsdecloud.wire.peer import IDS_MAX
+from fsdecloud.wire.receipts import verify_receipt
 
 BLOBS: Final = 512
 """Blobs looked at in one step: at most one question to each peer in the usual case."""
@@ -31,7 +43,8 @@ PATIENCE: Final = 15.0
 class Audit:
     """Answers about the locations of one volume."""
 
-    def __init__(self, locations: LocationMap, hosts: Hosts, book: PeerBook) -> None:
+    def __init__(self, journal: Journal, locations: LocationMap, hosts: Hosts, book: PeerBook) -> None:
+        self._journal = journal
         self._locations = locations
         self._hosts = hosts
         self._book = book
@@ -79,6 +92,26 @@ class Audit:
                 short.append(BlobShards(blob, row.k, row.n, have, silent))
         return ShardPage(len(blobs), tuple(short), blobs[-1][0] if len(blobs) == BLOBS else b"")
 
+    async def receipts(self, after: bytes) -> ReceiptPage:
+        """Check the kept receipts of the blobs after one. Raises RemoteError when the map cannot be read."""
+        items = self._journal.items_after(UPLOADS, after, BLOBS)
+        rows = await self._locations.find([blob_key(BlobId(key)) for key, _data in items])
+        count, wrong = 0, []
+        for (key, data), row in zip(items, rows, strict=True):
+            blob = BlobId(key)
+            try:
+                record = codec.decode(data, UploadRecord)
+                found = decode_blob_row(row) if row is not None else None
+            except MalformedError as exc:
+                wrong.append(WrongReceipts(blob, f"what is kept of it cannot be read: {exc}"))
+                continue
+            count += len(record.receipts)
+            ranking = self._hosts.ranking(blob, found.epoch) if found is not None else ()
+            reason = await trio.to_thread.run_sync(wrong_receipts, blob, record, found, ranking)
+            if reason:
+                wrong.append(WrongReceipts(blob, reason))
+        return ReceiptPage(count, tuple(wrong), items[-1][0] if len(items) == BLOBS else b"")
+
     def _places(self, blob: BlobId, row: BlobRow) -> list[tuple[ShardId, tuple[PeerId, ...]]]:
         """Return each shard and who may have it: the peer that the row names, and its hosts under newer epochs."""
         exceptions = dict(row.exceptions)
@@ -99,3 +132,33 @@ class Audit:
                 except (RemoteError, ProtocolError):
                     return
                 present.update(((peer, shard), answer) for shard, answer in zip(part, answers, strict=True))
+
+
+def wrong_receipts(blob: BlobId, record: UploadRecord, row: BlobRow | None, ranking: Sequence[PeerId]) -> str:
+    """Return what is wrong with the receipts that are kept of a blob, "" if nothing is.
+
+    Each must be signed by its peer, and each shard that counts as stored must stand in one of the peer that has it. A complete
+    blob of the driver's must be in the location map (`row`) with the same places; `ranking` is its hosts under the row's epoch.
+    """
+    covered: set[tuple[PeerId, ShardId]] = set()
+    for data in record.receipts:
+        try:
+            receipt = verify_receipt(data)
+        except (MalformedError, SealError) as exc:
+            return f"a receipt does not verify: {exc}"
+        covered.update((receipt.peer, item.id) for item in receipt.shards)
+    exceptions = dict(row.exceptions) if row is not None else {}
+    is_mapped = bool(record.entries) and len(record.holders) == record.n
+    if is_mapped and row is None:
+        return "all its receipts are there, and the location map does not know it"
+    for index, peer in record.holders:
+        shard = record.shards[index] if record.shards else ShardId(blob)
+        if (peer, shard) not in covered:
+            return f"no receipt of peer {peer.hex()[:16]} names shard {index}, which it is said to have"
+        if row is not None and is_mapped:
+            place = exceptions.get(index, ranking[index] if index < len(ranking) else peer)
+            if place != peer or row.shard(blob, index) != shard:
+                return (
+                    f"its receipts say that peer {peer.hex()[:16]} has shard {index}, the location map says otherwise"
+                )
+    return ""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -71,6 +72,11 @@ class Journal:
         """Return the whole table by ascending key."""
         with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
             return list(cursor)
+
+    def items_after(self, table: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` items of a table whose keys come after one, ascending."""
+        with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            return list(islice(cursor, limit)) if cursor.set_range(after + b"\0") else []
 
     def keys(self, table: bytes) -> list[bytes]:
         """Return all keys of a table, ascending."""

@@ -39,6 +39,7 @@ from fsdecloud.wire.agentapi import (
     LedgerVolume,
     MapCommit,
     PeerName,
+    ReceiptPage,
     Registry,
     ShardPage,
     ShardQuery,
@@ -150,6 +151,7 @@ class Service:
             "gc_end": (Empty, self._gc_end),
             "known": (EntryNames, self._known),
             "shards": (ShardQuery, self._shards),
+            "receipts": (ShardQuery, self._receipts),
             "status": (Empty, self._status),
         }
 
@@ -218,6 +220,9 @@ class Service:
         if len(request.entries) > KNOWN_MAX:
             raise MalformedError(f"at most {KNOWN_MAX} entries at a time")
         return EntryNames(tuple(await self._agent.audit.unknown(request.entries)))
+
+    async def _receipts(self, request: ShardQuery) -> ReceiptPage:
+        return await self._agent.audit.receipts(request.after)
 
     async def _shards(self, request: ShardQuery) -> ShardPage:
         return await self._agent.audit.shards(request.after)

@@ -109,7 +109,7 @@ class Stack:
         self.outbox = Outbox(writer, self.link, partial(notify, "anchored"), self._take_final)
         self.sweeper = Sweeper(journal, self.locations, self.uploader, self.hosts, self.garbage)
         self.granter = Granter(self.garbage, self.uploader, self.book, self.hosts, sign)
-        self.audit = Audit(self.locations, self.hosts, self.book)
+        self.audit = Audit(journal, self.locations, self.hosts, self.book)
         self.book.is_urgent = lambda: self.uploader.has_parked
 
     async def start(self, nursery: trio.Nursery) -> None:

@@ -135,6 +135,7 @@ def as_json(volume: str, report: Report) -> dict[str, object]:
         "unchecked_references": report.unchecked,
         "read_bytes": report.read_bytes,
         "staged_entries": report.staged,
+        "receipts": report.receipts if report.receipts >= 0 else None,
         "blobs": report.blobs if report.blobs >= 0 else None,
         "incomplete_blobs": report.short if report.blobs >= 0 else None,
         "dropped_findings": report.dropped,

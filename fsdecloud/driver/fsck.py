@@ -4,6 +4,7 @@
     staged        every staged entry reads back and has its id
     trees         of the present, of every retained snapshot: nodes, references       `fsckwalk`
     map           inodes, names, links, counters                                      `fs.checkmap`
+    receipts      whether those that the agent keeps bear out the location map
     peers         whether they say that they have all shards, if asked for
     repair        and the map once more, until nothing is left that can be repaired    `fsckrepair`
 
@@ -43,7 +44,7 @@ from fsdecloud.fs.overlay import Overlay
 from fsdecloud.store.cache import CacheStore
 from fsdecloud.store.segments import Location
 from fsdecloud.types import EntryId
-from fsdecloud.wire.agentapi import AgentHello, ShardPage, ShardQuery
+from fsdecloud.wire.agentapi import AgentHello, ReceiptPage, ShardPage, ShardQuery
 
 STEP: Final = 0.05
 """Seconds of checking in one step of a worker thread: then Ctrl-C and the progress get their turn."""
@@ -93,6 +94,8 @@ class Report:
     """References to entries that are not on this machine and were not asked for."""
     read_bytes: int = 0
     staged: int = 0
+    receipts: int = -1
+    """Receipts that were checked; -1: none were."""
     blobs: int = -1
     """Blobs that peers were asked for; -1: none were."""
     short: int = 0
@@ -189,6 +192,7 @@ class Check:
         found += [*present, *await self._steps(past, lambda: _progress(walk))]
         report.nodes, report.references = walk.nodes, walk.references
         report.unchecked, report.read_bytes = walk.unchecked, walk.bytes
+        found += await self._check_receipts(opened)
         if self._options.network:
             found += await self._check_peers(opened)
         # What the journal changed may stand in the committed tree already.
@@ -288,6 +292,25 @@ class Check:
             report.findings += [one for one in now if _what(one) not in before]
             report.repaired.update(one for one in shown if _what(one) not in after)
         return check
+
+    async def _check_receipts(self, opened: Opened) -> list[Finding]:
+        """Let the agent check the receipts that it keeps: those of blobs not yet in two anchored maps."""
+        agent, found = opened.source.agent, list[Finding]()
+        if agent is None:
+            return found
+        after, self.report.receipts = b"", 0
+        while True:
+            try:
+                page = await agent.call("receipts", ShardQuery(after), ReceiptPage, timeout=SHARDS_TIMEOUT)
+            except RemoteError as exc:
+                return [*found, Finding("unreadable", f"the receipts cannot be checked: {exc}", DAMAGE)]
+            self.report.receipts += page.receipts
+            for one in page.wrong[: FINDINGS_MAX - len(found)]:
+                found.append(Finding("receipt", f"blob {one.blob.hex()[:16]}: {one.reason}"))
+            self._tell(f"receipts: {self.report.receipts}")
+            after = page.following
+            if not after:
+                return found
 
     async def _check_peers(self, opened: Opened) -> list[Finding]:
         """Ask the peers for the shards of all blobs."""

@@ -21,6 +21,7 @@ Calls, driver to agent (method: parameters -> result):
     gc_end: Empty -> Empty                     it is over
     known: EntryNames -> EntryNames            which of these entries (up to KNOWN_MAX) the location map does not know
     shards: ShardQuery -> ShardPage            ask the peers which shards of some blobs they have; repeat from `following`
+    receipts: ShardQuery -> ReceiptPage        check the receipts that are kept of some blobs; repeat from `following`
     status: Empty -> AgentStatus
 
 Calls, agent to driver:
@@ -268,6 +269,21 @@ class ShardPage(msgspec.Struct, frozen=True, array_like=True):
 
     blobs: int
     short: tuple[BlobShards, ...]
+    following: bytes
+
+
+class WrongReceipts(msgspec.Struct, frozen=True, array_like=True):
+    """A blob whose kept receipts are not what they should be, and why."""
+
+    blob: BlobId
+    reason: str
+
+
+class ReceiptPage(msgspec.Struct, frozen=True, array_like=True):
+    """Of so many receipts that the agent keeps, what is wrong. `following` b"": no more."""
+
+    receipts: int
+    wrong: tuple[WrongReceipts, ...]
     following: bytes
 
 

@@ -85,6 +85,7 @@ def test_nothing_is_wrong_after_a_kill(mounted: Network) -> None:
     assert found["snapshots"] > 0
     assert found["read_bytes"] > 5_000_000
     assert found["blobs"] > 0
+    assert found["receipts"] is not None
     assert plain(network, "-a", f"decloud:{network.volume}").code == 0
     assert fsck(network, "-y")["findings"] == []
 
