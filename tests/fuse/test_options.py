@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.harness import Network
+from tests.cluster.harness import Network, remove_tree
 from tests.fuse import scenario
 
 pytestmark = pytest.mark.fuse
@@ -54,6 +54,52 @@ def test_lists_survive_a_mount_without_them(network: Network) -> None:
     assert network.run("getfacl", "-n", "kept", cwd=mount).out == before
     assert "1000" not in network.run("getfacl", "-n", mount / "kept/not-inherited").out
     network.run("rm", "-r", mount / "kept")
+
+
+MAKE_ACL_TREE = """
+mkdir -p tree/shared/deep/deeper tree/plain && cd tree
+setfacl -m u:1000:rwx,g:2000:r-x,d:u:1000:rw-,d:g:2000:---,d:m:rwx shared
+mkdir shared/inherits && touch shared/inherits/file shared/file plain/file shared/deep/deeper/none
+setfacl -m u:7:r--,g:8:rw-,m::r-- plain/file
+setfacl -m u::---,g::---,o::---,u:1000:rwx shared/deep/deeper
+setfacl -d -m u:3:r-x shared/deep
+chmod 2750 shared/deep && ln plain/file plain/twin && ln -s ../plain/file shared/link && setfattr -n user.x -v y plain/file
+for number in $(seq 1 60); do setfacl -m u:$((3000 + number)):r-- plain; done
+"""
+DESCRIBE = (
+    "find . -printf '%p %M %n %U %G\\n' | sort; find . ! -type l | sort > ../names;"
+    "xargs getfacl -n < ../names; xargs getfattr -d -m user -e hex < ../names"
+)
+WAYS = {
+    "rsync": 'rsync -aAHX "$1/" "$2"',
+    "tar": 'mkdir "$2" && tar -C "$1" --acls --xattrs -cf - . | tar -C "$2" --acls --xattrs -xpf -',
+    "cp": 'cp -a "$1" "$2"',
+}
+
+
+def test_access_control_lists_are_copied(network: Network) -> None:
+    """Into the mount, within it, and out of it, by what people copy with; and they are the same from the peers alone."""
+    network.remount("acl", "allow_other")
+    network.run("sh", "-ec", MAKE_ACL_TREE, cwd=network.work)
+    original = network.work / "tree"
+    wanted = network.run("sh", "-c", DESCRIBE, cwd=original).out
+    assert wanted.count("user:") > 70, wanted
+    network.run("mkdir", network.mountpoint / "copies", network.work / "copies")
+    for way, script in WAYS.items():
+        inside, within = network.mountpoint / "copies" / way, network.mountpoint / "copies" / f"{way} within"
+        outside = network.work / "copies" / way
+        for source, target in ((original, inside), (inside, within), (within, outside)):
+            network.run("sh", "-ec", script, "sh", source, target)
+            assert network.run("sh", "-c", DESCRIBE, cwd=target).out == wanted, (way, target)
+    network.sync("stored")
+    network.umount()
+    remove_tree(network.home / "cache")
+    network.remount("acl", "allow_other")
+    for way in WAYS:
+        assert network.run("sh", "-c", DESCRIBE, cwd=network.mountpoint / "copies" / way).out == wanted, way
+    again = network.run("rsync", "-aAHX", "--itemize-changes", f"{original}/", network.mountpoint / "copies" / "rsync")
+    assert again.out == ""
+    network.run("rm", "-r", network.mountpoint / "copies")
 
 
 ATIME = """
