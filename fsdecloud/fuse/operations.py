@@ -62,6 +62,7 @@ class Operations(pyfuse3.Operations):
         self._access_times = volume.access_times
         self._entry_timeout = options.entry_timeout
         self._attr_timeout = options.attr_timeout
+        self._is_synchronous = not {"sync", "dirsync"}.isdisjoint(options.kernel)
         self._directories: dict[int, int] = {}
         self._next_directory = 1
         self.requests = Requests()
@@ -138,6 +139,7 @@ class Operations(pyfuse3.Operations):
         except FsError as exc:
             self._core.record_failure(Operation.LINK, caller, new_parent_inode, new_name, exc)
             raise
+        await self._named()
         return self._counted(live)
 
     @guarded
@@ -172,6 +174,7 @@ class Operations(pyfuse3.Operations):
             raise
         if gone is not None:
             self._volume.maybe_reap(gone.ino)
+        await self._named()
 
     @guarded
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -267,6 +270,8 @@ class Operations(pyfuse3.Operations):
             live = await self._change(
                 Operation.CREATE, caller, parent_inode, name, self._namespace.create, stat.S_IFREG | mode, caller
             )
+            if self._is_synchronous:  # it may have left memory while it was made durable
+                live = await self._core.run(self._inodes.get, live.ino)
             flags &= ~os.O_TRUNC
         except Exists:
             if flags & os.O_EXCL:
@@ -382,10 +387,18 @@ class Operations(pyfuse3.Operations):
     ) -> LiveInode:
         """Call a change of the namespace; one that is refused is recorded too."""
         try:
-            return await self._core.run(function, parent, name, *args, **kwargs)
+            live = await self._core.run(function, parent, name, *args, **kwargs)
         except FsError as exc:
             self._core.record_failure(operation, caller, parent, name, exc)
             raise
+        await self._named()
+        return live
+
+    async def _named(self) -> None:
+        """Names changed: with `-o dirsync` or `-o sync` that is durable before the answer. The kernel sees to it for writes
+        alone."""
+        if self._is_synchronous:
+            await self._volume.flush()
 
     async def _parent(self, ino: int) -> LiveInode:
         """Return a directory's parent, also in a volume from before parents were kept."""
