@@ -4,7 +4,8 @@
 
 A request is [operation, arguments...]; the answer is [result, description] with the errno's name as result when it failed.
 The description is everything of the tree that must be equal on any file system: no inode numbers (only which names are one
-file), no times of day (only which times the operation changed), no directory sizes. Imports nothing of the project.
+file), no times of day (only which times the operation changed), no directory sizes. `numbers` is what the mount alone must
+keep of these over a remount. Imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import shutil
 import socket
 import stat
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +32,9 @@ USER: Final = 12345
 _AT_FDCWD: Final = -100
 _COARSE: Final = 5
 """CLOCK_REALTIME_COARSE (time.h)."""
+_FORCE_SYNC, _NOFOLLOW, _BASIC_STATS = 0x2000, 0x100, 0x7FF
+"""linux/stat.h, for statx(2)."""
+_PAGE: Final = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,6 +58,8 @@ class Actor:
         if name == "tree":  # as after a remount: the times of before do not count
             self._times = {}
             return self._describe()
+        if name == "numbers":
+            return _numbers(*arguments)
         user = arguments.pop()
         operation: Callable[..., Any] = getattr(self, f"do_{name}")
         self._next_tick()
@@ -208,7 +215,7 @@ class Actor:
         return os.access(path, mode, effective_ids=True)
 
     def do_setxattr(self, path: str, name: str, size: int, flags: int) -> Any:
-        os.setxattr(path, name, bytes(size), flags, follow_symlinks=False)
+        os.setxattr(path, name, _pattern(size, size), flags, follow_symlinks=False)
 
     def do_getxattr(self, path: str, name: str) -> Any:
         return os.getxattr(path, name, follow_symlinks=False).hex()
@@ -275,8 +282,18 @@ class Actor:
     def do_lock(self, slot: int, kind: int) -> Any:
         fcntl.flock(self._fd(slot), kind | fcntl.LOCK_NB)
 
-    def do_reserve(self, slot: int, offset: int, size: int) -> Any:
-        os.posix_fallocate(self._fd(slot), offset, size)
+    def do_direct(self, path: str, page: int, pages: int, seed: int) -> Any:
+        """Write whole pages past the kernel's cache, and read them and the next one."""
+        fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_NONBLOCK)
+        try:
+            with mmap.mmap(-1, (pages + 1) * _PAGE) as area:  # aligned, as ext4 demands
+                area[: pages * _PAGE] = _pattern(seed, pages * _PAGE)
+                with memoryview(area) as whole, whole[: pages * _PAGE] as part:
+                    written = os.pwritev(fd, [part], page * _PAGE)
+                    read = os.preadv(fd, [whole], page * _PAGE)
+                return [written, read, hashlib.blake2b(area[:read]).hexdigest()[:16]]
+        finally:
+            os.close(fd)
 
     def do_drop(self, slot: int) -> Any:
         fd = self._fd(slot)
@@ -292,6 +309,30 @@ class Actor:
         fd = self._fd(slot)
         del self._open[slot]
         return fd
+
+
+def _numbers(paths: list[str] | None) -> dict[str, dict[str, int]]:
+    """Return each path's inode number, blocks, and times in ns; of all paths if none are given. Looking moves no access time of
+    a path that is given."""
+    if paths is None:
+        paths = ["."]
+        for path in paths:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                paths += [f"{path}/{name}" for name in os.listdir(path)]
+    return {path: _asked(path) for path in paths}
+
+
+def _asked(path: str) -> dict[str, int]:
+    """Return what the file system says, not the kernel's cache."""
+    info = ctypes.create_string_buffer(256)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), _FORCE_SYNC | _NOFOLLOW, _BASIC_STATS, info):
+        raise OSError(ctypes.get_errno(), "statx")
+    inode, blocks = struct.unpack_from("Q8xQ", info, 32)
+    found = {"inode": inode, "blocks": blocks}
+    for name, at in (("atime", 64), ("mtime", 112), ("ctime", 96)):
+        seconds, rest = struct.unpack_from("qI", info, at)
+        found[name] = seconds * 10**9 + rest
+    return found
 
 
 def _pattern(seed: int, size: int) -> bytes:

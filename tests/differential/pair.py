@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import selectors
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.cluster import cleanup
 from tests.cluster.harness import Hung, Network
 
 DEADLINE: Final = 60.0
+_OPTIONS: Final = ("allow_other", "suid", "dev")
 
 
 class Pair:
@@ -22,7 +21,7 @@ class Pair:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.plain = network.base / "ext4"
+        self.plain = network.mount_ext4("ext4", 2 << 30)
         self._count = 0
         self._name = ""
         self._actors: dict[Path, subprocess.Popen[bytes]] = {}
@@ -33,17 +32,8 @@ class Pair:
         self.refused = 0
         self.remounts = 0
         self.kills = 0
-        image = network.base / "ext4.img"
-        self.plain.mkdir()
-        with open(image, "wb") as file:
-            file.truncate(2 << 30)
-        network.run("mkfs.ext4", "-q", image)
-        network.run("mount", "-o", "loop", image, self.plain)
         network.up()
-        volume = network.volume
-        network.umount()
-        self._mount = ("mount", volume, network.mountpoint, "-o", "allow_other,suid,dev")
-        network.decloud(*self._mount)
+        network.remount(*_OPTIONS)
         network.run("chmod", "755", network.mountpoint, self.plain)
 
     # ---- one example ------------------------------------------------------------------------------------------------
@@ -67,6 +57,10 @@ class Pair:
         self._checked(list(request), lambda: self._compare(list(request)))
 
     # ---- what happens to a mount ----------------------------------------------------------------------------------------
+    def disturb(self) -> None:
+        """Do one of these, in turn from example to example."""
+        (self.remount, self.drop_caches, self.kill, self.drop_caches, self.drop_caches)[self._count % 5]()
+
     def remount(self) -> None:
         """Unmount cleanly and mount again: everything is as it was."""
         self.remounts += 1
@@ -82,24 +76,43 @@ class Pair:
         self._checked("drop caches", self._drop_caches)
 
     def _remount(self) -> None:
+        self._leave()  # closing a file may move its access time
+        before = self._numbers("stored")
         self._leave()
-        self.network.umount()
-        self.network.decloud(*self._mount)
+        self.network.remount(*_OPTIONS)
+        self._check_numbers(before, "inode", "blocks", "atime", "mtime", "ctime")
         self._compare(["tree"])
 
     def _kill(self) -> None:
         self._leave()
-        self.network.run("sync", "-f", self.network.mountpoint)
-        self.network.decloud("sync", self.network.mountpoint, "--wait", "durable")
-        status = self.network.status()
-        self.network.kill(int(status["driver_pid"]))
-        cleanup.send_signal(int(status["agent_pid"]), signal.SIGKILL)  # it may have followed its driver already
-        self.network.decloud(*self._mount)
+        before = self._numbers("durable")
+        self._leave()
+        self.network.kill_driver()
+        self.network.decloud("mount", self.network.volume, self.network.mountpoint, "-o", ",".join(_OPTIONS))
+        self._check_numbers(before, "inode", "mtime", "ctime")  # a crash may undo what reading moved (mount.decloud(8))
         self._compare(["tree"])
 
     def _drop_caches(self) -> None:
+        before = self._numbers("durable")
         self.network.run("sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches")
+        self._check_numbers(before, "inode", "atime", "mtime", "ctime")
         self._compare(["tree"])
+
+    def _numbers(self, level: str) -> Any:
+        """Return the numbers of each path once all that was collected has reached a level; below "stored" the blocks are an
+        estimate, as on ext4 until they have a place."""
+        self.network.run("sync", "-f", self.network.mountpoint)
+        self.network.decloud("sync", self.network.mountpoint, "--wait", level)
+        return self._ask(self.network.mountpoint, ["numbers", None])
+
+    def _check_numbers(self, before: Any, *names: str) -> None:
+        """Fail unless the mount says the same as before of each path."""
+        after = self._ask(self.network.mountpoint, ["numbers", list(before)])
+        changed = {
+            path: {name: (old[name], after[path][name]) for name in names if old[name] != after[path][name]}
+            for path, old in before.items()
+        }
+        assert not any(changed.values()), {path: found for path, found in changed.items() if found}
 
     def _leave(self) -> None:
         for actor in self._actors.values():

@@ -2,7 +2,7 @@
 
 Result or errno, and the whole tree: modes, owners, link counts, which names are one file, sizes, contents, targets, extended
 attributes, and which of mtime and ctime the operation changed. In between the mount is unmounted and mounted, the kernel's
-caches are dropped, and driver and agent are killed.
+caches are dropped, and driver and agent are killed: its inode numbers, blocks and times are the same before and after.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Differential(RuleBasedStateMachine):
             self.do("write", slot, 0, 5000, slot, False)
 
     def teardown(self) -> None:
+        self.pair.disturb()  # however rarely the rule below was drawn
         self.pair.end()
 
     def do(self, *request: Any) -> None:
@@ -149,6 +150,14 @@ class Differential(RuleBasedStateMachine):
     def rename_plain(self, old: str, new: str) -> None:
         self.do("rename", old, new, 0, False)
 
+    @rule(path=st.sampled_from(["a", "b", "c", "a/a", "a/b"]))
+    def remove_tree(self, path: str) -> None:
+        self.do("remove_tree", path, False)
+
+    @rule(path=plain_paths, user=users)
+    def readlink(self, path: str, user: bool) -> None:
+        self.do("readlink", path, user)
+
     @rule(path=paths, user=users)
     def list_names(self, path: str, user: bool) -> None:
         self.do("list", path, user)
@@ -181,6 +190,10 @@ class Differential(RuleBasedStateMachine):
     )
     def setxattr(self, path: str, name: str, size: int, flag: int, user: bool) -> None:
         self.do("setxattr", path, name, size, flag, user)
+
+    @rule(path=plain_paths, name=attributes, user=users)
+    def getxattr(self, path: str, name: str, user: bool) -> None:
+        self.do("getxattr", path, name, user)
 
     @rule(path=plain_paths, name=attributes, user=users)
     def removexattr(self, path: str, name: str, user: bool) -> None:
@@ -242,6 +255,10 @@ class Differential(RuleBasedStateMachine):
     @rule(slot=slots, offset=small_offsets, size=sizes, seed=seeds)
     def map(self, slot: int, offset: int, size: int, seed: int) -> None:
         self.do("map", slot, offset, size, seed, False)
+
+    @rule(path=plain_paths, page=st.integers(0, 700), pages=st.integers(1, 300), seed=seeds)
+    def direct(self, path: str, page: int, pages: int, seed: int) -> None:
+        self.do("direct", path, page, pages, seed, False)
 
     @rule(source=slots, sink=slots, size=sizes)
     def copy(self, source: int, sink: int, size: int) -> None:
@@ -305,8 +322,8 @@ def _settings(examples: int, steps: int, *, fixed: bool) -> settings:
 def test_mount_and_ext4_never_differ(pair: Pair) -> None:
     drive(pair, 32, 75, fixed=True)
     assert pair.steps >= 2000
-    assert pair.remounts
-    assert pair.kills
+    assert pair.remounts >= 5
+    assert pair.kills >= 5
     assert pair.refused < pair.steps * 2 / 3  # else it proved little
 
 
