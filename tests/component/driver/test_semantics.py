@@ -11,10 +11,11 @@ from fsdecloud.driver.listing import Lister
 from fsdecloud.driver.namespace import Namespace
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.xattrs import Xattrs
-from fsdecloud.errors import NoSpace
+from fsdecloud.errors import NoSpace, NotFound, TooManyLinks
 from fsdecloud.fs.chunks import Inline, encode_chunk
 from fsdecloud.fs.keys import ROOT, chunk_key, chunk_prefix, orphan_key, parent_key
 from fsdecloud.fs.overlay import Overlay
+from fsdecloud.fuse.attributes import attributes_of
 from fsdecloud.limits import CHUNK_SIZE
 from fsdecloud.tree.node import NodeMissing
 
@@ -286,6 +287,28 @@ def test_directories_have_no_limit_of_subdirectories(run_driver) -> None:
         root.nlink = 65_000
         names.mkdir(ROOT, b"one more", 0o755, CALLER)
         assert root.nlink == 65_001
+        assert attributes_of(root, 1, 1).st_nlink == 1  # as ext4
+        names.rmdir(ROOT, b"one more", CALLER)
+        assert attributes_of(root, 1, 1).st_nlink == 65_000
+
+    run_driver(test)
+
+
+def test_files_have_a_limit_of_names(run_driver) -> None:
+    async def test(driver) -> None:
+        driver.core.create_root(0, 0)
+        names = namespace_of(driver)
+        file = names.create(ROOT, b"first", 0o100644, CALLER)
+        file.nlink = 64_999
+        names.link(file.ino, ROOT, b"last", CALLER)
+        assert attributes_of(file, 1, 1).st_nlink == 65_000
+        with pytest.raises(TooManyLinks):
+            names.link(file.ino, ROOT, b"one too many", CALLER)
+        with pytest.raises(NotFound):
+            names.lookup(ROOT, b"one too many")
+        assert file.nlink == 65_000
+        names.unlink(ROOT, b"first", CALLER)
+        names.link(file.ino, ROOT, b"one again", CALLER)
 
     run_driver(test)
 
