@@ -30,8 +30,10 @@ from fsdecloud.driver.entries import Entries
 from fsdecloud.driver.grants import Grants
 from fsdecloud.driver.marking import Marker
 from fsdecloud.driver.snapshots import Snapshots
+from fsdecloud.driver.supervisor import describe
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.errors import FsdecloudError, RemoteError, UsageError
+from fsdecloud.store.segments import store_error
 from fsdecloud.types import EntryId
 from fsdecloud.wire.agentapi import Empty, GarbageFinal, GcGranted, GcSweep, GcSwept
 from fsdecloud.wire.controlapi import GcStatus
@@ -92,7 +94,7 @@ class Collector:
         self._lock = trio.Lock()
         self._wake = trio.Event()
         self._final = trio.Event()
-        """Nothing waits for the ledger any more."""
+        """Nothing that was doomed last waits for the ledger any more."""
         self._is_final = False
         """Something may be deleted."""
         self._due = trio.current_time() + FIRST
@@ -160,7 +162,7 @@ class Collector:
     async def _run_by_itself(self) -> None:
         while (pause := self._last_write() + QUIET - time.monotonic()) > 0:  # noqa: ASYNC110 - it moves
             await trio.sleep(pause)
-        is_final, self._is_final = self._is_final, False
+        is_final = self._is_final
         meta = self._committer.meta
         age = time.time() - meta.collected_at
         self._due = trio.current_time() + INTERVAL
@@ -178,6 +180,9 @@ class Collector:
         except FsdecloudError as exc:
             error = str(exc)
             log.info("garbage is not collected now: %s", exc)
+        except Exception as exc:
+            error = describe(exc)
+            raise
         finally:
             self._status = msgspec.structs.replace(self._status, phase="", last_run=int(time.time()), error=error)
 
@@ -190,7 +195,6 @@ class Collector:
         if not dry_run:
             await self._committer.request()
         for _ in range(ROUNDS_MAX):
-            self._final = trio.Event()
             swept, _granted = await self._collect(dry_run=dry_run)
             if dry_run or not (swept.doomed_blobs or swept.repack):
                 return
@@ -212,6 +216,10 @@ class Collector:
             await self._check()
             sequence = self._committer.meta.sequence
             granted = GcGranted(0, 0, 0)
+            due, is_final = self._due, self._is_final
+            if not dry_run:
+                # What was to be looked for is looked for now; what comes from here on is another reason.
+                self._due, self._is_final = trio.current_time() + INTERVAL, False
             self._entries.touched = set()
             try:
                 self._phase("marking")
@@ -221,6 +229,7 @@ class Collector:
                 self._phase("sweeping")
                 await trio.to_thread.run_sync(self._write_marks, marks.encode())
                 swept = await self._agent.call("gc_sweep", GcSweep(str(self._file), dry_run), GcSwept)
+                self._final = trio.Event()
                 self._note_swept(swept)
                 if not dry_run:
                     await self._repack(swept.repack)
@@ -229,6 +238,9 @@ class Collector:
                     granted = await self._agent.call("gc_grant", Empty(), GcGranted)
                     self._note_granted(granted)
                     await self._committer.save_meta(collected_at=int(time.time()), collected_sequence=sequence)
+            except BaseException:
+                self._due, self._is_final = min(self._due, due), self._is_final or is_final
+                raise
             finally:
                 self._grants.forbid()
                 self._status = self.status
@@ -276,14 +288,21 @@ class Collector:
                 await self._agent.call("gc_end", Empty(), Empty)
             except FsdecloudError as exc:
                 log.debug("the agent did not end the collection: %s", exc)
-        await trio.to_thread.run_sync(lambda: self._file.unlink(missing_ok=True))
+        try:
+            await trio.to_thread.run_sync(lambda: self._file.unlink(missing_ok=True))
+        except OSError as exc:
+            log.warning("%s", store_error(exc, f"cannot delete {self._file}"))
 
     def _write_marks(self, data: bytes) -> None:
-        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file.unlink(missing_ok=True)
-        fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
+        """Worker thread. Raises StoreError."""
+        try:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file.unlink(missing_ok=True)
+            fd = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+        except OSError as exc:
+            raise store_error(exc, f"cannot write {self._file}") from exc
 
     # ---- telling -------------------------------------------------------------------------------------------------------
     def _phase(self, phase: str) -> None:

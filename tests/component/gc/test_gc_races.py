@@ -14,7 +14,9 @@ from gcworld import content, make_world, run, until
 
 from fsdecloud.agent.sweep import Sweeper
 from fsdecloud.driver import anchors
+from fsdecloud.driver.marking import Marker
 from fsdecloud.errors import RemoteError
+from fsdecloud.wire.agentapi import GarbageFinal
 
 
 @pytest.fixture
@@ -56,6 +58,17 @@ def hold(world, monkeypatch, method):
 async def look(world):
     swept, _ = await world.volume.collector._collect(dry_run=False)
     return swept
+
+
+async def make_garbage(world):
+    """Have 9 MB of garbage on the peers, and nothing of it on this machine, where it would be needed."""
+    await world.make_garbage("file", content(1, 3_000_000))
+
+    async def has_left():
+        await world.volume.uploads.release()
+        return world.volume.entries.staged_bytes < 1_000_000
+
+    await until(has_left)
 
 
 async def check_later(world):
@@ -130,7 +143,7 @@ def test_the_map_is_written_between_a_scan_and_dooming_a_pack_that_was_packed_an
 def test_a_map_that_is_written_all_the_time_is_not_swept(world, monkeypatch):
     async def work():
         async with world.open():
-            await world.make_garbage("file", content(1, 700_000))
+            await make_garbage(world)
             generation = world.agent.garbage.generation
             step = Sweeper._entries_of
 
@@ -145,7 +158,7 @@ def test_a_map_that_is_written_all_the_time_is_not_swept(world, monkeypatch):
             assert found.condemned_blobs == 0
             assert world.agent.garbage.generation > generation + 1
             monkeypatch.setattr(Sweeper, "_entries_of", step)
-            assert (await world.collect()).deleted_bytes > 1_000_000
+            assert (await world.collect()).deleted_bytes > 8_000_000
 
     run(work, 15)
 
@@ -169,6 +182,7 @@ def test_a_commit_stays_whose_anchor_is_being_made_while_the_next_one_comes(worl
             assert volume.committer.latest.root != first
 
             async def has_left():
+                await volume.uploads.release()
                 return first[:32] not in volume.entries.staged and await world.is_stored()
 
             await until(has_left)
@@ -210,3 +224,60 @@ def test_an_anchor_that_was_asked_for_is_made_after_a_failure(world, monkeypatch
             assert failed
 
     run(work, 20)
+
+
+def test_a_notice_from_before_is_not_taken_for_the_end_of_what_is_doomed_now(world, monkeypatch):
+    async def work():
+        async with world.open():
+            await make_garbage(world)
+            collector, call, seen = world.volume.collector, world.volume.agent.call, []
+
+            async def noting(name, *args, **more):
+                if name == "gc_sweep":
+                    collector.note_final(GarbageFinal(0, 0))
+                if name == "gc_grant":
+                    seen.append(collector._final.is_set())
+                return await call(name, *args, **more)
+
+            monkeypatch.setattr(world.volume.agent, "call", noting)
+            assert (await world.collect()).deleted_bytes > 8_000_000
+            assert seen
+            assert not any(seen)
+
+    run(work, 30)
+
+
+def test_what_a_request_deleted_is_not_looked_for_once_more(world):
+    async def work():
+        async with world.open():
+            await make_garbage(world)
+            collector = world.volume.collector
+            assert (await world.collect()).deleted_bytes > 8_000_000
+            assert not collector._is_final
+            assert collector._due > trio.current_time() + 1000
+
+    run(work, 30)
+
+
+def test_a_collection_that_fails_says_so_and_is_still_due(world, monkeypatch):
+    async def work():
+        async with world.open():
+            await make_garbage(world)
+            collector = world.volume.collector
+            due = collector._due
+            collector._file.mkdir(parents=True)
+            assert str(collector._file) in (await world.collect()).error
+            collector._file.rmdir()
+
+            async def failing(_marker):
+                raise ValueError("nobody expected this")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Marker, "run", failing)
+                assert "ValueError" in (await world.collect()).error
+            assert collector._due == due
+            found = await world.collect()
+            assert found.error == ""
+            assert found.deleted_bytes > 8_000_000
+
+    run(work, 30)
