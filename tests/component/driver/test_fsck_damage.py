@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -577,19 +578,19 @@ def test_fault_033_killed_at_a_random_point_it_completes_when_run_again(made: tu
     program = (
         "import sys, trio; from pathlib import Path; from fsdecloud.driver import fsckrepair;"
         "from tests.component.driver.fsckworld import look; fsckrepair.GROUP = 20;"
-        "tell = lambda text: print(text, flush=True);"
-        "trio.run(lambda: look(Path(sys.argv[1]), repair=True, tell=tell))"
+        "from fsdecloud.store.state import StateStore; commit = StateStore.commit;"
+        "StateStore.commit = lambda *args, **more: (commit(*args, **more), print('committed', flush=True))[0];"
+        "trio.run(lambda: look(Path(sys.argv[1]), repair=True))"
     )
     kills = 0
     for _attempt in range(3):
         with subprocess.Popen([sys.executable, "-c", program, directory], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            process.stdout.readline()  # it works
-            try:
-                process.wait(chooser.uniform(0.0, 0.4))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
+            for _ in range(chooser.randrange(1, 20)):  # of about a hundred
+                process.stdout.readline()
+            time.sleep(chooser.uniform(0.0, 0.005))  # any instant between two commits, or in one
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
     assert kills
     assert check(directory, repair=True).exit_code in (0, 1)
     assert texts(check(directory).findings) == []
