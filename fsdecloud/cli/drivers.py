@@ -90,10 +90,12 @@ def _serves(paths: Paths, volume: str) -> bool:
 def describe_running(paths: Paths, volume: str) -> str:
     """Say why a volume whose driver runs cannot be mounted."""
     place = where_mounted(paths, volume)
+    pid = parts.running_pid(paths, PREFIX + volume)
+    holder = f" (process {pid})" if pid else ""
     there = mounts.mount_at(place, mounts.read_mounts())
     if place != UNKNOWN_PLACE and (there is None or there.volume != volume):
         return f"volume {volume} is detached from {place}, but programs still have files of it open: close them first"
-    return f"volume {volume} is already mounted at {place}"
+    return f"volume {volume} is already mounted at {place}{holder}"
 
 
 def where_mounted(paths: Paths, volume: str) -> str:

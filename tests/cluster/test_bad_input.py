@@ -221,8 +221,8 @@ def test_f25_second_mount(network: Network) -> None:
     other = network.work / "second"
     other.mkdir()
     with nothing_changes(network):
-        where = re.escape(str(network.mountpoint))
-        refused(network, "mount", network.volume, other, says=rf"already mounted.*{where}", code=MOUNT_FAILED)
+        where = rf"{re.escape(str(network.mountpoint))} \(process {network.status()['driver_pid']}\)"
+        refused(network, "mount", network.volume, other, says=rf"already mounted at {where}", code=MOUNT_FAILED)
         refused(network, "mount", network.volume, network.mountpoint, says=r"already mounted", code=MOUNT_FAILED)
     if not (network.home / "config" / "volumes" / "spare.json").exists():
         network.decloud("init", "spare", "--phrase-file", network.work / "spare.words")
@@ -382,7 +382,8 @@ def test_f20_damaged_lmdb(unmounted: Network, kind: str) -> None:
         with damaged(path, bad):
             result = network.decloud("mount", network.volume, network.mountpoint, deadline=QUICK, check=False)
             assert result.code in (SYSTEM, MOUNT_FAILED), result.describe()
-            refusal(result, says=re.escape(str(path.parent.name)), code=result.code)
+            here = re.escape(str(path.parent))
+            refusal(result, says=rf"{here}.*restore {here}, or move it away to start without it", code=result.code)
             assert path.read_bytes() == bad, "a refused store is left as it was found"
             assert cleanup.mounts_below(network.base) == []
     network.mount()

@@ -126,6 +126,22 @@ def test_fault_136_a_dead_mount_of_the_user(user: User) -> None:
     user.run("ls", user.mountpoint)
 
 
+def test_fault_025_nobody_else_serves_the_same_home(user: User) -> None:
+    """Not even root: it is refused before anything there is opened, and the user's driver goes on."""
+    if not user.drivers():
+        user.mount()
+    (driver,) = user.drivers()
+    other = user.network.work / "roots"
+    other.mkdir(exist_ok=True)
+    environment = ("env", f"FSDECLOUD_HOME={user.base}/home")
+    refused = user.as_root(*environment, DECLOUD, "mount", "cloud", other, check=False)
+    assert refused.code != 0
+    assert len(refused.err.splitlines()) == 1, refused.describe()
+    assert f"process {driver}" in refused.err or "belong to you" in refused.err, refused.describe()
+    assert user.drivers() == [driver]
+    user.run("touch", user.mountpoint / "still")
+
+
 def test_fault_147_only_the_user_enters(user: User) -> None:
     """Not even root, unless the machine's administrator and the user both say so."""
     if not user.drivers():
