@@ -196,6 +196,32 @@ def test_fault_021_the_cache_is_deleted_while_it_runs(mounted: Network) -> None:
     assert filler(network, "check", "after the cache", 8) == {"right": 8}
 
 
+def test_fault_021_the_cache_is_unmounted_while_it_runs(mounted: Network) -> None:
+    """Nothing is written into the directory below."""
+    network = mounted
+    network.umount()
+    cache = network.home / "cache"
+    subprocess.run(["rm", "-rf", cache], check=True, timeout=60)
+    cache.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g,mode=0700", "cache", cache], check=True, timeout=60)
+    try:
+        network.mount()
+        assert filler(network, "check", "stored", 8) == {"right": 8}
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True, timeout=60)
+    assert filler(network, "fill", "below", 100)["errno"] == ""
+    network.sync("stored")
+    network.run("sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
+    assert filler(network, "check", "below", 100) == {"right": 100}
+    assert filler(network, "check", "stored", 8) == {"right": 8}
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert network.status()["handler_errors"] == 0
+    network.umount()
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    network.mount()
+    assert filler(network, "check", "below", 100) == {"right": 100}
+
+
 def test_fault_021_the_staging_area_is_deleted_while_it_runs(mounted: Network) -> None:
     """Nothing that is lost this way is ever acknowledged, and the reason is told."""
     network = mounted
