@@ -12,8 +12,9 @@ Nodes of the map that a fold replaces are doomed by the fold itself, so they are
 
 **Nothing stands in the way of storing.** Whoever stores a shard that a record names calls `reclaim` before it is sent: the
 record lets go of that shard first, durably. If a deletion of it is signed and may be on its way, `reclaim` waits until it is
-answered or has expired: it could arrive after the new shard. So what is stored again is safe at every moment, and a blob
-is doomed or on its way to the peers, never both.
+answered or has expired: it could arrive after the new shard. So what is stored again is safe at every moment. Of
+blobs on their way to the peers only nodes of the map can be doomed, by a fold that comes soon after the one that made them;
+no deletion is signed before they are there, and a fold that makes the same node once more voids the record.
 
 When another device has written the volume, all records are void: it may have stored any of them again.
 """
@@ -118,21 +119,31 @@ class Garbage:
     def dropped(
         self, records: Iterable[tuple[BlobId, Doomed]], nodes: Iterable[bytes], peers: Sequence[PeerId], size: int
     ) -> list[Write]:
-        """Begin a new generation of the map: return the writes for the fold's transaction.
+        """Return the writes of a fold's transaction for a new generation of the map, which begins when they are done.
 
         `nodes` are the ids of nodes that this fold replaced: whole copies of about `size` bytes with some of `peers`.
         """
-        self.generation += 1
-        writes: list[Write] = [(META, b"map_generation", str(self.generation).encode())]
+        generation = self.generation + 1
+        writes: list[Write] = [(META, b"map_generation", str(generation).encode())]
         for blob, record in records:
-            writes += self._put(blob, msgspec.structs.replace(record, generation=self.generation))
+            writes += self._put(blob, msgspec.structs.replace(record, generation=generation))
         room = DOOMED_MAX - self.count()
         for node in nodes:
             blob = BlobId(node)
             if room > 0 and self.get(blob) is None:
                 room -= 1
                 left = tuple((ShardId(node), peer) for peer in peers)
-                writes += self._put(blob, Doomed((), left, size, self.generation, is_node=True))
+                writes += self._put(blob, Doomed((), left, size, generation, is_node=True))
+        return writes
+
+    def spared(self, nodes: Iterable[BlobId]) -> list[Write]:
+        """Return the writes of a fold's transaction for nodes that the map has again and that are on their way still: nobody
+        will `reclaim` them. No deletion of them is signed as long as they are."""
+        writes: list[Write] = []
+        for node in nodes:
+            record = self.get(node)
+            if record is not None:
+                writes += self._delete(node, record)
         return writes
 
     async def finalize(self, generation: int) -> None:

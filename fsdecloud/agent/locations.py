@@ -222,13 +222,21 @@ class LocationMap:
             gone = await self._replaced(old, root)
             blobs = [(BlobId(ref[:32]), len(sealed)) for ref, sealed in self._fresh.items()]
             writes: list[Write] = [(NODES, ref[:32], sealed) for ref, sealed in self._fresh.items()]
+            on_their_way = {blob for blob, _ in blobs if self._uploader.is_on_its_way(blob)}
+            writes += garbage.spared(on_their_way)
             writes += self._uploader.add_local(blobs)
             writes += self._uploader.folded()
             writes += garbage.dropped(records, (ref[:32] for ref in gone), self._hosts.map.current, NODE_SIZE)
-            self._own_roots = (root + self._own_roots)[: OWN_ROOTS * 64]
-            writes += [(META, b"map_root", root), (META, b"map_own_roots", self._own_roots)]
-            await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=dict(rows)))
-            self.root = root
+            own_roots = (root + self._own_roots)[: OWN_ROOTS * 64]
+            writes += [(META, b"map_root", root), (META, b"map_own_roots", own_roots)]
+            try:
+                with trio.CancelScope(shield=True):  # memory and disk agree
+                    await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=dict(rows)))
+            except BaseException:
+                self._uploader.take_back_local(blob for blob, _ in blobs if blob not in on_their_way)
+                raise
+            garbage.generation += 1
+            self.root, self._own_roots = root, own_roots
             self._fresh = {}
         self._uploader.start_local([blob for blob, _ in blobs])
 

@@ -168,6 +168,13 @@ class Uploader:
             writes.append((UPLOADS, blob_id, codec.encode(blob.record())))
         return writes
 
+    def take_back_local(self, blobs: Iterable[BlobId]) -> None:
+        """Forget blobs that `add_local` took and that were not in the journal by then: their bytes did not come into it."""
+        for blob_id in blobs:
+            blob = self._blobs.get(blob_id)
+            if blob is not None and blob.is_local:
+                self._forget(blob)
+
     def start_local(self, blobs: Iterable[BlobId]) -> None:
         """Begin to store blobs that `add_local` took, now that their bytes are in the journal."""
         for blob_id in blobs:

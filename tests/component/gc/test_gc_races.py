@@ -12,10 +12,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from gcworld import content, make_world, run, until
 
+from fsdecloud import codec
+from fsdecloud.agent.journal import ROWS
+from fsdecloud.agent.rows import BlobRow, blob_key
 from fsdecloud.agent.sweep import Sweeper
 from fsdecloud.driver import anchors
 from fsdecloud.driver.marking import Marker
-from fsdecloud.errors import RemoteError
+from fsdecloud.errors import RemoteError, StoreFull
+from fsdecloud.types import BlobId
 from fsdecloud.wire.agentapi import GarbageFinal
 
 
@@ -279,5 +283,63 @@ def test_a_collection_that_fails_says_so_and_is_still_due(world, monkeypatch):
             found = await world.collect()
             assert found.error == ""
             assert found.deleted_bytes > 8_000_000
+
+    run(work, 30)
+
+
+def test_a_node_of_the_map_that_comes_back_while_it_is_sent_is_not_doomed(world):
+    async def work():
+        async with world.open():
+            await world.write("a", content(1))
+            await world.anchor()
+            await until(world.is_stored)
+            agent = world.agent
+            key = blob_key(BlobId(b"x" * 32))
+
+            async def fold(length):
+                """Write the map with one row of a blob that long."""
+                await agent._writer.write([(ROWS, key, codec.encode(BlobRow(1, 1, 1, length, (), ())))])
+                await agent.locations._fold()
+                return BlobId(agent.locations.root[:32])
+
+            world.transport.delay = lambda: 1000.0
+            first = await fold(1)
+            second = await fold(2)
+            assert agent.garbage.get(first).is_node
+            assert await fold(1) == first
+            assert agent.uploader.is_on_its_way(first)
+            assert agent.garbage.get(first) is None
+            assert agent.garbage.get(second).is_node
+            assert agent.garbage._owners(first) == []
+            world.transport.delay = lambda: 0.0
+
+    run(work, 30)
+
+
+def test_a_map_that_could_not_be_written_holds_up_no_later_one(world, monkeypatch):
+    async def work():
+        async with world.open():
+            await world.write("a", content(1))
+            await world.anchor()
+            await until(world.is_stored)
+            journal, generation = world.agent._writer.journal, world.agent.garbage.generation
+            apply, failed = journal.apply, []
+
+            def full(writes, *, folded=None):
+                if folded is not None and not failed:
+                    failed.append(True)
+                    raise StoreFull("the disk is full", 28)
+                apply(writes, folded=folded)
+
+            row = codec.encode(BlobRow(1, 1, 1, 1, (), ()))
+            await world.agent._writer.write([(ROWS, blob_key(BlobId(b"x" * 32)), row)])
+            monkeypatch.setattr(journal, "apply", full)
+            with pytest.raises(StoreFull):
+                await world.agent.commit_map()
+            assert world.agent.garbage.generation == generation
+            assert world.agent.uploader.local_pending() == []
+            await world.write("b", content(2))
+            await world.anchor()
+            await world.check_everything()
 
     run(work, 30)
