@@ -128,6 +128,8 @@ class Journal:
         self.records_journaled = 0
         """Number of the next record to journal."""
         self.error: StoreError | None = None
+        """Why it cannot be written; None while it can, or a full disk is waited for."""
+        self._patience = Patience()
         self.commits = 0
         self.on_durable: Callable[[list[tuple[EntryId, Location]]], None] = lambda _staged: None
         core.on_change = self._wake.set
@@ -136,12 +138,11 @@ class Journal:
     async def flush(self) -> None:
         """Make all that changed before this call durable. Raises NoSpace or StoreError if that fails."""
         if not self._lock.locked():
-        """Why it cannot be written; None while it can, or a full disk is waited for."""
-        self._patience = Patience()
             self._lock.acquire_nowait()
             try:
                 with self._telling():
                     await self._commit_group(self._collect())  # without a yield if it is quick
+                return
             except StoreError as exc:
                 self._wake.set()
                 if not self._patience.is_waiting:
@@ -150,7 +151,6 @@ class Journal:
                 self._lock.release()
         self._requested += 1
         ticket = self._requested
-                return
         self._urgent.set()
         self._wake.set()
         while self._finished < ticket:
@@ -255,6 +255,8 @@ class Journal:
         try:
             yield
         except StoreError as exc:
+            if not self._patience.is_spent(exc):
+                raise
             if self.error is None:
                 log.error("the journal cannot be written: %s", exc)
             self.error = exc
@@ -263,8 +265,6 @@ class Journal:
             raise
 
     def _write(self, group: _Group, meta: bytes | None) -> None:
-            if not self._patience.is_spent(exc):
-                raise
         """Sync the segments, then commit. Data before metadata."""
         if group.staged:
             self._entries.segments.sync()
@@ -284,6 +284,7 @@ class Journal:
         self._finished = max(self._finished, group.ticket)
         self.durable_sequence = max(self.durable_sequence, group.change_sequence)
         self.error = None
+        self._patience.renew()
         self._tell()
         if group.staged:
             self.on_durable(group.staged)
@@ -292,7 +293,6 @@ class Journal:
             self._wake.set()
 
     async def _prepare(self) -> None:
-        self._patience.renew()
         """Have the next log file ready before it is needed."""
         try:
             await trio.to_thread.run_sync(self._store.prepare)
