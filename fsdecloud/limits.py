@@ -138,11 +138,11 @@ that peers take."""
 NETWORK_WAITERS: Final = 48
 """Entries asked of the agent at once; more wait for their turn."""
 
-FUSE_TASKS: Final = 512
+FUSE_TASKS: Final = 1024
 """Requests of the kernel served at once. One that waits costs a task and a page of its buffer, about 30 KiB."""
 
-WAITERS_MAX: Final = 384
-"""Requests that may wait for the network or for room, those in the queue for it too; more fail at once. Well below
+WAITERS_MAX: Final = 256
+"""Requests that may wait for the network or for room, those in the queue for it too; more fail at once. Far under
 FUSE_TASKS, so that `ls`, `df`, cached reads and writes always have a task."""
 
 SLOW_REQUEST: Final = 5.0

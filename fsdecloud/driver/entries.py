@@ -55,6 +55,9 @@ _AGAIN: Final = 64
 _BULK: Final = frozenset((Kind.CHUNK, Kind.PATCH))
 """What a full disk refuses first: what describes it may use the reserve."""
 
+_ASK_AGAIN: Final = 1.0
+"""Seconds after which the agent is asked again for what it did not get in its time."""
+
 _CACHE_FLUSH: Final = 256
 """Fetched entries that wait for the cache's index before they are written at once."""
 
@@ -377,10 +380,16 @@ class Entries:
             return local
         if ahead:
             return await self._fetch(ref, kind, ahead)
+        last = ""
         with trio.move_on_after(self._timeout):
             async with self._slots:
-                return await self._fetch(ref, kind, ahead)
-        raise RemoteTimeout(f"entry {ref.id.hex()[:16]}: no free slot or answer within {self._timeout:g} s")
+                while True:
+                    try:
+                        return await self._fetch(ref, kind, ahead)
+                    except RemoteTimeout as exc:  # the agent gives up by its own clock
+                        last = f"; {exc}"
+                        await trio.sleep(_ASK_AGAIN)
+        raise RemoteTimeout(f"entry {ref.id.hex()[:16]}: no free slot or answer within {self._timeout:g} s{last}")
 
     def _open_local(self, ref: Ref, kind: Kind) -> bytes | None:
         """Read and open what is on this machine. Worker thread."""

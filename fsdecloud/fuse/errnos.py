@@ -1,8 +1,8 @@
 """Which errno a program sees for an error of ours, and the guard around every FUSE handler.
 
 pyfuse3 lets only FUSEError through; anything else would end the mount with its callers hanging (fuse.md, 4). So an error of
-ours becomes its errno, the network's failures become EIO, and an unexpected exception is logged, counted and EIO: a bug
-costs one request, never the mount. A request that waits for too long is answered ETIMEDOUT (`requests`).
+ours becomes its errno, the network's failures become EIO or ETIMEDOUT, and an unexpected exception is logged, counted and
+EIO: a bug costs one request, never the mount. A request that waits for too long is answered ETIMEDOUT (`requests`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 import pyfuse3
 
 from fsdecloud.driver.supervisor import first_leaf
-from fsdecloud.errors import FsdecloudError, FsError, StoreFull
+from fsdecloud.errors import FsdecloudError, FsError, RemoteTimeout, StoreFull
 from fsdecloud.fuse.requests import Requests
 
 P = ParamSpec("P")
@@ -41,7 +41,7 @@ def errno_of(error: FsdecloudError) -> int:
         return error.ERRNO
     if isinstance(error, StoreFull):
         return error.errno
-    return errno.EIO
+    return errno.ETIMEDOUT if isinstance(error, RemoteTimeout) else errno.EIO
 
 
 _SILENT: Final = frozenset(("forget", "release", "releasedir"))

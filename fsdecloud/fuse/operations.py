@@ -65,7 +65,7 @@ class Operations(pyfuse3.Operations):
         self._is_synchronous = not {"sync", "dirsync"}.isdisjoint(options.kernel)
         self._directories: dict[int, int] = {}
         self._next_directory = 1
-        self.requests = Requests()
+        self.requests = Requests.of(options)
         volume.core.on_failure = self._end_changes
 
     def count_error(self, where: str, error: Exception, *, unexpected: bool) -> None:

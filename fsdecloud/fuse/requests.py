@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from fsdecloud import limits
+from fsdecloud.mountoptions import MountOptions
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,11 @@ class Requests:
         """Requests that took longer than limits.SLOW_REQUEST."""
         self.timed_out = 0
         """Requests that were ended by the deadline."""
+
+    @classmethod
+    def of(cls, options: MountOptions) -> Requests:
+        """Return a table with the deadline of a mount: what `-o timeout` grants a fetch must be possible."""
+        return cls(max(options.timeout, limits.HANDLER_DEADLINE))
 
     def __len__(self) -> int:
         return len(self._waiting)

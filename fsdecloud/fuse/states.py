@@ -270,7 +270,7 @@ def operations_of(state: StateMount) -> StateOperations:
         state.view,
         timeouts=(options.entry_timeout, options.attr_timeout),
         count_error=count_error,
-        requests=Requests(),
+        requests=Requests.of(options),
         program=lambda _pid: b"",
         on_close=lambda _handle, _view: None,
     )

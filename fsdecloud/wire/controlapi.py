@@ -124,7 +124,7 @@ class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     slow_requests: int = 0
     """Requests that took longer than `limits.SLOW_REQUEST`."""
     timed_out_requests: int = 0
-    """Requests that were ended by `limits.HANDLER_DEADLINE`."""
+    """Requests that were ended by their deadline (`limits.HANDLER_DEADLINE`, or `-o timeout` where that is longer)."""
     gc: GcStatus = GcStatus()
     live_inodes: int = 0
     """Inodes that the driver holds in memory."""

@@ -15,6 +15,7 @@ import random
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -187,24 +188,27 @@ def refused(place: str) -> dict[str, str]:
     }
 
 
-def readers(place: str, count: str, *names: str) -> int:
-    """Read what is not on this machine in many threads at once; return how many got their bytes."""
+def readers(place: str, count: str, *names: str) -> dict[str, int]:
+    """Read what is not on this machine in many threads at once; return how many got which answer."""
     os.chdir(place)
     files = [os.open(name, os.O_RDONLY | os.O_DIRECT) for name in names]
-    good = []
+    contents = [random.Random(f"{place}/{name}").randbytes(3_000_000) for name in names]
+    answers: list[str] = []
 
     def read(number: int) -> None:
         buffer = mmap.mmap(-1, 4096)
-        with suppress(OSError):
-            os.preadv(files[number % len(files)], [buffer], number // len(files) % 3 * (1 << 20))
-            good.append(number)
+        which, start = number % len(files), number // len(files) % 2 * (1 << 20)
+        answer = attempt(lambda: os.preadv(files[which], [buffer], start))
+        if answer == "done":
+            answer = "right" if buffer[:] == contents[which][start : start + 4096] else "wrong"
+        answers.append(answer)
 
     threads = [threading.Thread(target=read, args=(number,)) for number in range(int(count))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return len(good)
+    return Counter(answers)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ The bugs come from `injected/sitecustomize.py`, which the test's environment put
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,16 @@ def bugs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def network(bugs: Path) -> Iterator[Network]:
     environment = {"PYTHONPATH": f"{ROOT / 'tests/fuse/injected'}:{ROOT}", "DECLOUD_TEST_BUGS": str(bugs)}
-    with Network(peers=3, extra_environment=environment) as fresh:
+    with Network(peers=3, extra_environment=environment, has_bugs=True) as fresh:
         fresh.up()
         yield fresh
 
 
-def remount(network: Network, *options: str) -> None:
-    volume = network.volume
-    network.umount()
-    network.decloud("mount", volume, network.mountpoint, *(("-o", ",".join(options)) if options else ()))
+@pytest.fixture(autouse=True)
+def _disarmed(bugs: Path) -> Iterator[None]:
+    """A test that fails before its bug was met leaves none to the next."""
+    yield
+    bugs.unlink(missing_ok=True)
 
 
 def program(network: Network, name: str, *args: str | Path) -> Any:
@@ -61,7 +63,7 @@ def incidents(network: Network) -> dict[str, int]:
 
 
 def test_fault_141_a_bug_in_each_handler(network: Network, bugs: Path) -> None:
-    remount(network, "nowriteback", "attr_timeout=0", "entry_timeout=0")
+    network.remount("nowriteback", "attr_timeout=0", "entry_timeout=0")
     before = network.status()["driver_pid"]
     answers = program(network, "handlers", network.mountpoint, bugs, *HANDLERS)
     assert answers == dict.fromkeys(HANDLERS, "EIO")
@@ -75,7 +77,7 @@ def test_fault_141_a_bug_in_each_handler(network: Network, bugs: Path) -> None:
     assert "internal error in handler rename, 1 times: ZeroDivisionError: injected" in text
     assert "injected" in network.logs(2000)
     assert program(network, "works", network.mountpoint) == "yes"
-    remount(network)
+    network.remount()
 
 
 def test_fault_141_a_bug_in_each_task(network: Network, bugs: Path) -> None:
@@ -96,13 +98,15 @@ def test_fault_141_a_bug_in_each_task(network: Network, bugs: Path) -> None:
 
     network.wait_until(synced, 60, "everything is anchored in spite of the bugs")
     network.wait_until(
-        lambda: bugs.read_text().count(" 0\n") == len(targets), 30, f"every task met its bug: {bugs.read_text()}"
+        lambda: bugs.read_text().count(" 0\n") == len(targets),
+        30,
+        lambda: f"every task met its bug: {bugs.read_text()}",
     )
     status = network.status()
     assert status["driver_pid"] == before
     assert not status["failsafe"]
     assert len([where for where in incidents(network) if where.startswith("task ")]) >= 4
-    remount(network)
+    network.remount()
     assert program(network, "acknowledged", network.mountpoint / "tasks.data", "check") == "same"
 
 
@@ -146,31 +150,60 @@ def test_an_agent_that_dies_at_once_is_shown_and_costs_nothing(network: Network,
     network.sync("stored")
 
 
-def test_faults_046_157_all_peers_hang(network: Network) -> None:
-    """200 readers wait for peers that do not answer; everything that is here is answered at once."""
+READERS = 600
+
+
+@contextmanager
+def hanging_peers(network: Network, *options: str) -> Iterator[list[str]]:
+    """Eight files whose contents are not on this machine, and peers that do not answer; mounted with these options."""
     names = [f"cold-{number}" for number in range(8)]
     for name in names:
         program(network, "acknowledged", network.mountpoint / name, "write")
     network.sync("stored")
     network.drop_cache()
+    network.remount(*options)
     program(network, "acknowledged", network.mountpoint / "warm", "write")
     network.run("ls", "-lR", network.mountpoint)
     peers = [peer["pid"] for peer in network.status().local_peers()]
     for pid in peers:
         cleanup.send_signal(pid, signal.SIGSTOP)
     try:
-        readers = network.start(
-            sys.executable, "-m", "tests.fuse.guardwork", "readers", network.mountpoint, "200", *names
-        )
-        network.wait_until(lambda: is_waiting(readers.pid, 200), 40, "200 readers wait")
+        yield names
+    finally:
+        for pid in peers:
+            cleanup.send_signal(pid, signal.SIGCONT)
+
+
+def test_a_short_timeout(network: Network) -> None:
+    """A read is given up well before the driver's own deadline."""
+    with hanging_peers(network, "timeout=3") as names:
+        arguments = ("-m", "tests.fuse.guardwork", "readers", network.mountpoint, "8", *names)
+        answers = network.run(sys.executable, *arguments, deadline=40).json()
+        assert answers == {"ETIMEDOUT": 8}, network.status()["last_error"]
+    network.remount()
+
+
+def test_faults_046_157_all_peers_hang(network: Network) -> None:
+    """600 readers wait for peers that do not answer; everything that is here is answered at once.
+
+    Of what they read the kernel asks for a few pieces at a time; `component/driver/test_waiting` has as many as may wait.
+    """
+    with hanging_peers(network) as names:
+        arguments = ("-m", "tests.fuse.guardwork", "readers", network.mountpoint, str(READERS), *names)
+        readers = network.start(sys.executable, *arguments, log=network.work / "readers")
+        network.wait_until(lambda: is_waiting(readers.pid, READERS), 40, "readers wait")
         network.run("ls", "-l", network.mountpoint, deadline=20)
         network.run("df", network.mountpoint, deadline=20)
         assert program(network, "acknowledged", network.mountpoint / "warm", "check") == "same"
         assert program(network, "works", network.mountpoint) == "yes"
-    finally:
-        for pid in peers:
-            cleanup.send_signal(pid, signal.SIGCONT)
     assert network.wait_for_exit(readers, 120, "the readers, whose peers are back") == 0
+    answers = json.loads((network.work / "readers").read_bytes())
+    assert answers.keys() <= {"right", "EIO", "ETIMEDOUT"}, answers
+    # Those whose peers were away for too long got EIO; with the peers everything is back.
+    arguments = ("-m", "tests.fuse.guardwork", "readers", network.mountpoint, "200", *names)
+    network.wait_until(
+        lambda: network.run(sys.executable, *arguments, deadline=90).json() == {"right": 200}, 90, "all bytes are right"
+    )
 
 
 def is_waiting(pid: int, count: int) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from fsdecloud.errors import NotFound, RemoteError, StoreError
+from fsdecloud.errors import NotFound, RemoteError, RemoteTimeout, StoreError
 from fsdecloud.fuse.errnos import guarded
 from fsdecloud.fuse.operations import Operations
 from fsdecloud.fuse.requests import Requests
@@ -61,6 +61,7 @@ def test_every_handler_is_guarded():
     [
         (NotFound(), "ENOENT", []),
         (RemoteError("x"), "EIO", [("write", RemoteError, False)]),
+        (RemoteTimeout("x"), "ETIMEDOUT", [("write", RemoteTimeout, False)]),
         (ExceptionGroup("", [RemoteError("x"), StoreError("y")]), "EIO", [("write", RemoteError, False)]),
         (ExceptionGroup("", [RemoteError("x"), ValueError()]), "EIO", [("write", ExceptionGroup, True)]),
         (ZeroDivisionError(), "EIO", [("write", ZeroDivisionError, True)]),
