@@ -151,6 +151,7 @@ def as_json(view: View) -> dict[str, object]:
         result[name] = getattr(driver, name) if driver else None
     for name in ("agent_restarts", "slow_requests", "timed_out_requests", "live_inodes", "kernel_inodes"):
         result[name] = getattr(driver, name) if driver else None
+    result["integrity_errors"] = driver.integrity_errors if driver else None
     result["failsafe"] = driver.is_failsafe if driver else None
     result["incidents"] = [
         {"where": found.where, "count": found.count, "last": found.last}

@@ -193,6 +193,7 @@ class StateMount:
             agent_restarts=self._agent.restarts,
             slow_requests=slow,
             timed_out_requests=timed_out,
+            integrity_errors=self._entries.integrity_errors,
         )
 
 

@@ -503,6 +503,7 @@ class Volume:
             gc=self.collector.status,
             live_inodes=len(self.core.inodes),
             kernel_inodes=len(self.core.inodes.lookups),
+            integrity_errors=self.entries.integrity_errors,
         )
 
 

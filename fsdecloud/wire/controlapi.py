@@ -130,6 +130,8 @@ class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     """Inodes that the driver holds in memory."""
     kernel_inodes: int = 0
     """Inodes that the kernel was told of and has not forgotten."""
+    integrity_errors: int = 0
+    """Entries on this machine's disk that did not verify, since the mount; each was asked of the peers."""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):

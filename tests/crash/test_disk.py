@@ -148,6 +148,7 @@ def test_fault_017_bit_flips_in_the_cache(mounted: Network) -> None:
     network.mount()
     assert filler(network, "check", "stored", 8) == {"right": 8}
     assert b"cached entry does not verify" in log.read_bytes()[length:]
+    assert network.status()["integrity_errors"] > 0
     assert network.status()["handler_errors"] == 0
 
 

@@ -199,11 +199,13 @@ class StrictPlan:
         name = self._file(chooser)
         size = len(self.model.names[name].data)
         steps: list[Step] = []
+        hows = chooser.choice([["", "", "", "sync", "dsync"], ["sync", "dsync"]])
         for part in range(chooser.randrange(1, 6)):
             start = chooser.randrange(size + 1)
             length = chooser.choice([1, 512, 4096, 4097, 30_000])
-            how = chooser.choice(["", "", "", "sync", "dsync"])
-            steps.append(("write", name, start, f"{self._seed}/{number}/{part}", length, how))
+            steps.append(("write", name, start, f"{self._seed}/{number}/{part}", length, chooser.choice(hows)))
+        if all(step[-1] for step in steps):
+            return steps  # O_SYNC and O_DSYNC promise as much
         return [*steps, ("fsync", name)]
 
     def _truncate(self, number: int, chooser: random.Random) -> list[Step]:

@@ -34,6 +34,7 @@ KEYS = {
     "ledger_height", "network", "ledger_url", "mempool", "k", "n", "files", "logical_bytes", "cache_bytes",
     "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems", "agent_restarts",
     "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents", "live_inodes", "kernel_inodes",
+    "integrity_errors",
 }  # fmt: skip
 """The contract of `status --json`: a key is never renamed nor removed."""
 
