@@ -99,7 +99,8 @@ class Restorer:
     async def restore(self, row: Snapshot, path: bytes, dest: bytes, *, force: bool, caller: Caller) -> Restored:
         """Bring `path` of a snapshot back as `dest`, both from the volume's root; durable on return.
 
-        Raises UsageError, ReadOnly, RemoteError, NoSpace; nothing is then changed.
+        Raises UsageError, ReadOnly, RemoteError, NoSpace; nothing is then changed. Raises what a flush of the journal raises;
+        the change is then made and not known to be durable, like any other before it.
         """
         self._core.check_writable()
         view = self._views.make(row)
@@ -126,12 +127,14 @@ class Restorer:
                 Operation.RESTORE, caller, top.ino, origin, path2=dest, amount=copy.size, program=b"decloud"
             )
             self._core.changed()
-            await self._journal.flush()
+            try:
+                await self._journal.flush()
+            finally:  # the name means something else already
+                await self.invalidate(parent.ino, name, replaced.ino if replaced is not None else 0)
+                if replaced is not None:
+                    self._reap(replaced.ino)
         finally:
             del self._snapshots.pinned[pin]
-        await self.invalidate(parent.ino, name, replaced.ino if replaced is not None else 0)
-        if replaced is not None:
-            self._reap(replaced.ino)
         return Restored(dest, copy.files, copy.size)
 
     async def _check_place(self, parent: LiveInode, name: bytes, dest: bytes, *, force: bool) -> None:

@@ -22,7 +22,7 @@ from fsdecloud.driver.snapshotcontrol import PAGE, take_page
 from fsdecloud.driver.snapshots import Snapshots
 from fsdecloud.driver.views import Views, tag_of
 from fsdecloud.driver.xattrs import Xattrs
-from fsdecloud.errors import ReadOnly, StaleHandle, UsageError
+from fsdecloud.errors import NoSpace, ReadOnly, StaleHandle, UsageError
 from fsdecloud.fs.compare import ADDED, RENAMED, Change
 from fsdecloud.fs.history import ALL_HERE, AnchorRow, decode_batches, parse_policy
 from fsdecloud.fs.keys import INODE_BITS, ROOT, batches_key, snapshot_key
@@ -613,6 +613,33 @@ def test_a_restore_that_fails_leaves_nothing_behind(run, monkeypatch, place):
         assert await see(m, "/") == before
         assert (m.core.files, m.core.bytes) == (files, size)
         assert m.snapshots.pinned == {}
+
+    run(test)
+
+
+def test_a_restore_whose_last_flush_fails_has_replaced_what_was_there_for_the_kernel_too(run, monkeypatch):
+    async def test(m):
+        await make_tree(m)
+        await m.anchor()
+        row = (await m.snapshots.rows())[0]
+        old = (await m.find("/d")).ino
+        reaped, told = [], []
+        m.restorer._reap = reaped.append
+
+        async def invalidate(*what):
+            told.append(what)
+
+        async def failing():
+            raise NoSpace("the disk is full")
+
+        m.restorer.invalidate = invalidate
+        with monkeypatch.context() as patch:
+            patch.setattr(m.driver.journal, "flush", failing)
+            with pytest.raises(NoSpace):
+                await m.restorer.restore(row, b"/d", b"/d", force=True, caller=ME)
+        assert (await m.find("/d")).ino != old
+        assert told == [(ROOT, b"d", old)]
+        assert reaped == [old]
 
     run(test)
 
