@@ -17,6 +17,7 @@ Within one transaction: cuts, then pairs, then pages, then records.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ META: Final = "volume"
 
 _PAIRS_PER_ROW: Final = 512
 _RETRY: Final = 1.0
+
+_RETRY_PREPARING: Final = 10.0
+
+_GONE_SIZE: Final = 40
+"""About what an entry that left the staging area takes in a record."""
 
 
 class Pairs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
@@ -98,8 +104,8 @@ class _Group:
 
     @property
     def size(self) -> int:
-        """Bytes of its rows."""
-        return sum(map(len, self.rows))
+        """About how many bytes it writes."""
+        return sum(map(len, self.rows)) + _GONE_SIZE * len(self.gone)
 
 
 def decode_row(data: bytes) -> Row:
@@ -124,6 +130,8 @@ class Journal:
         self._finished = 0
         self._failed = 0
         """Last request that a failed commit was made for."""
+        self._prepare_after = -math.inf
+        """When the next log file may be prepared (trio's time): a full disk is not asked at each commit."""
         self.durable_sequence = 0
         self.records_journaled = 0
         """Number of the next record to journal."""
@@ -183,7 +191,7 @@ class Journal:
             self._urgent = trio.Event()
             try:
                 await self.commit()
-                if self._store.wants_preparation:
+                if self._should_prepare():
                     await self._prepare()
             except StoreError as exc:
                 if self._core.failure:  # no group was collected, so nobody was told yet
@@ -288,15 +296,19 @@ class Journal:
         self._tell()
         if group.staged:
             self.on_durable(group.staged)
-        if self._store.wants_preparation:
+        if self._should_prepare():
             self._urgent.set()
             self._wake.set()
+
+    def _should_prepare(self) -> bool:
+        return self._store.wants_preparation and trio.current_time() >= self._prepare_after
 
     async def _prepare(self) -> None:
         """Have the next log file ready before it is needed."""
         try:
             await trio.to_thread.run_sync(self._store.prepare)
         except StoreError as exc:
+            self._prepare_after = trio.current_time() + _RETRY_PREPARING
             log.warning("the next journal file is not prepared: %s", exc)
 
     def _tell(self) -> None:
