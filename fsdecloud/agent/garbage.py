@@ -72,6 +72,8 @@ class Garbage:
         self._answered = trio.Event()
         self.generation = int(self._journal.get(META, b"map_generation") or b"0")
         self.final_generation = int(self._journal.get(META, b"final_generation") or b"0")
+        self.tried_generation = 0
+        """Records final up to here were asked for by this agent: what is left of them waits for its peers."""
         self.freed_shards = 0
         self.freed_bytes = 0
 

@@ -173,6 +173,7 @@ class Stack:
 
     async def grant(self) -> GcGranted:
         """Have peers delete what is final."""
+        self.garbage.tried_generation = self.garbage.final_generation
         shards, size = self.garbage.freed_shards, self.garbage.freed_bytes
         waiting = await self.granter.run()
         return GcGranted(self.garbage.freed_shards - shards, self.garbage.freed_bytes - size, waiting)
@@ -212,10 +213,12 @@ class Stack:
         )
 
     def announce_garbage(self) -> None:
-        """Tell the driver what may be deleted."""
-        records = [record for _, record in self.garbage.items() if not record.is_node]
-        final = sum(0 < record.generation <= self.garbage.final_generation for record in records)
-        self._notify("garbage", GarbageFinal(final, len(records) - final))
+        """Tell the driver what may be deleted, but for what it had deleted already as far as peers answered."""
+        garbage = self.garbage
+        generations = [record.generation for _, record in garbage.items() if not record.is_node]
+        pending = sum(not 0 < generation <= garbage.final_generation for generation in generations)
+        final = sum(garbage.tried_generation < generation <= garbage.final_generation for generation in generations)
+        self._notify("garbage", GarbageFinal(final, pending))
 
     async def _take_final(self, generation: int) -> None:
         await self.garbage.finalize(generation)

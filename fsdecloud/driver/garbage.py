@@ -98,6 +98,8 @@ class Collector:
         self._is_final = False
         """Something may be deleted."""
         self._due = trio.current_time() + FIRST
+        self._waiting = 0
+        """Shards whose peers did not answer when they were last to be deleted."""
         self._requested: bool | None = None
         self._marker: Marker | None = None
         self._status = GcStatus()
@@ -170,7 +172,7 @@ class Collector:
             return
         if not is_final and 0 <= age < AFTER_FORGETTING:
             self._due = trio.current_time() + AFTER_FORGETTING - age
-        elif is_final or meta.sequence > meta.collected_sequence:
+        elif is_final or self._waiting or meta.sequence > meta.collected_sequence:
             await self._guarded(self._collect_once)
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -324,6 +326,7 @@ class Collector:
             log.info("%d blobs are garbage, %d bytes on the peers", swept.doomed_blobs, swept.doomed_bytes)
 
     def _note_granted(self, granted: GcGranted) -> None:
+        self._waiting = granted.waiting
         self._status = msgspec.structs.replace(
             self.status,
             deleted_shards=self._status.deleted_shards + granted.shards,

@@ -343,3 +343,22 @@ def test_a_map_that_could_not_be_written_holds_up_no_later_one(world, monkeypatc
             await world.check_everything()
 
     run(work, 30)
+
+
+def test_a_peer_that_is_away_causes_no_collection_after_each_anchor(world):
+    async def work():
+        async with world.open():
+            await make_garbage(world)
+            peer = next(iter(world.transport.peers.values()))
+            peer.is_down = True
+            assert (await world.collect()).waiting_shards
+            collector, notices = world.volume.collector, []
+            note = collector.note_final
+            world.agent._notify = lambda method, notice: notices.append(notice) if method == "garbage" else None
+            world.agent.announce_garbage()
+            assert notices == [GarbageFinal(0, 0)]
+            note(notices[0])
+            assert not collector._is_final
+            assert collector._waiting  # so that it is asked again, some day
+
+    run(work, 30)
