@@ -19,7 +19,7 @@ Tables:
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
@@ -202,8 +202,3 @@ async def open_writer(journal: Journal) -> AsyncIterator[JournalWriter]:
         if writes:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(journal.apply, writes)
-
-
-def iterate_sequences(journal: Journal) -> Iterator[tuple[int, bytes]]:
-    """Return the outbox by ascending sequence number."""
-    return ((int.from_bytes(key), value) for key, value in journal.items(OUTBOX))

@@ -5,7 +5,7 @@ the freeze of a commit that changes something anyway: neither they nor the polic
 else an idle volume would anchor for ever. Reading alone counts as no change here either (`PENDING_MAX` bounds what waits).
 A user's `keep` or `forget` is a change like any other.
 
-Forgetting deletes a row; what the snapshot alone refers to is garbage from then on (`retained_roots`, `batch_rows`).
+Forgetting deletes a row; what the snapshot alone refers to is garbage from then on (`retained_roots`).
 
 Called only from the event loop. Not here: looking into a snapshot (`views`), comparing (`treediff`), restoring (`restore`).
 """
@@ -31,11 +31,9 @@ from fsdecloud.fs.history import (
     ALL_HERE,
     DEFAULT_POLICY,
     AnchorRow,
-    Batches,
     Policy,
     Snapshot,
     check_snapshot_name,
-    decode_batches,
     decode_policy,
     decode_snapshot,
     directory_name,
@@ -168,16 +166,6 @@ class Snapshots:
         roots = [meta.root, meta.anchored_root, meta.inflight_root, self._committer.anchoring, self.core.overlay.root]
         roots += [row.snapshot.root for row in self.pending()]
         return [root for root in (*roots, *self.pinned.values()) if root]
-
-    def batch_rows(self, after: bytes, limit: int) -> list[tuple[bytes, Batches]]:
-        """Return up to `limit` rows of record batches with a key above `after` (b"" at first), each with its key: the
-        entries that stay for ever, but for `pending_batches`. Raises NodeMissing."""
-        found = []
-        for key, data in self.core.overlay.scan(max(after + b"\0", batches_key(1, 0)), prefix_end(b"B")):
-            found.append((key, decode_batches(data)))
-            if len(found) >= limit:
-                break
-        return found
 
     def pending_batches(self) -> list[Ref]:
         """Return the entries of record batches and manifests that are in no tree yet."""

@@ -103,7 +103,6 @@ class Views:
         self._snapshots = snapshots
         self._has_acl = has_acl
         self._views: OrderedDict[int, View] = OrderedDict()
-        snapshots.on_forget = self.forget
 
     async def get(self, ino: int) -> View:
         """Return the view that an inode number of the kernel belongs to. Raises StaleHandle once it is forgotten."""
