@@ -156,7 +156,7 @@ class Writer:
         except OSError as exc:
             if exc.errno not in DEAD:
                 self._failures.append(f"{name}: {exc!r}")
-        except BaseException as exc:
+        except BaseException as exc:  # a thread's error would be lost otherwise
             self._failures.append(f"{name}: {exc!r}")
 
     def _strict(self, name: str, log: IO[bytes]) -> None:

@@ -118,7 +118,7 @@ def in_child(function: Callable[[], Any]) -> Any:
         try:
             os.write(writer, json.dumps(function()).encode())
             code = 0
-        except BaseException:
+        except BaseException:  # nothing may leave the child but through `_exit`: the parent's code would run twice
             traceback.print_exc()
         finally:
             os._exit(code)

@@ -453,7 +453,7 @@ class Child(Caller):
             answer: Any
             try:
                 answer = attempt(CALLS[name], *args)
-            except Exception as exc:
+            except Exception as exc:  # the caller raises it: it must not end the child, which others use
                 answer = RuntimeError(f"{self.name}: {name}{args!r}: {exc!r}")
             pickle.dump(answer, file)
             file.flush()

@@ -37,7 +37,7 @@ def run_group(
     place = suite.Place(target, base, readonly, elsewhere, thorough, callers)
     try:
         function(place)
-    except Exception:
+    except Exception:  # whatever a group meets is a failure of its own; the next ones still run
         place.checks += 1
         place.failures.append("the group ended early: " + traceback.format_exc(limit=-3))
     os.umask(0o022)

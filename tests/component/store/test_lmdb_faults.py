@@ -234,7 +234,7 @@ def test_fault_044_reading_beside_a_writer_that_fills_the_map(tmp_path):
                 while not stop.is_set():
                     with env.read() as txn:
                         assert txn.get(b"k", db=db) == b"v" * 1000
-            except BaseException as exc:
+            except BaseException as exc:  # a thread's error would be lost otherwise
                 errors.append(exc)
 
         threads = [threading.Thread(target=read) for _ in range(2)]
