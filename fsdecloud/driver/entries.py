@@ -121,6 +121,8 @@ class Entries:
             for ref, location in results:
                 if location is not None:
                     self.add_staged(ref.id, location)
+                elif self.touched is not None:  # staged already, but perhaps stored by the time a marking looks
+                    self.touched.add(ref.id)
         finally:
             del self._appending[token]
         return [ref for ref, _location in results]
@@ -240,7 +242,7 @@ class Entries:
         """Note that blobs have enough receipts for an anchor."""
         for entry in entries:
             self.unanchorable.pop(entry, None)
-        self._wake_waiters()
+        self.wake_waiters()
 
     def mark_complete(self, entries: Sequence[EntryId]) -> None:
         """Note that blobs have all n receipts. Their staged bytes are let go when their segment is done."""
@@ -253,7 +255,7 @@ class Entries:
             self.stored_bytes += location.length
             self.incomplete_bytes -= location.length
             self._left[location.segment] -= 1
-        self._wake_waiters()
+        self.wake_waiters()
 
     def finished_segments(self) -> list[int]:
         """Return the staged segments whose entries are all stored, except the one still written to."""
@@ -268,7 +270,7 @@ class Entries:
             if self.staged.pop(entry, None) is not None:
                 self.staged_bytes -= location.length
                 self._gone.append(entry)
-        self._wake_waiters()
+        self.wake_waiters()
 
     def segment_entries(self, number: int) -> list[tuple[EntryId, Location]]:
         """Return what lies in a staged segment."""
@@ -287,7 +289,8 @@ class Entries:
         """Whether everything staged up to `mark` has n receipts."""
         return not self.incomplete or next(iter(self.incomplete.values())) > mark
 
-    def _wake_waiters(self) -> None:
+    def wake_waiters(self) -> None:
+        """Have those that wait for progress look again."""
         event, self._progress = self._progress, trio.Event()
         event.set()
 

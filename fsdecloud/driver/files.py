@@ -132,13 +132,6 @@ class Files:
         return len(self._handles)
 
     # ---- writing -------------------------------------------------------------------------------------------------
-    async def wait_room(self) -> None:
-        """Wait until a write may come in. Raises NoSpace when the staging area or the disk stays full."""
-        with trio.move_on_after(limits.HANDLER_DEADLINE), self._core.waiters.one():
-            await self._wait_space()
-            return
-        raise self._no_room()
-
     async def write_in_turn(self, live: LiveInode, offset: int, data: bytes | memoryview) -> None:
         """Take in written bytes once there is room, in the order in which the writes came.
 
@@ -152,12 +145,19 @@ class Files:
                 return
         raise self._no_room()
 
+    def wake_waiting(self) -> None:
+        """Have all that wait for room or for the sealer look again: in failsafe neither comes."""
+        self._sealer.notify()
+        self._entries.wake_waiters()
+
     async def _wait_space(self) -> None:
         while self._sealer.dirty_bytes > limits.DIRTY_MAX:
+            self._core.check_sound()
             self._sealer.check()
             self.seal_oldest(self._sealer.dirty_bytes - limits.DIRTY_MAX // 2)
             await self._sealer.wait_progress()
         while self._entries.staged_bytes > self._stage_size or self._entries.is_full:
+            self._core.check_sound()
             await self._entries.wait_progress()
 
     def _no_room(self) -> NoSpace:
@@ -255,6 +255,7 @@ class Files:
         """Wait until no layer of this file is closed and unsealed. Raises what sealing failed with."""
         with trio.move_on_after(limits.HANDLER_DEADLINE) as scope, self._core.waiters.one():
             while _has_closed(live):
+                self._core.check_sound()
                 self._sealer.check()
                 await self._sealer.wait_progress()
         if scope.cancelled_caught:
@@ -266,6 +267,7 @@ class Files:
         layers = [(chunk, layer) for chunk in chunks for layer in chunk.layers if layer.closed]
         for chunk, layer in layers:
             while layer in chunk.layers and not chunk.is_stuck:
+                self._core.check_sound()
                 self._sealer.check()
                 await self._sealer.wait_progress()
             if layer in chunk.layers:

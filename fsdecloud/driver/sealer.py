@@ -213,10 +213,13 @@ class Sealer:
         key = chunk_key(chunk.ino, chunk.index)
         raw = await self._core.run(self._core.overlay.get_at, layer.generation, key)
         old: Chunk = decode_chunk(raw) if raw else Hole()
-        ranges = layer.extents.ranges()
         length = max(extent(old), layer.extents.end)
         whole = layer.extents.covers(length)
-        if not whole and can_patch(old) and not needs_fold(_patched(old, ranges, [_NO_REF] * len(ranges))):
+        can_patch_it = not whole and can_patch(old)
+        ranges = layer.extents.ranges() if can_patch_it else []
+        # More of them than a chunk may have need not be laid over one another to see that it is to be folded.
+        can_patch_it = can_patch_it and len(ranges) <= limits.MAX_PATCHES
+        if can_patch_it and not needs_fold(_patched(old, ranges, [_NO_REF] * len(ranges))):
             parts: tuple[tuple[Kind, bytes | memoryview], ...] = tuple((Kind.PATCH, data) for _start, data in ranges)
             return SealPlan(chunk, layer, old, parts, lambda refs: _patched(old, ranges, refs))
         plain: bytes | memoryview | None

@@ -78,6 +78,7 @@ class Operations(pyfuse3.Operations):
     def _end_changes(self) -> None:
         """Nothing becomes durable any more: answer those who wait for it."""
         self.requests.interrupt(_CHANGING, errno.EIO)
+        self._files.wake_waiting()
 
     # ---- names -------------------------------------------------------------------------------------------------------
     @guarded

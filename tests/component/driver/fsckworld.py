@@ -103,8 +103,7 @@ class Life:
         if what == "write":
             offset, size = self.random.choice(SIZES), self.random.choice(SIZES)
             if live.nlink:
-                await files.wait_room()
-                files.write_nowait(live, offset, self.random.randbytes(size))
+                await files.write_in_turn(live, offset, self.random.randbytes(size))
         elif what == "truncate":
             await files.truncate(live, self.random.choice(SIZES))
         elif what == "link":

@@ -13,7 +13,7 @@ import trio.testing
 
 from fsdecloud import limits
 from fsdecloud.crypto.seal import Kind, seal
-from fsdecloud.errors import NoSpace, StoreFull
+from fsdecloud.errors import NoSpace, StoreError, StoreFull
 from fsdecloud.limits import MIB
 from fsdecloud.store.cache import KEPT
 
@@ -232,3 +232,35 @@ def test_fault_013_a_journal_without_room_is_waited_for(run_driver, short, monke
         after.close()
 
     run_driver(test)
+
+
+def test_in_failsafe_nobody_waits_for_room(run_driver):
+    """Neither a write that waits for peers, nor a fsync or a truncation that waits for the sealer, waits for its deadline."""
+
+    async def test(driver):
+        file = driver.new_file()
+        await fill_staging(driver)
+        driver.files.write_nowait(file, 0, b"x" * MIB)
+
+        async def never(_items):
+            await trio.sleep_forever()
+
+        driver.entries.stage = never
+        answers = []
+
+        async def ask(name, work, *arguments):
+            with pytest.raises(StoreError, match="an internal error stopped all writing"):
+                await work(*arguments)
+            answers.append(name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "write", driver.files.write_in_turn, file, 0, b"y")
+            nursery.start_soon(ask, "truncate", driver.files.truncate, file, 5)
+            nursery.start_soon(ask, "fsync", driver.fsync, file)
+            await trio.testing.wait_all_tasks_blocked()
+            assert answers == []
+            driver.core.fail_safe("a test")
+            driver.files.wake_waiting()
+        assert sorted(answers) == ["fsync", "truncate", "write"]
+
+    run_driver(test, stage_size=STAGE)
