@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,11 @@ from hypothesis import strategies as st
 
 from fsdecloud.errors import UsageError
 from fsdecloud.mountoptions import (
+    _FLAGS,
+    _KERNEL,
+    _VALUES,
     IGNORED,
+    IGNORED_PREFIXES,
     SECRET_WORDS,
     MountOptions,
     describe_options,
@@ -142,3 +148,23 @@ def test_every_described_option_exists() -> None:
         assert description
         if not spelled.endswith("=…"):
             parse(spelled)
+
+
+def test_the_manual_names_what_is_accepted_and_nothing_else() -> None:
+    page = (Path(__file__).parents[2] / "man" / "mount.decloud.8").read_text()
+    listed, ignored = re.split(
+        r"^Ignored are$", page.partition(".Ss Mount options\n")[2].partition("\n.Ss ")[0], flags=re.MULTILINE
+    )
+    words: set[str] = set()
+    for line in re.findall(r"^\.It Cm (.*)$", listed, re.MULTILINE):
+        names, _, more = line.partition(" No ")
+        for name in names.split(" , "):
+            word, equals, _value = name.removeprefix("Cm ").partition(" Ns = Ns Ar ")
+            assert bool(equals) == (word in _VALUES), word
+            words.add(word)
+            if more == "and their opposites" and _KERNEL[word]:
+                words.add(_KERNEL[word])
+    assert words == {*_FLAGS, *_VALUES, *_KERNEL, *filter(None, _KERNEL.values())}
+    plain, begins = ignored.split("and everything that begins with")
+    assert set(re.findall(r"[a-z_]+", plain.replace(".Cm", ""))) == IGNORED - {""}
+    assert set(re.findall(r"[A-Za-z]+[-=]", begins)) == set(IGNORED_PREFIXES)

@@ -75,15 +75,6 @@ def test_the_helpers_options_are_in_their_manuals(page: str, command: click.Comm
     assert documented(text) - {"-h", "--help"} == options_of(command)
 
 
-def test_every_mount_option_is_in_the_manual() -> None:
-    from fsdecloud.mountoptions import describe_options
-
-    text = (MAN / "mount.decloud.8").read_text().partition(".Ss Mount options")[2]
-    words = set(re.findall(r"\b[a-z_]+\b", "".join(re.findall(r"^\.It Cm .*$", text, re.MULTILINE))))
-    for spelled, _ in describe_options():
-        assert spelled.rstrip("=…") in words, spelled
-
-
 @pytest.mark.parametrize("module", ["ledgerd", "peerd"])
 def test_the_daemons_options_are_in_their_manuals(module: str) -> None:
     done = subprocess.run(
