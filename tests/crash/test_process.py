@@ -278,7 +278,7 @@ def test_fault_010_memory_stays_below_its_bound(mounted: Network) -> None:
 
 
 @pytest.mark.long
-def test_fault_010_memory_stays_below_its_bound_for_ten_gigabytes(mounted: Network) -> None:
+def test_fault_010_memory_stays_below_its_bound_for_four_gigabytes(mounted: Network) -> None:
     copied_within(mounted, 512 * MIB, 4096 * MIB)
 
 

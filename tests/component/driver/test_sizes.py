@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from fsdecloud import limits
 from fsdecloud.driver.namespace import RENAME_EXCHANGE, Namespace
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.xattrs import Xattrs
@@ -139,6 +140,29 @@ def test_fault_001_a_commit_under_way_has_the_bytes_first(run_driver):
         assert await whole(await driver.crashed(), file.ino) == data
         await driver.journal.flush()
         assert await whole(await driver.crashed(), file.ino) == data
+
+    run_driver(test)
+
+
+def test_fault_010_writers_wait_when_nothing_is_sealed(run_driver, monkeypatch):
+    async def test(driver):
+        gate, file, block = Gate(driver), driver.new_file(), bytes(range(256)) * 4096
+        monkeypatch.setattr(limits, "DIRTY_MAX", 8 * MIB)
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            for _ in range(40):
+                await driver.files.write_in_turn(file, written, block)
+                written += MIB
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await gate.waits.wait()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert written == driver.sealer.dirty_bytes == 9 * MIB  # one write passes the bound, none comes after it
+            gate.opened.set()
+        assert written == 40 * MIB
 
     run_driver(test)
 
