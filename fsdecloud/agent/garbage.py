@@ -1,19 +1,19 @@
 """What the agent will have deleted: blobs that nothing refers to any more, and how sure that is by now.
 
-Called only from the trio thread. A *doomed* blob has a record in the journal, from the moment the driver's marks do not
+Called only from the trio thread. A *condemned* blob has a record in the journal, from the moment the driver's marks do not
 find any of its entries until the last of its shards is gone:
 
-    doomed        its rows are still in the location map; the next fold takes them out
+    condemned        its rows are still in the location map; the next fold takes them out
     dropped       the map of generation G is the first one without it (`generation`)
     final         an anchor with a map of generation G or later is final in the ledger: no state that could come back needs it
     granted       the driver has signed deletions (`signed_until`), after marking once more
 
-Nodes of the map that a fold replaces are doomed by the fold itself, so they are dropped at once.
+Nodes of the map that a fold replaces are condemned by the fold itself, so they are dropped at once.
 
 **Nothing stands in the way of storing.** Whoever stores a shard that a record names calls `reclaim` before it is sent: the
 record lets go of that shard first, durably. If a deletion of it is signed and may be on its way, `reclaim` waits until it is
 answered or has expired: it could arrive after the new shard. So what is stored again is safe at every moment. Of
-blobs on their way to the peers only nodes of the map can be doomed, by a fold that comes soon after the one that made them;
+blobs on their way to the peers only nodes of the map can be condemned, by a fold that comes soon after the one that made them;
 no deletion is signed before they are there, and a fold that makes the same node once more voids the record.
 
 When another device has written the volume, all records are void: it may have stored any of them again.
@@ -30,21 +30,21 @@ import msgspec
 import trio
 
 from fsdecloud import codec
-from fsdecloud.agent.journal import DOOMED, DOOMED_SHARDS, META, ROWS, Journal, JournalWriter, Write
+from fsdecloud.agent.journal import CONDEMNED, CONDEMNED_SHARDS, META, ROWS, Journal, JournalWriter, Write
 from fsdecloud.agent.rows import blob_key, entry_key
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 
 log = logging.getLogger(__name__)
 
-DOOMED_MAX: Final = 20_000
-"""Blobs doomed at once, about 20 GB of large ones: bounds journal and memory; the next collection goes on."""
+CONDEMNED_MAX: Final = 20_000
+"""Blobs condemned at once, about 20 GB of large ones: bounds journal and memory; the next collection goes on."""
 
 TRIES_MAX: Final = 8
 """How often a peer is asked to delete a shard before it is left with it: it was stored before there were owners, or its
 clock is wrong."""
 
 
-class Doomed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Condemned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One blob that is to go."""
 
     entries: tuple[EntryId, ...]
@@ -62,7 +62,7 @@ class Doomed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Garbage:
-    """All doomed blobs of the volume."""
+    """All condemned blobs of the volume."""
 
     def __init__(self, writer: JournalWriter) -> None:
         self._writer = writer
@@ -78,38 +78,38 @@ class Garbage:
         self.freed_bytes = 0
 
     # ---- reading ---------------------------------------------------------------------------------------------------
-    def get(self, blob: BlobId) -> Doomed | None:
-        """Return a blob's record, None if it is not doomed."""
-        data = self._journal.get(DOOMED, blob)
-        return codec.decode(data, Doomed) if data is not None else None
+    def get(self, blob: BlobId) -> Condemned | None:
+        """Return a blob's record, None if it is not condemned."""
+        data = self._journal.get(CONDEMNED, blob)
+        return codec.decode(data, Condemned) if data is not None else None
 
-    def items(self) -> Iterator[tuple[BlobId, Doomed]]:
+    def items(self) -> Iterator[tuple[BlobId, Condemned]]:
         """Return all records."""
-        return ((BlobId(key), codec.decode(value, Doomed)) for key, value in self._journal.items(DOOMED))
+        return ((BlobId(key), codec.decode(value, Condemned)) for key, value in self._journal.items(CONDEMNED))
 
     def count(self) -> int:
-        """Return how many blobs are doomed."""
-        return self._journal.count(DOOMED)
+        """Return how many blobs are condemned."""
+        return self._journal.count(CONDEMNED)
 
-    def finals(self) -> list[tuple[BlobId, Doomed]]:
+    def finals(self) -> list[tuple[BlobId, Condemned]]:
         """Return the records whose deletion may be asked for."""
         return [(blob, record) for blob, record in self.items() if 0 < record.generation <= self.final_generation]
 
-    # ---- dooming ---------------------------------------------------------------------------------------------------
-    async def doom(self, records: Mapping[BlobId, Doomed], more: Sequence[Write] = ()) -> None:
+    # ---- condemning ---------------------------------------------------------------------------------------------------
+    async def condemn(self, records: Mapping[BlobId, Condemned], more: Sequence[Write] = ()) -> None:
         """Note blobs that nothing refers to; durable on return. The caller holds the lock."""
         writes: list[Write] = [*more]
         for blob, record in records.items():
             writes += self._put(blob, record)
         await self._writer.write(writes)
 
-    def dropping(self) -> tuple[list[tuple[bytes, None]], list[tuple[BlobId, Doomed]]]:
+    def dropping(self) -> tuple[list[tuple[bytes, None]], list[tuple[BlobId, Condemned]]]:
         """Return the map's keys that a fold must delete, and the records they belong to. The caller holds the lock.
 
         A key with a newer row in the journal is no part of it: that was stored again, elsewhere.
         """
         keys: list[tuple[bytes, None]] = []
-        records: list[tuple[BlobId, Doomed]] = []
+        records: list[tuple[BlobId, Condemned]] = []
         for blob, record in self.items():
             if record.generation:
                 continue
@@ -119,7 +119,7 @@ class Garbage:
         return keys, records
 
     def dropped(
-        self, records: Iterable[tuple[BlobId, Doomed]], nodes: Iterable[bytes], peers: Sequence[PeerId], size: int
+        self, records: Iterable[tuple[BlobId, Condemned]], nodes: Iterable[bytes], peers: Sequence[PeerId], size: int
     ) -> list[Write]:
         """Return the writes of a fold's transaction for a new generation of the map, which begins when they are done.
 
@@ -129,13 +129,13 @@ class Garbage:
         writes: list[Write] = [(META, b"map_generation", str(generation).encode())]
         for blob, record in records:
             writes += self._put(blob, msgspec.structs.replace(record, generation=generation))
-        room = DOOMED_MAX - self.count()
+        room = CONDEMNED_MAX - self.count()
         for node in nodes:
             blob = BlobId(node)
             if room > 0 and self.get(blob) is None:
                 room -= 1
                 left = tuple((ShardId(node), peer) for peer in peers)
-                writes += self._put(blob, Doomed((), left, size, generation, is_node=True))
+                writes += self._put(blob, Condemned((), left, size, generation, is_node=True))
         return writes
 
     def spared(self, nodes: Iterable[BlobId]) -> list[Write]:
@@ -155,7 +155,7 @@ class Garbage:
             await self._writer.write([(META, b"final_generation", str(generation).encode())])
 
     async def forget_all(self) -> None:
-        """Another device has written the volume: nothing is doomed any more."""
+        """Another device has written the volume: nothing is condemned any more."""
         async with self.lock:
             writes: list[Write] = []
             for blob, record in self.items():
@@ -170,7 +170,7 @@ class Garbage:
         wanted = set(shards)
         while True:
             async with self.lock:
-                owners = {blob} if self._journal.has(DOOMED, blob) else set()
+                owners = {blob} if self._journal.has(CONDEMNED, blob) else set()
                 for shard in wanted:
                     owners.update(self._owners(shard))
                 records = {owner: record for owner in owners if (record := self.get(owner)) is not None}
@@ -214,7 +214,7 @@ class Garbage:
             record = self.get(blob)
             if record is not None:
                 changed = msgspec.structs.replace(record, signed_until=max(until, record.signed_until))
-                writes.append((DOOMED, blob, codec.encode(changed)))
+                writes.append((CONDEMNED, blob, codec.encode(changed)))
         await self._writer.write(writes)
 
     async def gone(self, peer: PeerId, shards: Mapping[BlobId, Sequence[ShardId]]) -> None:
@@ -254,19 +254,19 @@ class Garbage:
                     writes += self._delete(blob, record)
                 else:
                     changed = msgspec.structs.replace(record, signed_until=0, tries=tries)
-                    writes.append((DOOMED, blob, codec.encode(changed)))
+                    writes.append((CONDEMNED, blob, codec.encode(changed)))
             await self._writer.write(writes)
         event, self._answered = self._answered, trio.Event()
         event.set()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
     def _owners(self, shard: ShardId) -> list[BlobId]:
-        return [BlobId(key[32:]) for key in self._journal.keys_from(DOOMED_SHARDS, shard)]
+        return [BlobId(key[32:]) for key in self._journal.keys_from(CONDEMNED_SHARDS, shard)]
 
-    def _put(self, blob: BlobId, record: Doomed) -> list[Write]:
-        writes: list[Write] = [(DOOMED, blob, codec.encode(record))]
-        return writes + [(DOOMED_SHARDS, shard + blob, b"") for shard in {shard for shard, _ in record.left}]
+    def _put(self, blob: BlobId, record: Condemned) -> list[Write]:
+        writes: list[Write] = [(CONDEMNED, blob, codec.encode(record))]
+        return writes + [(CONDEMNED_SHARDS, shard + blob, b"") for shard in {shard for shard, _ in record.left}]
 
-    def _delete(self, blob: BlobId, record: Doomed) -> list[Write]:
-        writes: list[Write] = [(DOOMED, blob, None)]
-        return writes + [(DOOMED_SHARDS, shard + blob, None) for shard in {shard for shard, _ in record.left}]
+    def _delete(self, blob: BlobId, record: Condemned) -> list[Write]:
+        writes: list[Write] = [(CONDEMNED, blob, None)]
+        return writes + [(CONDEMNED_SHARDS, shard + blob, None) for shard in {shard for shard, _ in record.left}]

@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from fsdecloud.agent.garbage import Doomed, Garbage
+from fsdecloud.agent.garbage import Condemned, Garbage
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.upload import Uploader
@@ -54,7 +54,7 @@ class Granter:
     async def run(self) -> int:
         """Have the peers delete what is final; return how many shards wait for peers that did not answer."""
         wanted: defaultdict[PeerId, list[tuple[BlobId, ShardId]]] = defaultdict(list)
-        blobs: dict[BlobId, Doomed] = dict(self._garbage.finals())
+        blobs: dict[BlobId, Condemned] = dict(self._garbage.finals())
         for blob, record in blobs.items():
             if not record.left:
                 await self._garbage.forget(blob)
@@ -90,7 +90,7 @@ class Granter:
     async def _delete_batch(self, peer: PeerId, items: Sequence[tuple[BlobId, ShardId]]) -> None:
         garbage = self._garbage
         async with garbage.lock:
-            records: dict[BlobId, Doomed] = {}
+            records: dict[BlobId, Condemned] = {}
             for blob in {blob for blob, _ in items}:
                 record = garbage.get(blob)
                 if record is not None and not self._uploader.is_on_its_way(blob):

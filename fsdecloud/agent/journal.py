@@ -12,8 +12,8 @@ Tables:
     uploads   blob id -> UploadRecord
     nodes     entry id -> sealed map node or manifest: our own until it is stored, and a cache of the map after that
     outbox    anchor sequence (8 bytes, big-endian) -> OutboxRecord
-    doomed    blob id -> Doomed: what is to be deleted (`agent.garbage`)
-    dooming   shard id, blob id -> b"": which doomed blobs have a shard
+    condemned    blob id -> Condemned: what is to be deleted (`agent.garbage`)
+    condemning   shard id, blob id -> b"": which condemned blobs have a shard
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ ROWS: Final = b"rows"
 UPLOADS: Final = b"uploads"
 NODES: Final = b"nodes"
 OUTBOX: Final = b"outbox"
-DOOMED: Final = b"doomed"
-DOOMED_SHARDS: Final = b"dooming"
+CONDEMNED: Final = b"condemned"
+CONDEMNED_SHARDS: Final = b"condemning"
 
-_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX, DOOMED, DOOMED_SHARDS)
+_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX, CONDEMNED, CONDEMNED_SHARDS)
 
 Write = tuple[bytes, bytes, bytes | None]
 """(table, key, value); None deletes."""

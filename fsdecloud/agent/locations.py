@@ -204,7 +204,7 @@ class LocationMap:
         raise NotEnoughPeers(f"the location map is not stored on enough peers yet: {self._uploader.last_error}")
 
     async def _fold(self) -> None:
-        """Write the rows that are durable now into the tree, and take those of doomed blobs out. One transaction replaces
+        """Write the rows that are durable now into the tree, and take those of condemned blobs out. One transaction replaces
         them by nodes and root."""
         assert self._uploader is not None
         garbage = self._garbage
@@ -249,7 +249,7 @@ class LocationMap:
             if key.startswith(ENTRY_PREFIX):
                 data = await self._look_up(key)
                 if data is not None and decode_entry_row(data).blob not in blobs:
-                    log.error("entry %s of a doomed blob is in another one: its row stays", key[1:9].hex())
+                    log.error("entry %s of a condemned blob is in another one: its row stays", key[1:9].hex())
                     continue
             found.append((key, nothing))
         return found

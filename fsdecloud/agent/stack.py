@@ -157,7 +157,7 @@ class Stack:
         await self._writer.write([(META, b"map_sequence", str(sequence).encode())])
 
     async def sweep(self, request: GcSweep) -> GcSwept:
-        """Doom what the driver's marks do not reach."""
+        """Condemn what the driver's marks do not reach."""
         data = await trio.to_thread.run_sync(Path(request.marks).read_bytes)
         found = await self.sweeper.sweep(Marks.decode(data), dry_run=request.dry_run)
         return GcSwept(
@@ -165,8 +165,8 @@ class Stack:
             found.live_bytes,
             found.dead_entries,
             found.dead_bytes,
-            found.doomed_blobs,
-            found.doomed_bytes,
+            found.condemned_blobs,
+            found.condemned_bytes,
             found.is_complete,
             tuple(found.repack),
         )
@@ -208,7 +208,7 @@ class Stack:
             ledger_height=self.link.height,
             ledger_pid=self.link.pid,
             last_error=self._writer.last_error or self.uploader.last_error or self.book.last_error,
-            doomed_blobs=self.garbage.count(),
+            condemned_blobs=self.garbage.count(),
             freed_bytes=self.garbage.freed_bytes,
         )
 

@@ -4,8 +4,8 @@ Called only from the trio thread; a scan yields after each node. It reads the ma
 as they were at one moment; a fold that comes before its end makes it begin again, as those rows then are elsewhere. What
 the driver sent since the collection began is left alone (`Uploader.touched`).
 
-A blob is doomed when none of its entries is marked. A pack that is mostly dead is not doomed yet: the driver is given its
-live entries, to stage them once more; they come into a new pack, and the next scan dooms the old one.
+A blob is condemned when none of its entries is marked. A pack that is mostly dead is not condemned yet: the driver is given its
+live entries, to stage them once more; they come into a new pack, and the next scan condemns the old one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from fsdecloud.agent.erasure import shard_size
-from fsdecloud.agent.garbage import DOOMED_MAX, Doomed, Garbage
+from fsdecloud.agent.garbage import CONDEMNED_MAX, Condemned, Garbage
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import ROWS, Journal, Write
 from fsdecloud.agent.locations import LocationMap
@@ -53,8 +53,8 @@ class Swept:
     dead_entries: int = 0
     dead_bytes: int = 0
     """Bytes of entries before coding."""
-    doomed_blobs: int = 0
-    doomed_bytes: int = 0
+    condemned_blobs: int = 0
+    condemned_bytes: int = 0
     """Bytes that the peers will give back, copies and parity included."""
     is_complete: bool = True
     """False when there are more dead blobs than one collection takes."""
@@ -106,7 +106,7 @@ class Sweeper:
         self._uploader.touched = None
 
     async def sweep(self, marks: Marks, *, dry_run: bool) -> Swept:
-        """Look at all rows; doom what is not marked, unless it is a dry run. Raises RemoteError when a node of the map
+        """Look at all rows; condemn what is not marked, unless it is a dry run. Raises RemoteError when a node of the map
         cannot be had, LocalProtocolError when no collection began, or when too much is stored meanwhile."""
         for _ in range(SCANS_MAX):
             if self._uploader.touched is None:
@@ -116,7 +116,7 @@ class Sweeper:
             packs = await self._look_at_entries(scan, marks, found)
             dead, repack = await self._look_at_blobs(scan.root, marks, packs, found)
             entries = await self._entries_of(scan, set(dead), repack, marks, found)
-            if dry_run or await self._doom(scan, dead, entries, repack, found):
+            if dry_run or await self._condemn(scan, dead, entries, repack, found):
                 return found
         raise LocalProtocolError("too much is stored at the moment")
 
@@ -168,8 +168,8 @@ class Sweeper:
         """Return the dead blobs, and the packs to be packed anew."""
         dead: dict[BlobId, BlobRow] = {}
         sparse: list[tuple[float, int, BlobId]] = []
-        doomed = {shard for _, record in self._garbage.items() for shard, _ in record.left}
-        room = DOOMED_MAX - self._garbage.count()
+        condemned = {shard for _, record in self._garbage.items() for shard, _ in record.left}
+        room = CONDEMNED_MAX - self._garbage.count()
         async for key, value in self._rows(root, BLOB_PREFIX):
             blob, row = BlobId(key[1:]), decode_blob_row(value)
             pack = packs.get(blob)
@@ -185,14 +185,14 @@ class Sweeper:
                     sparse.append((pack.live_bytes / row.length, pack.live_bytes, blob))
             if is_live or self._is_busy(blob):
                 # Blobs can share a shard, the same slice of two packs: who is in use keeps it.
-                shared = doomed.intersection(row.shards or (ShardId(blob),)) if is_live else ()
+                shared = condemned.intersection(row.shards or (ShardId(blob),)) if is_live else ()
                 if shared:
                     await self._garbage.spare(shared)
             elif self._garbage.get(blob) is None:
                 if len(dead) < room:
                     dead[blob] = row
-                    found.doomed_blobs += 1
-                    found.doomed_bytes += row.n * shard_size(row.k, row.length)
+                    found.condemned_blobs += 1
+                    found.condemned_bytes += row.n * shard_size(row.k, row.length)
                 else:
                     found.is_complete = False
         repack: set[BlobId] = set()
@@ -220,8 +220,8 @@ class Sweeper:
                     found.repack.append(entry)
         return entries
 
-    # ---- dooming ---------------------------------------------------------------------------------------------------
-    async def _doom(
+    # ---- condemning ---------------------------------------------------------------------------------------------------
+    async def _condemn(
         self,
         scan: _Scan,
         dead: dict[BlobId, BlobRow],
@@ -229,9 +229,9 @@ class Sweeper:
         repack: set[BlobId],
         found: Swept,
     ) -> bool:
-        """Doom blobs, but for those that came back while they were looked at. Returns False, with nothing doomed, if the map
-        was written meanwhile: what the scan took for rows of the journal is in the map, and an entry may be elsewhere."""
-        records: dict[BlobId, Doomed] = {}
+        """Condemn blobs, but for those that came back while they were looked at. Returns False, with nothing condemned, if the
+        map was written meanwhile: what the scan took for rows of the journal is in the map, and an entry may be elsewhere."""
+        records: dict[BlobId, Condemned] = {}
         writes: list[Write] = []
         async with self._garbage.lock:
             if (scan.root, scan.generation) != (self._locations.root, self._garbage.generation):
@@ -243,15 +243,15 @@ class Sweeper:
                 inside = entries.get(blob, [EntryId(blob)])
                 size = shard_size(row.k, row.length)
                 if self._is_busy(blob) or not touched.isdisjoint(inside):
-                    found.doomed_blobs -= 1
-                    found.doomed_bytes -= row.n * size
+                    found.condemned_blobs -= 1
+                    found.condemned_bytes -= row.n * size
                     continue
-                records[blob] = Doomed(tuple(inside), self._places(blob, row), size)
+                records[blob] = Condemned(tuple(inside), self._places(blob, row), size)
                 writes += self._uploader.forget(blob)
             for blob in repack:
                 # Else its entries would be taken for stored when the driver sends them again.
                 writes += [] if self._uploader.is_on_its_way(blob) else self._uploader.forget(blob)
-            await self._garbage.doom(records, writes)
+            await self._garbage.condemn(records, writes)
         return True
 
     def _places(self, blob: BlobId, row: BlobRow) -> tuple[tuple[ShardId, PeerId], ...]:

@@ -228,8 +228,8 @@ def policy_command(name: str, policy: str | None, json_output: bool) -> None:
     paths = find_paths()
     found = ask(paths, mounted(paths, name), "snapshot_policy", SnapshotPolicy(policy or ""), SnapshotPolicy)
     if json_output:
-        emit_json({"policy": found.policy, "doomed": found.doomed if policy else None})
+        emit_json({"policy": found.policy, "to_forget": found.to_forget if policy else None})
     else:
         emit(found.policy)
-        if policy and found.doomed:
-            emit(f"{found.doomed} snapshots will be forgotten with the next commit")
+        if policy and found.to_forget:
+            emit(f"{found.to_forget} snapshots will be forgotten with the next commit")

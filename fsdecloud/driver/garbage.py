@@ -1,13 +1,13 @@
 """Collecting garbage: what no state of the volume needs any more is deleted from the peers.
 
-A collection marks what is needed (`driver.marking`), has the agent doom what is not (`agent.sweep`), and deletes what
-earlier collections doomed and the ledger has made final since (`agent.granting`), each deletion signed here against the
+A collection marks what is needed (`driver.marking`), has the agent condemn what is not (`agent.sweep`), and deletes what
+earlier collections condemned and the ledger has made final since (`agent.granting`), each deletion signed here against the
 marks of this very collection. So every blob passes two markings with fresh filters before it goes:
 
-    mark, doom  ->  an anchor whose location map does not have it  ->  final in the ledger  ->  mark again, delete
+    mark, condemn  ->  an anchor whose location map does not have it  ->  final in the ledger  ->  mark again, delete
 
 Called only from the event loop. By itself it runs rarely and only when there is something to find: once a day if anything
-was anchored since, soon after snapshots were forgotten, and when doomed blobs are final; always in a pause of the writers.
+was anchored since, soon after snapshots were forgotten, and when condemned blobs are final; always in a pause of the writers.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ QUIET: Final = 5.0
 """Seconds without a write before one begins by itself."""
 
 ROUNDS_MAX: Final = 6
-"""Collections of one request: doom, delete, and the same for packs that were packed anew."""
+"""Collections of one request: condemn, delete, and the same for packs that were packed anew."""
 
 FINAL_PATIENCE: Final = 600.0
-"""Seconds for which a request waits for the ledger; what is doomed is deleted later all the same."""
+"""Seconds for which a request waits for the ledger; what is condemned is deleted later all the same."""
 
 STORE_PATIENCE: Final = 120.0
 """Seconds for which entries packed anew are waited for; what is not stored by then is left for the next collection."""
@@ -94,7 +94,7 @@ class Collector:
         self._lock = trio.Lock()
         self._wake = trio.Event()
         self._final = trio.Event()
-        """Nothing that was doomed last waits for the ledger any more."""
+        """Nothing that was condemned last waits for the ledger any more."""
         self._is_final = False
         """Something may be deleted."""
         self._due = trio.current_time() + FIRST
@@ -198,7 +198,7 @@ class Collector:
             await self._committer.request()
         for _ in range(ROUNDS_MAX):
             swept, _granted = await self._collect(dry_run=dry_run)
-            if dry_run or not (swept.doomed_blobs or swept.repack):
+            if dry_run or not (swept.condemned_blobs or swept.repack):
                 return
             self._phase("anchoring")
             sequence = self._committer.meta.sequence
@@ -206,14 +206,14 @@ class Collector:
             with trio.move_on_after(FINAL_PATIENCE) as patience:
                 while self._committer.meta.sequence <= sequence:  # noqa: ASYNC110 - seconds, now and then
                     await trio.sleep(0.1)
-                if swept.doomed_blobs:
+                if swept.condemned_blobs:
                     self._phase("waiting")
                     await self._final.wait()
             if patience.cancelled_caught:
                 return
 
     async def _collect(self, *, dry_run: bool) -> tuple[GcSwept, GcGranted]:
-        """Mark, doom, delete what is final. Raises RemoteError, LedgerError, StoreError."""
+        """Mark, condemn, delete what is final. Raises RemoteError, LedgerError, StoreError."""
         async with self._lock:
             await self._check()
             sequence = self._committer.meta.sequence
@@ -319,11 +319,11 @@ class Collector:
             # A request takes several looks, and the later ones find less.
             dead_entries=max(status.dead_entries, swept.dead_entries),
             dead_bytes=max(status.dead_bytes, swept.dead_bytes),
-            condemned_blobs=status.condemned_blobs + swept.doomed_blobs,
-            condemned_bytes=status.condemned_bytes + swept.doomed_bytes,
+            condemned_blobs=status.condemned_blobs + swept.condemned_blobs,
+            condemned_bytes=status.condemned_bytes + swept.condemned_bytes,
         )
-        if swept.doomed_blobs:
-            log.info("%d blobs are garbage, %d bytes on the peers", swept.doomed_blobs, swept.doomed_bytes)
+        if swept.condemned_blobs:
+            log.info("%d blobs are garbage, %d bytes on the peers", swept.condemned_blobs, swept.condemned_bytes)
 
     def _note_granted(self, granted: GcGranted) -> None:
         self._waiting = granted.waiting

@@ -85,11 +85,11 @@ class SnapshotControl:
         return SnapshotPage(tuple(map(describe, rows)), 0)
 
     async def _policy(self, request: SnapshotPolicy) -> SnapshotPolicy:
-        doomed = 0
+        to_forget = 0
         if request.policy:
-            doomed = await self._snapshots.set_policy(parse_policy(request.policy))
+            to_forget = await self._snapshots.set_policy(parse_policy(request.policy))
             await self._volume.journal.flush()
-        return SnapshotPolicy(format_policy(await self._snapshots.policy()), doomed)
+        return SnapshotPolicy(format_policy(await self._snapshots.policy()), to_forget)
 
     async def _restore(self, request: SnapshotRestore) -> SnapshotRestored:
         row = await self._snapshots.find(request.snapshot)

@@ -16,7 +16,7 @@ Calls, driver to agent (method: parameters -> result):
     ledger_volume: Empty -> LedgerVolume       the latest anchor of the volume in the ledger
     registry: Empty -> Registry                the peers known through the ledger
     gc_begin: Empty -> Empty                   a collection of garbage begins: the driver marks after this
-    gc_sweep: GcSweep -> GcSwept               doom what is not marked
+    gc_sweep: GcSweep -> GcSwept               condemn what is not marked
     gc_grant: Empty -> GcGranted               have peers delete what is final; `sign_grant` calls come meanwhile
     gc_end: Empty -> Empty                     it is over
     known: EntryNames -> EntryNames            which of these entries (up to KNOWN_MAX) the location map does not know
@@ -197,14 +197,14 @@ class GcSweep(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GcSwept(msgspec.Struct, frozen=True, array_like=True):
-    """What a sweep found. Bytes of entries before coding, but for `doomed_bytes`, which peers will give back."""
+    """What a sweep found. Bytes of entries before coding, but for `condemned_bytes`, which peers will give back."""
 
     live_entries: int
     live_bytes: int
     dead_entries: int
     dead_bytes: int
-    doomed_blobs: int
-    doomed_bytes: int
+    condemned_blobs: int
+    condemned_bytes: int
     is_complete: bool
     """False when the next collection will find more."""
     repack: tuple[EntryId, ...]
@@ -358,7 +358,7 @@ class AgentStatus(msgspec.Struct, frozen=True, array_like=True):
     ledger_height: int
     ledger_pid: int
     last_error: str
-    doomed_blobs: int = 0
+    condemned_blobs: int = 0
     """Blobs that are to be deleted, and have not been everywhere."""
     freed_bytes: int = 0
     """Bytes that peers were told to delete, and took, since the agent started."""

@@ -227,7 +227,7 @@ class SnapshotPolicy(msgspec.Struct, frozen=True, array_like=True):
     """The retention policy as text, and how many snapshots it lets go of."""
 
     policy: str
-    doomed: int = 0
+    to_forget: int = 0
 
 
 class SnapshotDiff(msgspec.Struct, frozen=True, array_like=True):

@@ -213,7 +213,7 @@ def test_keep_forget_and_policy(past: Past) -> None:
     network.wait_until(is_gone, 60, "the forgotten snapshot's directory goes")
     assert past.snapshot("policy").out.startswith("all:1d,")
     assert past.snapshot("policy", "nonsense", check=False).code == 1
-    assert past.snapshot("policy", "4w:forever", "--json").json()["doomed"] > 0
+    assert past.snapshot("policy", "4w:forever", "--json").json()["to_forget"] > 0
     network.run("touch", network.mountpoint / "one more")
     network.sync("anchored")
     network.wait_until(lambda: len(past.snapshots()) <= 5, 60, "the policy is applied with a commit")

@@ -79,12 +79,12 @@ def test_garbage_goes_and_everything_else_stays(world, monkeypatch):
 
 
 def test_the_same_content_written_again_at_every_stage(world):
-    """After it was doomed, after its rows left the map, after it was deleted: it is stored anew and stays."""
+    """After it was condemned, after its rows left the map, after it was deleted: it is stored anew and stays."""
     data = content(1, 700_000)
 
     async def work():
         async with world.open():
-            for stage in ("doomed", "dropped", "deleted"):
+            for stage in ("condemned", "dropped", "deleted"):
                 await world.make_garbage("file", data)
                 if stage == "deleted":
                     assert (await world.collect()).deleted_bytes > 1_000_000

@@ -109,7 +109,7 @@ def test_a_pack_whose_last_copies_came_after_it_was_in_the_map_stays(world, monk
             folded = fold_after(world, monkeypatch, "_look_at_entries")
             swept = await look(world)
             assert folded
-            assert swept.doomed_blobs == 0
+            assert swept.condemned_blobs == 0
             assert swept.dead_entries == 0
             await check_later(world)
         await check_from_peers(world, files)
@@ -117,7 +117,7 @@ def test_a_pack_whose_last_copies_came_after_it_was_in_the_map_stays(world, monk
     run(work, 15)
 
 
-def test_the_map_is_written_between_a_scan_and_dooming_a_pack_that_was_packed_anew(world, monkeypatch):
+def test_the_map_is_written_between_a_scan_and_condemning_a_pack_that_was_packed_anew(world, monkeypatch):
     files = {f"f{i}": content(i) for i in range(2)}
 
     async def work():
@@ -136,7 +136,7 @@ def test_the_map_is_written_between_a_scan_and_dooming_a_pack_that_was_packed_an
             assert (await look(world)).repack
             await until(world.is_stored)
             folded = fold_after(world, monkeypatch, "_entries_of")
-            assert (await look(world)).doomed_blobs
+            assert (await look(world)).condemned_blobs
             assert folded
             await check_later(world)
         await check_from_peers(world, files)
@@ -230,7 +230,7 @@ def test_an_anchor_that_was_asked_for_is_made_after_a_failure(world, monkeypatch
     run(work, 20)
 
 
-def test_a_notice_from_before_is_not_taken_for_the_end_of_what_is_doomed_now(world, monkeypatch):
+def test_a_notice_from_before_is_not_taken_for_the_end_of_what_is_condemned_now(world, monkeypatch):
     async def work():
         async with world.open():
             await make_garbage(world)
@@ -287,7 +287,7 @@ def test_a_collection_that_fails_says_so_and_is_still_due(world, monkeypatch):
     run(work, 30)
 
 
-def test_a_node_of_the_map_that_comes_back_while_it_is_sent_is_not_doomed(world):
+def test_a_node_of_the_map_that_comes_back_while_it_is_sent_is_not_condemned(world):
     async def work():
         async with world.open():
             await world.write("a", content(1))

@@ -5,7 +5,7 @@ import time
 import trio
 import trio.testing
 
-from fsdecloud.agent.garbage import TRIES_MAX, Doomed, Garbage
+from fsdecloud.agent.garbage import TRIES_MAX, Condemned, Garbage
 from fsdecloud.agent.journal import ROWS, open_journal, open_writer
 from fsdecloud.agent.rows import PackedEntry, blob_key, entry_rows
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
@@ -29,17 +29,17 @@ def run(path, work):
 
 
 def record(*shards, **more):
-    return Doomed((EntryId(b"e" * 32),), tuple((shard, PEER) for shard in shards), 100, **more)
+    return Condemned((EntryId(b"e" * 32),), tuple((shard, PEER) for shard in shards), 100, **more)
 
 
-async def doom(garbage, **blobs):
+async def condemn(garbage, **blobs):
     async with garbage.lock:
-        await garbage.doom({BlobId(name.encode() * 32): value for name, value in blobs.items()})
+        await garbage.condemn({BlobId(name.encode() * 32): value for name, value in blobs.items()})
 
 
 def test_storing_a_shard_again_takes_it_out_of_every_record(tmp_path):
     async def work(garbage, _writer):
-        await doom(garbage, b=record(ONE, TWO, generation=1), o=record(TWO, generation=1))
+        await condemn(garbage, b=record(ONE, TWO, generation=1), o=record(TWO, generation=1))
         await garbage.reclaim(BlobId(b"n" * 32), [TWO])
         assert garbage.get(BLOB).left == ((ONE, PEER),)
         assert garbage.get(OTHER) is None
@@ -52,7 +52,7 @@ def test_storing_a_shard_again_takes_it_out_of_every_record(tmp_path):
 
 def test_storing_waits_for_a_deletion_that_may_be_on_its_way_also_after_a_restart(tmp_path):
     async def sign(garbage, _writer):
-        await doom(garbage, b=record(ONE, generation=1))
+        await condemn(garbage, b=record(ONE, generation=1))
         async with garbage.lock:
             await garbage.signing([BLOB], int(time.time()) + 1000)
 
@@ -78,7 +78,7 @@ def test_storing_waits_for_a_deletion_that_may_be_on_its_way_also_after_a_restar
 
 def test_an_expired_deletion_is_not_waited_for(tmp_path):
     async def work(garbage, _writer):
-        await doom(garbage, b=record(ONE, generation=1, signed_until=int(time.time()) - 1))
+        await condemn(garbage, b=record(ONE, generation=1, signed_until=int(time.time()) - 1))
         await garbage.reclaim(BLOB, [ONE])
         assert garbage.count() == 0
 
@@ -88,7 +88,7 @@ def test_an_expired_deletion_is_not_waited_for(tmp_path):
 def test_a_fold_drops_the_rows_but_for_those_that_are_newer(tmp_path):
     async def work(garbage, writer):
         inside = [PackedEntry(EntryId(bytes([i]) * 32), 0, 5) for i in range(3)]
-        await doom(garbage, b=Doomed(tuple(entry.id for entry in inside), ((ONE, PEER),), 100))
+        await condemn(garbage, b=Condemned(tuple(entry.id for entry in inside), ((ONE, PEER),), 100))
         again = entry_rows(OTHER, inside[:1])
         await writer.write([(ROWS, key, value) for key, value in again])
         keys, records = garbage.dropping()
@@ -112,7 +112,7 @@ def test_a_fold_drops_the_rows_but_for_those_that_are_newer(tmp_path):
 
 def test_another_devices_map_voids_everything(tmp_path):
     async def work(garbage, _writer):
-        await doom(garbage, b=record(ONE, generation=1), o=record(TWO))
+        await condemn(garbage, b=record(ONE, generation=1), o=record(TWO))
         await garbage.forget_all()
         assert garbage.count() == 0
         assert garbage._owners(ONE) == []
@@ -122,7 +122,7 @@ def test_another_devices_map_voids_everything(tmp_path):
 
 def test_a_peer_that_never_deletes_is_left_alone_at_last(tmp_path):
     async def work(garbage, _writer):
-        await doom(garbage, b=record(ONE, TWO, generation=1))
+        await condemn(garbage, b=record(ONE, TWO, generation=1))
         await garbage.gone(PEER, {BLOB: [ONE]})
         assert garbage.get(BLOB).left == ((TWO, PEER),)
         assert (garbage.freed_shards, garbage.freed_bytes) == (1, 100)
