@@ -38,9 +38,10 @@ def main() -> int:
         finally:
             beside.kill()
             beside.wait()
-        output.seek(0)
-        sys.stdout.flush()
-        os.write(1, output.read())
+            output.seek(0)
+            sys.stdout.flush()
+            sys.stdout.buffer.write(output.read())
+            sys.stdout.flush()
     return code
 
 
