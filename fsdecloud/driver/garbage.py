@@ -79,8 +79,10 @@ class Collector:
         grants: Grants,
         directory: Path,
         last_write: Callable[[], float],
+        let_go: Callable[[], Awaitable[None]],
     ) -> None:
-        """`directory` is for the file with the marks; `last_write` tells when a program last wrote (monotonic seconds)."""
+        """`directory` is for the file with the marks; `last_write` tells when a program last wrote (monotonic seconds);
+        `let_go` takes what is stored out of the staging area, where everything counts as needed."""
         self._core = core
         self._entries = entries
         self._nodes = nodes
@@ -91,6 +93,7 @@ class Collector:
         self._grants = grants
         self._file = directory / "marks"
         self._last_write = last_write
+        self._let_go = let_go
         self._lock = trio.Lock()
         self._wake = trio.Event()
         self._final = trio.Event()
@@ -216,6 +219,7 @@ class Collector:
         """Mark, condemn, delete what is final. Raises RemoteError, LedgerError, StoreError."""
         async with self._lock:
             await self._check()
+            await self._let_go()
             sequence = self._committer.meta.sequence
             granted = GcGranted(0, 0, 0)
             due, is_final = self._due, self._is_final

@@ -190,6 +190,11 @@ class Uploads:
         self._roll = True
         self._release.set()
 
+    async def let_go(self) -> None:
+        """Hand all that is stored to the cache now, of the current segment as soon as all in it is stored."""
+        self._roll = True
+        await self.release()
+
     async def run_release(self) -> None:
         """Hand finished segments to the cache until cancelled."""
         self._release.set()  # a run before this one may have ended in the middle

@@ -165,6 +165,7 @@ class Volume:
             self.grants,
             setup.paths.volume_state(setup.document.name) / "gc",
             lambda: self.files.last_write,
+            self.uploads.let_go,
         )
         self.snapshots.on_forget = self._forgotten
         self.anchors.on_anchored = self.snapshots.look_for_gaps
