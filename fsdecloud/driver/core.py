@@ -70,7 +70,7 @@ class Patience:
         if not isinstance(error, StoreFull):
             return True
         now = trio.current_time()
-        if now - self._last > 2 * limits.FULL_WAIT:  # another time
+        if now - self._last > max(2 * limits.FULL_WAIT, limits.HANDLER_DEADLINE):  # another time, not a slow attempt
             self._since = now
         self._last = now
         return not self.is_waiting

@@ -214,8 +214,10 @@ class Actor:
     def do_access(self, path: str, mode: int) -> Any:
         return os.access(path, mode, effective_ids=True)
 
-    def do_setxattr(self, path: str, name: str, size: int, flags: int) -> Any:
-        os.setxattr(path, name, _pattern(size, size), flags, follow_symlinks=False)
+    def do_setxattr(self, path: str, name: str, number: int, size: int, flags: int) -> Any:
+        # Never the value that is there: ext4 then leaves the inode's time alone, which the kernel sets for a FUSE inode.
+        value = number.to_bytes(4, "big") + _pattern(size, size)[4:]
+        os.setxattr(path, name, value, flags, follow_symlinks=False)
 
     def do_getxattr(self, path: str, name: str) -> Any:
         return os.getxattr(path, name, follow_symlinks=False).hex()

@@ -185,11 +185,9 @@ class Differential(RuleBasedStateMachine):
     def access(self, path: str, mode: int, user: bool) -> None:
         self.do("access", path, mode, user)
 
-    @rule(
-        path=plain_paths, name=attributes, size=st.sampled_from([0, 1, 100, 2000]), flag=st.integers(0, 2), user=users
-    )
+    @rule(path=plain_paths, name=attributes, size=st.sampled_from([4, 100, 2000]), flag=st.integers(0, 2), user=users)
     def setxattr(self, path: str, name: str, size: int, flag: int, user: bool) -> None:
-        self.do("setxattr", path, name, size, flag, user)
+        self.do("setxattr", path, name, self.pair.steps, size, flag, user)
 
     @rule(path=plain_paths, name=attributes, user=users)
     def getxattr(self, path: str, name: str, user: bool) -> None:

@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import trio
 
+from fsdecloud import limits
 from fsdecloud.driver import journal, sealer
 from fsdecloud.errors import FsdecloudError, FsError, StoreError
 from fsdecloud.fs.keys import ROOT
@@ -49,7 +50,11 @@ class Files:
 @contextmanager
 def short_pauses():
     """Tasks try again at once."""
-    with mock.patch.object(journal, "_RETRY", 0.01), mock.patch.object(sealer, "_RETRY", 0.01):
+    with (
+        mock.patch.object(journal, "_RETRY", 0.01),
+        mock.patch.object(sealer, "_RETRY", 0.01),
+        mock.patch.object(limits, "FULL_WAIT", 0.2),
+    ):
         yield
 
 

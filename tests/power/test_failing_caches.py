@@ -18,7 +18,7 @@ from fsdecloud.limits import SMALL_ENTRY
 from fsdecloud.store.cache import FETCHED, CacheStore
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.types import EntryId
-from tests.power.failing import descriptors, each_cheap_fault, each_fault, failures
+from tests.power.failing import descriptors, each_fault, each_fault_in_time, failures
 
 KIB = 1 << 10
 
@@ -62,7 +62,7 @@ def test_fault_013_014_015_fetched_segments(scratch, fault):
         assert descriptors() == before, disk.failed
 
 
-@each_cheap_fault
+@each_fault_in_time
 def test_fault_013_014_015_putting_adopting_and_evicting(scratch, fault):
     """Each step may fail with a StoreError (adopting with an OSError); what the cache then answers is right or nothing."""
     gc.collect()
