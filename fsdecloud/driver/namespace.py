@@ -172,8 +172,8 @@ class Namespace:
         old = self._core.path_of(live)
         self.on_named(live)
         live.nlink += 1
-        live.ctime = now()
-        self._put_entry(directory, name, live)
+        moment = live.ctime = now()
+        self._put_entry(directory, name, live, moment)
         self._touch(live)
         self._core.record(Operation.LINK, caller, live, old, path2=self._core.child_path(directory, name))
         return live
@@ -187,8 +187,9 @@ class Namespace:
         if live.is_dir:
             raise IsDirectory
         path = self._core.child_path(directory, name)
-        self._remove_entry(directory, name)
-        self._drop_link(live)
+        moment = now()
+        self._remove_entry(directory, name, moment)
+        self._drop_link(live, moment)
         self._core.record(Operation.REMOVE, caller, live, path)
         return live
 
@@ -201,9 +202,10 @@ class Namespace:
             raise NotDirectory
         self._check_empty(live)
         path = self._core.child_path(directory, name)
-        self._remove_entry(directory, name)
+        moment = now()
+        self._remove_entry(directory, name, moment)
         directory.nlink -= 1
-        self._drop_link(live)
+        self._drop_link(live, moment)
         self._core.record(Operation.RMDIR, caller, live, path)
         return live
 
@@ -237,17 +239,18 @@ class Namespace:
                 raise IsDirectory
             if other.is_dir:
                 self._check_empty(other)
-        self._remove_entry(source, name)
+        moment = now()
+        self._remove_entry(source, name, moment)
         if live.is_dir:
             source.nlink -= 1
             dest.nlink += 1
         if other is not None:
             if other.is_dir:
                 dest.nlink -= 1
-            self._drop_link(other)
+            self._drop_link(other, moment)
         self.on_named(live)
-        self._put_entry(dest, new_name, live)
-        live.ctime = now()
+        self._put_entry(dest, new_name, live, moment)
+        live.ctime = moment
         self._touch(live)
         self._core.record(Operation.RENAME, caller, live, old_path, path2=new_path)
         return other
@@ -299,14 +302,15 @@ class Namespace:
             raise Exists
         if directory.nlink == 0:
             raise NotFound
+        moment = now()
         if other is not None:
             directory.nlink -= other.is_dir
-            self._drop_link(other)
+            self._drop_link(other, moment)
         directory.nlink += live.is_dir
         live.nlink = nlink
         self._core.orphans.discard(live.ino)
         self._core.overlay.put(orphan_key(live.ino), None)
-        self._put_entry(directory, name, live)
+        self._put_entry(directory, name, live, moment)
         self._touch(live)
         return other
 
@@ -319,9 +323,10 @@ class Namespace:
         rows = list(islice(self._core.overlay.scan_prefix(entry_prefix(ino)), limit))
         names = [split_entry_key(key)[1] for key, _data in rows]
         found = [self._core.inodes.get(decode_entry(n, data).inode) for n, (_, data) in zip(names, rows, strict=True)]
+        moment = now()
         for name, live in zip(names, found, strict=True):
-            self._remove_entry(directory, name)
-            self._drop_link(live)
+            self._remove_entry(directory, name, moment)
+            self._drop_link(live, moment)
         return found
 
     # ---- pieces ------------------------------------------------------------------------------------------------------
@@ -376,28 +381,28 @@ class Namespace:
             InodeValue(mode, caller.uid, gid, nlink, size, moment, moment, moment, moment, rdev, 0, 0, target)
         )
         self._xattrs.give(live, lists)
-        self._put_entry(directory, name, live)
+        self._put_entry(directory, name, live, moment)
         self._touch(live)
         return live
 
-    def _put_entry(self, directory: LiveInode, name: bytes, live: LiveInode) -> None:
+    def _put_entry(self, directory: LiveInode, name: bytes, live: LiveInode, moment: int) -> None:
         value = codec.encode(EntryValue(Inode(live.ino), stat.S_IFMT(live.mode)))
         self._core.overlay.put(entry_key(self._secret, directory.ino, name), value)
         if live.is_dir and live.parent != directory.ino:
             self._core.overlay.put(parent_key(live.ino), directory.ino.to_bytes(8, "big"))
         live.parent, live.name = directory.ino, name
-        directory.mtime = directory.ctime = now()
+        directory.mtime = directory.ctime = moment
         self._touch(directory)
 
-    def _remove_entry(self, directory: LiveInode, name: bytes) -> None:
+    def _remove_entry(self, directory: LiveInode, name: bytes, moment: int) -> None:
         self._core.overlay.put(entry_key(self._secret, directory.ino, name), None)
-        directory.mtime = directory.ctime = now()
+        directory.mtime = directory.ctime = moment
         self._touch(directory)
 
-    def _drop_link(self, live: LiveInode) -> None:
+    def _drop_link(self, live: LiveInode, moment: int) -> None:
         """Take a name away. An inode without names is remembered in the tree until it is reaped."""
         live.nlink = 0 if live.is_dir else live.nlink - 1
-        live.ctime = now()
+        live.ctime = moment
         if live.nlink == 0:
             self._core.orphans.add(live.ino)
             self._core.overlay.put(orphan_key(live.ino), b"")
@@ -406,15 +411,16 @@ class Namespace:
     def _exchange(
         self, source: LiveInode, name: bytes, live: LiveInode, dest: LiveInode, new_name: bytes, other: LiveInode
     ) -> None:
+        moment = now()
         for moved in (live, other):
             self.on_named(moved)
-        self._put_entry(dest, new_name, live)
-        self._put_entry(source, name, other)
+        self._put_entry(dest, new_name, live, moment)
+        self._put_entry(source, name, other, moment)
         if live.is_dir != other.is_dir and source is not dest:
             delta = 1 if live.is_dir else -1
             source.nlink -= delta
             dest.nlink += delta
-        live.ctime = other.ctime = now()
+        live.ctime = other.ctime = moment
         self._touch(live)
         self._touch(other)
 
