@@ -71,7 +71,8 @@ class Audit:
         """Ask the peers for the shards of the blobs after one. Raises RemoteError when the map cannot be read."""
         rows = await self._locations.rows_after(BLOB_PREFIX + after, prefix_end(BLOB_PREFIX), BLOBS)
         blobs = [(BlobId(key[1:]), decode_blob_row(value)) for key, value in rows]
-        places = {blob: self._places(blob, row) for blob, row in blobs}
+        sent = {blob: self._sent(blob, row) for blob, row in blobs}
+        places = {blob: self._places(blob, row, sent[blob]) for blob, row in blobs}
         wanted: defaultdict[PeerId, dict[ShardId, None]] = defaultdict(dict)
         for sources in places.values():
             for shard, peers in sources:
@@ -88,9 +89,10 @@ class Audit:
                 answers = [present.get((peer, shard)) for peer in peers]
                 have += any(answers)
                 silent += not any(answers) and None in answers
-            if have < row.n:
-                short.append(BlobShards(blob, row.k, row.n, have, silent))
-        return ShardPage(len(blobs), tuple(short), blobs[-1][0] if len(blobs) == BLOBS else b"")
+            if have < len(sent[blob]):
+                short.append(BlobShards(blob, row.k, len(sent[blob]), have, silent))
+        under_way = sum(len(sent[blob]) < row.n for blob, row in blobs)
+        return ShardPage(len(blobs), under_way, tuple(short), blobs[-1][0] if len(blobs) == BLOBS else b"")
 
     async def receipts(self, after: bytes) -> ReceiptPage:
         """Check the kept receipts of the blobs after one. Raises RemoteError when the map cannot be read."""
@@ -112,12 +114,22 @@ class Audit:
                 wrong.append(WrongReceipts(blob, reason))
         return ReceiptPage(count, tuple(wrong), items[-1][0] if len(items) == BLOBS else b"")
 
-    def _places(self, blob: BlobId, row: BlobRow) -> list[tuple[ShardId, tuple[PeerId, ...]]]:
-        """Return each shard and who may have it: the peer that the row names, and its hosts under newer epochs."""
+    def _sent(self, blob: BlobId, row: BlobRow) -> Sequence[int]:
+        """Return the indexes of the shards that peers gave receipts for: all n, unless the upload still goes on."""
+        data = self._journal.get(UPLOADS, blob)
+        if data is None:
+            return range(row.n)
+        try:
+            return [index for index, _peer in codec.decode(data, UploadRecord).holders]
+        except MalformedError:  # `receipts` tells it
+            return range(row.n)
+
+    def _places(self, blob: BlobId, row: BlobRow, indexes: Sequence[int]) -> list[tuple[ShardId, tuple[PeerId, ...]]]:
+        """Return each of these shards and who may have it: the peer that the row names, and its hosts under newer epochs."""
         exceptions = dict(row.exceptions)
         rankings = [self._hosts.ranking(blob, epoch) for epoch in (row.epoch, self._hosts.map.epoch)]
         found = []
-        for index in range(row.n):
+        for index in indexes:
             peers = [exceptions[index]] if index in exceptions else []
             peers += [ranking[index] for ranking in rankings if index < len(ranking)]
             found.append((row.shard(blob, index), tuple(dict.fromkeys(peers))))

@@ -138,6 +138,7 @@ def as_json(volume: str, report: Report) -> dict[str, object]:
         "receipts": report.receipts if report.receipts >= 0 else None,
         "blobs": report.blobs if report.blobs >= 0 else None,
         "incomplete_blobs": report.short if report.blobs >= 0 else None,
+        "uploading_blobs": report.under_way if report.blobs >= 0 else None,
         "dropped_findings": report.dropped,
         "findings": [
             {
@@ -174,7 +175,8 @@ def as_lines(volume: str, report: Report, options: FsckOptions) -> list[str]:
     counts = [f"{report.inodes} inodes ({format_size(report.bytes)})", f"{report.names} names"]
     counts += [f"{report.snapshots} snapshots", f"{report.references} references", f"{report.staged} staged entries"]
     if report.blobs >= 0:
-        counts.append(f"{report.blobs - report.short} of {report.blobs} blobs complete")
+        counts.append(f"{report.blobs - report.short} of {report.blobs} blobs whole with the peers")
+        counts += [f"{report.under_way} of them still being uploaded"] if report.under_way else []
     if report.unchecked:
         counts.append(f"{report.unchecked} references not checked (--offline)")
     verdict = {0: "clean", 1: "repaired", 4: "NOT CLEAN"}[report.exit_code]

@@ -99,7 +99,9 @@ class Report:
     blobs: int = -1
     """Blobs that peers were asked for; -1: none were."""
     short: int = 0
-    """Those that are not complete."""
+    """Those of them that lack shards which peers gave receipts for."""
+    under_way: int = 0
+    """Those of them whose upload goes on."""
     dropped: int = 0
     """Findings other than notes that were not kept."""
 
@@ -318,13 +320,14 @@ class Check:
         if agent is None:
             return []
         found: list[Finding] = []
-        after, report.blobs = b"", 0
+        after, report.blobs, report.under_way = b"", 0, 0
         while True:
             try:
                 page = await agent.call("shards", ShardQuery(after), ShardPage, timeout=SHARDS_TIMEOUT)
             except RemoteError as exc:
                 return [*found, Finding("unreadable", f"the peers cannot be asked: {exc}", DAMAGE)]
             report.blobs += page.blobs
+            report.under_way += page.under_way
             report.short += len(page.short)
             for blob in page.short:
                 text = f"blob {blob.blob.hex()[:16]}: {blob.present} of {blob.n} shards are there"

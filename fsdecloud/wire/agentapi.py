@@ -254,8 +254,8 @@ class ShardQuery(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BlobShards(msgspec.Struct, frozen=True, array_like=True):
-    """A blob that is not complete: of n shards, any k of which give it, peers have `present`, and `silent` are with peers that
-    did not answer."""
+    """A blob that lacks shards: of n stored, any k of which give it, peers have `present`, and `silent` are with peers that did
+    not answer. n counts what peers gave receipts for."""
 
     blob: BlobId
     k: int
@@ -265,9 +265,11 @@ class BlobShards(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ShardPage(msgspec.Struct, frozen=True, array_like=True):
-    """What the peers say: of so many blobs, all but those in `short` are complete. `following` b"": no more."""
+    """What the peers say: of so many blobs, all but those in `short` have what they should. `following` b"": no more."""
 
     blobs: int
+    under_way: int
+    """Blobs whose upload goes on: not all their shards were sent yet, and the staging area has what is in them."""
     short: tuple[BlobShards, ...]
     following: bytes
 

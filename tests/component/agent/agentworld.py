@@ -104,6 +104,10 @@ class FakeTransport:
             raise PeerRefused("none taken")
         return verify_receipt(sign_receipt(peer.seed, peer.id, DEAL, 1, tuple(taken)))
 
+    async def has(self, address, shards):
+        peer = await self._reach(address)
+        return tuple(shard in peer.shards for shard in shards)
+
     async def get(self, address, shard):
         peer = await self._reach(address)
         peer.gets += 1

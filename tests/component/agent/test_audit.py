@@ -1,4 +1,4 @@
-"""What `decloud fsck` asks the agent: the receipts that it keeps."""
+"""What `decloud fsck` asks the agent: the shards that peers have, and the receipts that it keeps."""
 
 import os
 import sys
@@ -35,6 +35,31 @@ def exchanged(record: UploadRecord) -> UploadRecord:
     """Two peers that each have the other's shard."""
     (i, one), (j, other), *rest = record.holders
     return msgspec.structs.replace(record, holders=((i, other), (j, one), *rest))
+
+
+def test_an_upload_that_goes_on_lacks_nothing(tmp_path):
+    """Of what no peer was given yet nothing is missing; of what a peer gave a receipt for, its shard is."""
+
+    async def shards(driver) -> agentapi.ShardPage:
+        return await driver.call("shards", agentapi.ShardQuery(b""), agentapi.ShardPage)
+
+    async def work():
+        net = FakeTransport(6)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            await driver.wait_hosts(6)
+            net.all()[5].is_down = True
+            entry = driver.stage(os.urandom(1 << 19))
+            await driver.store()
+            await driver.wait_stored([entry], 5)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            page = await shards(driver)
+            assert (page.blobs, page.under_way, page.short) == (1, 1, ())
+            net.all()[0].shards.clear()
+            page = await shards(driver)
+            assert (page.blobs, page.under_way) == (1, 1)
+            assert [(one.n, one.present, one.silent) for one in page.short] == [(5, 4, 0)]
+
+    run(work)
 
 
 CASES = {
