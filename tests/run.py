@@ -1,9 +1,9 @@
-"""What `make test` and `make test-long` run: two pytest processes side by side, because much of the time one would only wait.
+"""What `make test` and `make test-long` run: some pytest processes side by side, because much of the time one would only wait.
 
     python -m tests.run MARKS [pytest's arguments]
 
-Together they take about as long as each of them; the machine has two cores at least. The first one's output is shown when
-the second has ended. With arguments there is one process with just those. The exit code is the first that is not 0.
+The machine has two cores at least. The first group's output is shown as it comes, the others' when all have ended. With
+arguments there is one process with just those. The exit code is the first that is not 0.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from typing import Final
 
-FIRST: Final = ("tests/unit", "tests/component", "tests/power", "tests/cluster")
-SECOND: Final = ("tests/fuse", "tests/posix", "tests/differential", "tests/crash", "tests/programs")
+GROUPS: Final = (
+    ("tests/fuse", "tests/posix", "tests/differential"),
+    ("tests/unit", "tests/component", "tests/power"),
+    ("tests/cluster", "tests/crash", "tests/programs"),
+)
+"""What runs beside each other: groups of about the same length."""
 
 
 def main() -> int:
@@ -24,25 +29,30 @@ def main() -> int:
     pytest = [sys.executable, "-m", "pytest", "-m", marks]
     if arguments:
         return subprocess.run([*pytest, *arguments], check=False).returncode
-    missing = [name for name in _test_directories() if name not in (*FIRST, *SECOND)]
+    missing = [name for name in _test_directories() if not any(name in group for group in GROUPS)]
     if missing:
         print(f"tests/run.py does not know {', '.join(missing)}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryFile() as output:
-        beside = subprocess.Popen(
-            [*pytest, "--durations=10", *FIRST], stdout=output, stderr=output, stdin=subprocess.DEVNULL
-        )
+    pytest.append("--durations=12")
+    first, *others = GROUPS
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _group in others]
+        beside = [
+            subprocess.Popen([*pytest, *group], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            for group, output in zip(others, outputs, strict=True)
+        ]
         try:
-            code = subprocess.run([*pytest, "--durations=15", *SECOND], check=False).returncode
-            code = beside.wait() or code
+            codes = [subprocess.run([*pytest, *first], check=False).returncode]
+            codes += [process.wait() for process in beside]
         finally:
-            beside.kill()
-            beside.wait()
-            output.seek(0)
-            sys.stdout.flush()
-            sys.stdout.buffer.write(output.read())
-            sys.stdout.flush()
-    return code
+            for process, output in zip(beside, outputs, strict=True):
+                process.kill()
+                process.wait()
+                output.seek(0)
+                sys.stdout.flush()
+                sys.stdout.buffer.write(output.read())
+                sys.stdout.flush()
+    return next(filter(None, codes), 0)
 
 
 def _test_directories() -> list[str]:
