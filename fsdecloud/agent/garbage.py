@@ -3,7 +3,7 @@
 Called only from the trio thread. A *condemned* blob has a record in the journal, from the moment the driver's marks do not
 find any of its entries until the last of its shards is gone:
 
-    condemned        its rows are still in the location map; the next fold takes them out
+    condemned     its rows are still in the location map; the next fold takes them out
     dropped       the map of generation G is the first one without it (`generation`)
     final         an anchor with a map of generation G or later is final in the ledger: no state that could come back needs it
     granted       the driver has signed deletions (`signed_until`), after marking once more
@@ -95,7 +95,7 @@ class Garbage:
         """Return the records whose deletion may be asked for."""
         return [(blob, record) for blob, record in self.items() if 0 < record.generation <= self.final_generation]
 
-    # ---- condemning ---------------------------------------------------------------------------------------------------
+    # ---- condemning ------------------------------------------------------------------------------------------------
     async def condemn(self, records: Mapping[BlobId, Condemned], more: Sequence[Write] = ()) -> None:
         """Note blobs that nothing refers to; durable on return. The caller holds the lock."""
         writes: list[Write] = [*more]

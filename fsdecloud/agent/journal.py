@@ -6,14 +6,14 @@ transaction at a time. Losing the journal loses locations that no anchor has yet
 
 Tables:
 
-    meta      name -> value: volume, host_map, registry, map_root, map_sequence, map_own_roots, map_extra, nodes_live,
-              map_generation, final_generation
-    rows      map key -> map value: locations since the last `fold`
-    uploads   blob id -> UploadRecord
-    nodes     entry id -> sealed map node or manifest: our own until it is stored, and a cache of the map after that
-    outbox    anchor sequence (8 bytes, big-endian) -> OutboxRecord
-    condemned    blob id -> Condemned: what is to be deleted (`agent.garbage`)
-    condemning   shard id, blob id -> b"": which condemned blobs have a shard
+    meta        name -> value: volume, host_map, registry, map_root, map_sequence, map_own_roots, map_extra, nodes_live,
+                map_generation, final_generation
+    rows        map key -> map value: locations since the last `fold`
+    uploads     blob id -> UploadRecord
+    nodes       entry id -> sealed map node or manifest: our own until it is stored, and a cache of the map after that
+    outbox      anchor sequence (8 bytes, big-endian) -> OutboxRecord
+    condemned   blob id -> Condemned: what is to be deleted (`agent.garbage`)
+    condemning  shard id, blob id -> b"": which condemned blobs have a shard
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class Collector:
             granted = GcGranted(0, 0, 0)
             due, is_final = self._due, self._is_final
             if not dry_run:
-                # What was to be looked for is looked for now; what comes from here on is another reason.
+                # This collection answers every reason there was for one; a reason that comes while it runs needs another.
                 self._due, self._is_final = trio.current_time() + INTERVAL, False
             self._entries.touched = set()
             try:
