@@ -2,7 +2,7 @@
 
 A handler that completes without waiting never comes here. One that waits is entered in a table, and gets a cancel scope
 as soon as it has none of its own open (a scope that is entered under another's would be left in the wrong order); scopes of
-its own are shorter than the deadline. A watchdog that runs only while requests wait logs those that take long.
+its own are not longer than the deadline. A watchdog that runs only while requests wait logs those that take long.
 
 Called only from the event loop.
 """

@@ -2,11 +2,11 @@
 
 The ceiling to which `report` compares the mount, so it is as fast as honest code can be: every handler answers inline, an
 inode's attributes live in the very object that is sent, a whole chunk is kept as the bytes object the kernel's request
-came in and is answered without a copy. It keeps everything it is given, checks what the kernel does not, and says
-"success" to fsync, since there is nothing more durable than its memory. Mount options are those of the driver:
-default_permissions, long time-outs, and (with `--writeback`) the kernel's writeback cache.
+came in and is answered without a copy. It keeps everything it is given and checks what the kernel does not. An fsync costs
+what no driver can do without: one durable write, of two blocks, to a log that is there already. Mount options are those
+of the driver: default_permissions, long time-outs, and (with `--writeback`) the kernel's writeback cache.
 
-    python -m tests.bench.memfs MOUNTPOINT [--writeback] [--ready-fd N]
+    python -m tests.bench.memfs MOUNTPOINT LOG [--writeback] [--ready-fd N]
 
 Single-threaded: all handlers run in the trio thread and none awaits anything.
 """
@@ -30,6 +30,8 @@ CHUNK: Final = 1 << 20
 TIMEOUT: Final = 3600.0
 """Attribute and name time-outs: nobody else writes here, as under the driver's lease."""
 ZEROS: Final = bytes(CHUNK)
+RECORD: Final = 8 << 10
+LOG_SIZE: Final = 16 << 20
 
 
 class Node:
@@ -109,8 +111,12 @@ class MemoryFs(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = False
 
-    def __init__(self, *, writeback: bool) -> None:
+    def __init__(self, log: str, *, writeback: bool) -> None:
         super().__init__()
+        self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_DSYNC, 0o600)
+        os.pwrite(self.log, bytes(LOG_SIZE), 0)
+        self.log_position = 0
+        self.record = os.urandom(RECORD)
         self.enable_writeback_cache = writeback
         self.nodes: dict[int, Node] = {}
         self.next_ino: int = pyfuse3.ROOT_INODE
@@ -346,7 +352,8 @@ class MemoryFs(pyfuse3.Operations):
         pass
 
     async def fsync(self, fh, datasync):
-        pass
+        os.pwrite(self.log, self.record, self.log_position)
+        self.log_position = (self.log_position + RECORD) % LOG_SIZE
 
     async def release(self, fh):
         node = self.nodes[fh]
@@ -406,12 +413,13 @@ def main() -> None:
     """Mount and serve in the foreground."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("mountpoint")
+    parser.add_argument("log", help="file for what an fsync makes durable")
     parser.add_argument("--writeback", action="store_true", help="use the kernel's writeback cache")
     parser.add_argument("--ready-fd", type=int)
     arguments = parser.parse_args()
     mountpoint = os.path.abspath(arguments.mountpoint)
+    operations = MemoryFs(arguments.log, writeback=arguments.writeback)
     os.chdir("/")
-    operations = MemoryFs(writeback=arguments.writeback)
     pyfuse3.init(operations, mountpoint, {*pyfuse3.default_options, "fsname=memfs", "subtype=memfs"})
     try:
         trio.run(serve, arguments.ready_fd)

@@ -61,7 +61,8 @@ class Memory:
         self.directory = network.base / self.name
         self.directory.mkdir()
         reader, writer = os.pipe()
-        command = [sys.executable, "-m", "tests.bench.memfs", str(self.directory), "--ready-fd", str(writer)]
+        log = network.base / f"{self.name}.log"
+        command = [sys.executable, "-m", "tests.bench.memfs", str(self.directory), str(log), "--ready-fd", str(writer)]
         pinned = ["taskset", "-c", cores, *command] if cores else command
         self._process = subprocess.Popen(
             pinned + ["--writeback"] * writeback, pass_fds=[writer], cwd=ROOT, env=network.environment

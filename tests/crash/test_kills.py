@@ -103,7 +103,8 @@ def test_the_checker_notices_every_damage(undisturbed: tuple[Path, Path, str]) -
     with open(big, "rb") as file:
         file.seek(page)
         other = bytes(byte ^ 255 for byte in file.read(PAGE))
-    assert damaged(big, page, other)["lost"]
+    found = damaged(big, page, other)
+    assert found["lost"] or found["mixed"]  # the last step may have been changing just that file
     assert damaged(loose, 0, bytes(PAGE))["holes"]
     assert damaged(loose, PAGE, other)["mixed"]
     big.rename(big.with_name("elsewhere"))

@@ -24,7 +24,7 @@ class Hanging(memfs.MemoryFs):
     async def read(self, fh, off, size):
         await trio.sleep_forever()
 
-pyfuse3.init(Hanging(writeback=False), sys.argv[1], {*pyfuse3.default_options, "fsname=hanging"})
+pyfuse3.init(Hanging("/dev/null", writeback=False), sys.argv[1], {*pyfuse3.default_options, "fsname=hanging"})
 try:
     trio.run(memfs.serve, None)
 finally:
@@ -111,6 +111,7 @@ def test_memory_file_system_passes_the_benchmark_steps() -> None:
             "-m",
             "tests.bench.memfs",
             str(network.mountpoint),
+            str(network.base / "log"),
             "--writeback",
             "--ready-fd",
             str(writer),

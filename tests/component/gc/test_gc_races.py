@@ -69,7 +69,7 @@ async def make_garbage(world):
     await world.make_garbage("file", content(1, 3_000_000))
 
     async def has_left():
-        await world.volume.uploads.release()
+        await world.volume.uploads.let_go()
         return world.volume.entries.staged_bytes < 1_000_000
 
     await until(has_left)
@@ -114,7 +114,7 @@ def test_a_pack_whose_last_copies_came_after_it_was_in_the_map_stays(world, monk
             await check_later(world)
         await check_from_peers(world, files)
 
-    run(work, 15)
+    run(work)
 
 
 def test_the_map_is_written_between_a_scan_and_condemning_a_pack_that_was_packed_anew(world, monkeypatch):
@@ -141,7 +141,7 @@ def test_the_map_is_written_between_a_scan_and_condemning_a_pack_that_was_packed
             await check_later(world)
         await check_from_peers(world, files)
 
-    run(work, 15)
+    run(work)
 
 
 def test_a_map_that_is_written_all_the_time_is_not_swept(world, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_map_that_is_written_all_the_time_is_not_swept(world, monkeypatch):
             monkeypatch.setattr(Sweeper, "_entries_of", step)
             assert (await world.collect()).deleted_bytes > 8_000_000
 
-    run(work, 15)
+    run(work)
 
 
 def test_a_commit_stays_whose_anchor_is_being_made_while_the_next_one_comes(world, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_commit_stays_whose_anchor_is_being_made_while_the_next_one_comes(worl
             assert volume.committer.latest.root != first
 
             async def has_left():
-                await volume.uploads.release()
+                await volume.uploads.let_go()
                 return first[:32] not in volume.entries.staged and await world.is_stored()
 
             await until(has_left)
@@ -198,7 +198,7 @@ def test_a_commit_stays_whose_anchor_is_being_made_while_the_next_one_comes(worl
             await check_later(world)
         await check_from_peers(world, {"a": content(1)})
 
-    run(work, 15)
+    run(work)
 
 
 def test_an_anchor_that_was_asked_for_is_made_after_a_failure(world, monkeypatch):
@@ -227,7 +227,7 @@ def test_an_anchor_that_was_asked_for_is_made_after_a_failure(world, monkeypatch
             await until(is_anchored)
             assert failed
 
-    run(work, 20)
+    run(work)
 
 
 def test_a_notice_from_before_is_not_taken_for_the_end_of_what_is_condemned_now(world, monkeypatch):
@@ -248,7 +248,7 @@ def test_a_notice_from_before_is_not_taken_for_the_end_of_what_is_condemned_now(
             assert seen
             assert not any(seen)
 
-    run(work, 30)
+    run(work)
 
 
 def test_what_a_request_deleted_is_not_looked_for_once_more(world):
@@ -260,7 +260,7 @@ def test_what_a_request_deleted_is_not_looked_for_once_more(world):
             assert not collector._is_final
             assert collector._due > trio.current_time() + 1000
 
-    run(work, 30)
+    run(work)
 
 
 def test_a_collection_that_fails_says_so_and_is_still_due(world, monkeypatch):
@@ -284,7 +284,7 @@ def test_a_collection_that_fails_says_so_and_is_still_due(world, monkeypatch):
             assert found.error == ""
             assert found.deleted_bytes > 8_000_000
 
-    run(work, 30)
+    run(work)
 
 
 def test_a_node_of_the_map_that_comes_back_while_it_is_sent_is_not_condemned(world):
@@ -313,7 +313,7 @@ def test_a_node_of_the_map_that_comes_back_while_it_is_sent_is_not_condemned(wor
             assert agent.garbage._owners(first) == []
             world.transport.delay = lambda: 0.0
 
-    run(work, 30)
+    run(work)
 
 
 def test_a_map_that_could_not_be_written_holds_up_no_later_one(world, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_map_that_could_not_be_written_holds_up_no_later_one(world, monkeypatc
             await world.anchor()
             await world.check_everything()
 
-    run(work, 30)
+    run(work)
 
 
 def test_a_peer_that_is_away_causes_no_collection_after_each_anchor(world):
@@ -361,4 +361,4 @@ def test_a_peer_that_is_away_causes_no_collection_after_each_anchor(world):
             assert not collector._is_final
             assert collector._waiting  # so that it is asked again, some day
 
-    run(work, 30)
+    run(work)
