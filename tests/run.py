@@ -2,57 +2,103 @@
 
     python -m tests.run MARKS [pytest's arguments]
 
-The machine has two cores at least. The first group's output is shown as it comes, the others' when all have ended. With
-arguments there is one process with just those. The exit code is the first that is not 0.
+The output of each is shown when it ends. With arguments there is one process with just those. The exit code is the first
+that is not 0.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+import threading
+import time
 from typing import Final
 
-GROUPS: Final = (
-    ("tests/fuse", "tests/posix", "tests/differential"),
-    ("tests/unit", "tests/component", "tests/power"),
-    ("tests/cluster", "tests/crash", "tests/programs"),
+WORKERS: Final = 3
+"""Processes at once: two cores are busy with that."""
+
+NOTHING: Final = 5
+"""pytest's exit code when the marks leave no test."""
+
+JOBS: Final = (
+    ("tests/cluster",),
+    ("tests/fuse",),
+    ("tests/power",),
+    ("tests/crash",),
+    ("tests/component",),
+    ("tests/posix",),
+    ("tests/programs",),
+    ("tests/differential",),
+    ("tests/unit",),
 )
-"""What runs beside each other: groups of about the same length."""
+"""What a process gets, the longest first."""
+
+
+class Runner:
+    """The jobs and what came of them."""
+
+    def __init__(self, marks: str) -> None:
+        self._command = [sys.executable, "-m", "pytest", "--durations=8", "-m", marks]
+        self._jobs: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
+        self._output = threading.Lock()
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._is_ending = False
+        self.codes: list[int] = []
+        for job in JOBS:
+            self._jobs.put(job)
+
+    def run(self) -> None:
+        """Run all jobs; end them when interrupted, and show what they said."""
+        threads = [threading.Thread(target=self._work) for _ in range(WORKERS)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        finally:
+            self._is_ending = True
+            for process in list(self._running.values()):
+                process.terminate()
+            for thread in threads:
+                thread.join()
+
+    def _work(self) -> None:
+        while not self._is_ending:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return
+            started = time.monotonic()
+            with tempfile.TemporaryFile() as output:
+                process = subprocess.Popen(
+                    [*self._command, *job], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                )
+                self._running[process.pid] = process
+                code = process.wait()
+                del self._running[process.pid]
+                output.seek(0)
+                with self._output:
+                    self.codes.append(0 if code == NOTHING else code)
+                    sys.stdout.buffer.write(output.read())
+                    sys.stdout.buffer.write(f"{' '.join(job)}: {time.monotonic() - started:.0f} s\n\n".encode())
+                    sys.stdout.flush()
 
 
 def main() -> int:
     """Run the tests and return the exit code."""
     marks, *arguments = sys.argv[1:]
-    pytest = [sys.executable, "-m", "pytest", "-m", marks]
     if arguments:
-        return subprocess.run([*pytest, *arguments], check=False).returncode
-    missing = [name for name in _test_directories() if not any(name in group for group in GROUPS)]
+        return subprocess.run([sys.executable, "-m", "pytest", "-m", marks, *arguments], check=False).returncode
+    missing = [name for name in _test_directories() if not any(name in job for job in JOBS)]
     if missing:
         print(f"tests/run.py does not know {', '.join(missing)}", file=sys.stderr)
         return 1
-    pytest.append("--durations=12")
-    first, *others = GROUPS
-    with ExitStack() as stack:
-        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _group in others]
-        beside = [
-            subprocess.Popen([*pytest, *group], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-            for group, output in zip(others, outputs, strict=True)
-        ]
-        try:
-            codes = [subprocess.run([*pytest, *first], check=False).returncode]
-            codes += [process.wait() for process in beside]
-        finally:
-            for process, output in zip(beside, outputs, strict=True):
-                process.kill()
-                process.wait()
-                output.seek(0)
-                sys.stdout.flush()
-                sys.stdout.buffer.write(output.read())
-                sys.stdout.flush()
-    return next(filter(None, codes), 0)
+    runner = Runner(marks)
+    runner.run()
+    return next(filter(None, runner.codes), 0 if len(runner.codes) == len(JOBS) else 1)
 
 
 def _test_directories() -> list[str]:

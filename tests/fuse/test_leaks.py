@@ -167,8 +167,8 @@ def mount_again_and_again(network: Network, rounds: int, margin: int) -> None:
     network.wait_until(small, 60, lambda: f"ledger daemon and peers are as large as before: {before}, now {after}")
 
 
-def test_twenty_mounts(network: Network) -> None:
-    mount_again_and_again(network, 20, MIB)
+def test_a_dozen_mounts(network: Network) -> None:
+    mount_again_and_again(network, 12, MIB)
 
 
 @pytest.mark.long

@@ -67,8 +67,8 @@ def test_fault_013_014_015_putting_adopting_and_evicting(scratch, fault):
     """Each step may fail with a StoreError (adopting with an OSError); what the cache then answers is right or nothing."""
     gc.collect()
     before = descriptors()
-    small = [sealed(number, 2 * KIB) for number in range(20)]
-    large = [sealed(number, 40 * KIB) for number in range(100, 112)]
+    small = [sealed(number, 2 * KIB) for number in range(8)]
+    large = [sealed(number, 40 * KIB) for number in range(100, 108)]
     for disk in failures(scratch, fault, most=1000):
         path = scratch / str(disk._n)
         staged = SegmentStore(path / "staged", "staged", segment_size=100 * KIB)
