@@ -179,7 +179,7 @@ def test_readers_go_on_while_segments_are_compacted(tmp_path):
         problems, rounds, stop = [], [], threading.Event()
 
         def read():
-            while not stop.is_set():
+            while not stop.wait(0.0002):  # without a pause two readers can keep the interpreter to themselves
                 for i, data in kept:
                     try:
                         if store.get(i) != data or store.get(i, 7, 5) != data[7:12]:
