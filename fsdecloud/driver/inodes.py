@@ -17,8 +17,9 @@ from fsdecloud.fs.keys import inode_key
 from fsdecloud.fs.overlay import Overlay
 from fsdecloud.types import Inode
 
-INODES_KEPT: Final = 50_000
-"""Clean inodes kept in memory, about 1 KiB each: `find` over a million files must not keep them all."""
+INODES_KEPT: Final = 16_000
+"""Clean inodes kept in memory, about 2 KiB each: `find` over a million files must not keep them all. More would save little:
+the kernel asks again only for what it has forgotten itself."""
 
 
 class LiveInode:
@@ -176,12 +177,19 @@ class InodeTable:
         self.lookups[ino] = self.lookups.get(ino, 0) + 1
 
     def forget(self, ino: int, count: int) -> bool:
-        """Take back `count` lookups; return whether none is left."""
+        """Take back `count` lookups; return whether none is left.
+
+        The kernel then gives memory back, or the file is gone: an inode that nothing here needs goes as well. As with `evict`,
+        no request may hold one across a wait that it will change.
+        """
         left = self.lookups.get(ino, 0) - count
         if left > 0:
             self.lookups[ino] = left
             return False
         self.lookups.pop(ino, None)
+        live = self._live.get(ino)
+        if live is not None and not (live.dirty or live.opens or live.chunks or ino in self.lazy):
+            del self._live[ino]
         return True
 
     def __len__(self) -> int:
