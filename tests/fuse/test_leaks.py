@@ -172,5 +172,6 @@ def test_a_dozen_mounts(network: Network) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_a_thousand_mounts(network: Network) -> None:
     mount_again_and_again(network, 1000, 8 * MIB)
