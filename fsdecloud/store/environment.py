@@ -16,6 +16,7 @@ import errno
 import os
 import resource
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,7 @@ class Environment:
     def __init__(self, env: lmdb.Environment, path: Path) -> None:
         self._env = env
         self._pid = os.getpid()
+        self._writing = threading.RLock()
         self.path = path
 
     def database(self, name: bytes) -> Database:
@@ -106,9 +108,15 @@ class Environment:
             return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
 
     def close(self) -> None:
-        """Close it; no transaction may be open. In a forked child only the parent's copy stays valid."""
+        """Close it, after the write transaction that another thread may be in; whoever comes later gets StoreError.
+
+        In a forked child only the parent's copy stays valid.
+        """
         if self._pid == os.getpid():
-            self._env.close()
+            # A thread that is closed under its transaction can neither commit nor abort it, and the library waits for that
+            # without end as soon as somebody keeps the exception.
+            with self._writing:
+                self._env.close()
 
     def __enter__(self) -> Environment:
         return self
@@ -134,10 +142,16 @@ class _Scope:
         self._txn: Transaction | None = None
 
     def __enter__(self) -> Transaction:
+        environment = self._environment
+        if self._is_write:
+            environment._writing.acquire()  # noqa: SLF001 - one module, two classes
         try:
-            txn: Transaction = self._environment._env.begin(write=self._is_write)  # noqa: SLF001 - one module, two classes
-        except lmdb.Error as exc:
-            raise map_error(exc, self._environment.path) from exc
+            txn: Transaction = environment._env.begin(write=self._is_write)  # noqa: SLF001 - one module, two classes
+        except BaseException as exc:
+            self._release()
+            if isinstance(exc, lmdb.Error):
+                raise map_error(exc, environment.path) from exc
+            raise
         self._txn = txn
         return txn
 
@@ -146,15 +160,21 @@ class _Scope:
     ) -> None:
         txn, self._txn = self._txn, None
         assert txn is not None
-        if value is None and self._is_write:
-            try:
+        try:
+            if value is None and self._is_write:
                 txn.commit()
-            except lmdb.Error as exc:
-                raise map_error(exc, self._environment.path) from exc
-            return
-        txn.abort()
+                return
+            txn.abort()
+        except lmdb.Error as exc:
+            raise map_error(exc, self._environment.path) from exc
+        finally:
+            self._release()
         if isinstance(value, lmdb.Error):
             raise map_error(value, self._environment.path) from value
+
+    def _release(self) -> None:
+        if self._is_write:
+            self._environment._writing.release()  # noqa: SLF001 - one module, two classes
 
 
 def open_environment(

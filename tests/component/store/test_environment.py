@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import lmdb
 import pytest
@@ -223,3 +225,40 @@ def test_errors_of_lmdb_inside_the_block_are_ours(tmp_path):
         with pytest.raises(StoreError) as caught, env.write() as txn:
             txn.put(b"k" * 600, b"", db=db)  # fault 41
         assert isinstance(caught.value.__cause__, lmdb.Error)
+
+
+def test_closing_waits_for_the_write_transaction_of_another_thread(tmp_path):
+    """Else neither the thread could end its transaction nor the library the wait for it."""
+    env = open_environment(tmp_path / "e", MAP)
+    db = env.database(b"a")
+    begun, closing, outcomes = threading.Event(), threading.Event(), []
+
+    def write(key):
+        try:
+            with env.write() as txn:
+                begun.set()
+                closing.wait(60)
+                time.sleep(0.1)  # the other thread is in close() by now; were it not, the test would pass all the same
+                txn.put(key, b"v", db=db)
+            outcomes.append(None)
+        except StoreError as exc:
+            outcomes.append(exc)  # kept with its traceback, as whoever passes it on to another thread does
+
+    def close():
+        closing.set()
+        env.close()
+
+    threads = [threading.Thread(target=write, args=(b"k",), daemon=True), threading.Thread(target=close, daemon=True)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    write(b"too late")
+    assert outcomes[0] is None
+    assert isinstance(outcomes[1], StoreError)
+    with open_environment(tmp_path / "e", MAP) as env:
+        db = env.database(b"a")
+        with env.read() as txn:
+            assert txn.get(b"k", db=db) == b"v"
