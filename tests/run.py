@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,8 @@ class Runner:
             except queue.Empty:
                 return
             started = time.monotonic()
+            with self._output:
+                print(f"{' '.join(job)} begins", flush=True)
             with tempfile.TemporaryFile() as output:
                 process = subprocess.Popen(
                     [*self._command, *job], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -97,6 +100,7 @@ def main() -> int:
         print(f"tests/run.py does not know {', '.join(missing)}", file=sys.stderr)
         return 1
     runner = Runner(marks)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     runner.run()
     return next(filter(None, runner.codes), 0 if len(runner.codes) == len(JOBS) else 1)
 
