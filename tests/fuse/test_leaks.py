@@ -22,6 +22,9 @@ MARGIN: Final = 80 * MIB
 ONE_LISTING: Final = 1000
 """More inodes than one request for names loads."""
 
+STILL_DIRTY: Final = 16
+"""Inodes that may be changed and not yet written at one moment; a thousand rounds that leave one each leave more."""
+
 WARM_UP: Final = 3
 DESCRIPTORS: Final = 4
 """Connections and files that are open or not at any moment."""
@@ -119,9 +122,13 @@ def test_rounds_of_everything(network: Network) -> None:
     network.run(sys.executable, "-c", rounds, place, "100")
     before, kept = usage(network), resting_inodes(network)
     network.run(sys.executable, "-c", rounds, place, "1000", deadline=120)
-    network.wait_until(
-        lambda: inodes(network) == kept, 60, lambda: f"as many inodes as before, {kept}: {inodes(network)}"
-    )
+
+    def is_back() -> bool:
+        """One that is dirty when the kernel forgets it stays as one of the clean ones that are kept."""
+        held, told = inodes(network)
+        return told == kept[1] and held <= kept[0] + STILL_DIRTY
+
+    network.wait_until(is_back, 60, lambda: f"as many inodes as before, {kept}: {inodes(network)}")
     network.wait_until(
         lambda: settled(network, before), 60, lambda: f"the driver returns to {before}: {usage(network)}"
     )
