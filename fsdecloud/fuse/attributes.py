@@ -10,7 +10,7 @@ from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.limits import CHUNK_SIZE, LINK_MAX
 
 DIRECTORY_SIZE: Final = 4096
-"""What ext4 shows for a small directory; programs read nothing into it."""
+"""What ext4 shows for a small directory; programs read nothing into it. One that was removed and is still open has 0."""
 
 
 def attributes_of(live: LiveInode, entry_timeout: float, attr_timeout: float) -> pyfuse3.EntryAttributes:
@@ -28,7 +28,7 @@ def attributes_of(live: LiveInode, entry_timeout: float, attr_timeout: float) ->
     attributes.st_uid = live.uid
     attributes.st_gid = live.gid
     attributes.st_rdev = live.rdev
-    attributes.st_size = DIRECTORY_SIZE if live.is_dir else live.size
+    attributes.st_size = live.size if not live.is_dir else DIRECTORY_SIZE if live.nlink else 0
     attributes.st_blksize = CHUNK_SIZE
     held = live.allocated + sum(chunk.size for chunk in live.chunks.values()) if live.chunks else live.allocated
     attributes.st_blocks = -(-min(held, live.size + 4095) // 512) if not live.is_dir else 8

@@ -117,6 +117,7 @@ def removed_directories(place: Place) -> None:
     place.want(OK, root, "rmdir", "../" + path)
     place.want("ENOENT", root, "getcwd")
     place.equal("nlink", os.fstat(fd).st_nlink, 0)
+    place.equal("size", os.fstat(fd).st_size, 0)
     place.equal("listing", os.listdir(fd), [])
     for call, *args in (
         ("mkdir", "x"), ("fill", "x"), ("symlink", "t", "x"), ("mkfifo", "x"), ("stat", "x"),
