@@ -173,6 +173,9 @@ class PeerUnavailable(RemoteError):
 class PeerRefused(RemoteError):
     """The peer answered no: quota, admission, limits."""
 
+    reason = ""
+    """Its own word, where it gave one."""
+
 
 class BlobMissing(RemoteError):
     """Nothing knows where the entry or blob is, or no holder has it."""

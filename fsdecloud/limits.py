@@ -171,8 +171,9 @@ COMMIT_INTERVAL: Final = 10.0
 MESSAGE_MAX: Final = 2 * MIB
 """Largest websocket message: a whole blob as one shard (k=1) with its envelope, and no room for a bomb."""
 
-RECEIVE_BUFFER: Final = 256 * KIB
-"""trio-websocket reads this much at once; its default of 4 KiB costs five times the throughput."""
+RECEIVE_BUFFER: Final = 288 * KIB
+"""trio-websocket reads this much at once; its default of 4 KiB costs five times the throughput. A shard of a full chunk at
+4/12 with what is around it, encrypted, comes in one piece."""
 
 WINDOW_BYTES: Final = 8 * MIB
 """Shard bytes a client may have unanswered on one connection: hides latency, bounds the peer's memory."""
@@ -190,6 +191,9 @@ TX_MAX: Final = 64 * KIB
 BLOCK_MAX: Final = MIB
 ANCHOR_PAYLOAD: Final = 1024
 """Every anchor's encrypted payload has this size, so that its length says nothing."""
+
+REPAIR_PAYLOAD: Final = 384
+"""Bytes at its end that are for whoever has a repair key, the rest is the owner's."""
 
 MEMPOOL_MAX: Final = 32 * MIB
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from fsdecloud.errors import UsageError
 from fsdecloud.limits import CACHE_SIZE, HANDLER_DEADLINE, MIB, STAGE_SIZE
-from fsdecloud.units import format_duration, format_size, parse_duration, parse_size
+from fsdecloud.units import format_duration, format_size, parse_duration, parse_rate, parse_size
 
 RELATIME: Final = "relatime"
 STRICTATIME: Final = "strictatime"
@@ -41,6 +41,10 @@ class MountOptions:
     """Bound on the clean cache's bytes on disk."""
     stage_size: int = STAGE_SIZE
     """Bound on the bytes that wait for peers."""
+    up: int | None = None
+    """Bytes per second sent to peers at most, 0 for no limit; None leaves it to the volume's own setting."""
+    down: int | None = None
+    """The same for what is fetched."""
     timeout: float = HANDLER_DEADLINE
     """A request that needs the network fails after this."""
     attr_timeout: float = LONG_TIMEOUT
@@ -128,6 +132,8 @@ _FLAGS: Final[dict[str, tuple[str, Any]]] = {
 _VALUES: Final[dict[str, Callable[[str, str], Any]]] = {
     "cache_size": lambda text, what: parse_size(text, what, smallest=64 * MIB),
     "stage_size": lambda text, what: parse_size(text, what, smallest=64 * MIB),
+    "up": lambda text, what: parse_rate(text, what),
+    "down": lambda text, what: parse_rate(text, what),
     "timeout": lambda text, what: parse_duration(text, what, smallest=1, largest=3600),
     "attr_timeout": lambda text, what: parse_duration(text, what, smallest=0, largest=86400),
     "entry_timeout": lambda text, what: parse_duration(text, what, smallest=0, largest=86400),
@@ -155,6 +161,8 @@ _DESCRIPTIONS: Final[dict[str, str]] = {
     "nodiratime": "listing moves no directory's access time",
     "cache_size": f"bound on cached data on the disk (default {format_size(CACHE_SIZE)})",
     "stage_size": f"bound on data that waits for peers (default {format_size(STAGE_SIZE)})",
+    "up": "send at most so many bytes a second to peers, 0 for no limit (default: what the volume is set to)",
+    "down": "fetch at most so many bytes a second from peers, 0 for no limit (default: what the volume is set to)",
     "timeout": f"a request that needs the network fails after this (default {format_duration(HANDLER_DEADLINE)})",
     "attr_timeout": f"how long the kernel keeps attributes (default {format_duration(LONG_TIMEOUT)})",
     "entry_timeout": f"how long the kernel keeps names (default {format_duration(LONG_TIMEOUT)})",

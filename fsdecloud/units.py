@@ -11,6 +11,7 @@ from typing import Final
 from fsdecloud.errors import UsageError
 
 SIZE_FORMS: Final = "a number of bytes, or one with K, M, G or T (also KiB, MB, 1.5G; powers of 1024)"
+RATE_FORMS: Final = "bytes per second with K, M or G (512K, 1.5M; powers of 1024), at least 32K, or 0 for no limit"
 DURATION_FORMS: Final = "a number of seconds, or one with s, m, h or d (also 1.5h)"
 
 _SIZE: Final = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,9})?) ?([kmgtKMGT]?)(?:i?[bB])?", re.ASCII)
@@ -19,6 +20,8 @@ _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 SIZE_MAX: Final = 1 << 60
+RATE_MIN: Final = 32 << 10
+"""A chunk of 1 MiB takes half a minute then; with less its reader would give up before, and begin again."""
 DURATION_MAX: Final = 10 * 365 * 86400.0
 
 
@@ -33,6 +36,17 @@ def parse_size(text: str, what: str = "a size", *, smallest: int = 1, largest: i
     if not smallest <= size <= largest:
         raise UsageError(f"{what} cannot be {text!r}: from {format_size(smallest)} to {format_size(largest)}")
     return size
+
+
+def parse_rate(text: str, what: str = "a rate") -> int:
+    """Return the bytes per second that `text` names, 0 for no limit. Raises UsageError, saying which forms are accepted."""
+    number = text.strip().lower().removesuffix("/s")
+    if number in ("0", "off", "none"):
+        return 0
+    try:
+        return parse_size(number, what, smallest=RATE_MIN)
+    except UsageError as exc:
+        raise UsageError(f"{what} cannot be {text!r}: write {RATE_FORMS}") from exc
 
 
 def parse_duration(text: str, what: str = "a time", *, smallest: float = 0.001, largest: float = DURATION_MAX) -> float:
@@ -57,6 +71,11 @@ def format_size(size: int) -> str:
         if value < 999.5 or unit == "PiB":
             break
     return f"{value:.2f} {unit}" if value < 9.995 else f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def format_rate(rate: int) -> str:
+    """Return bytes per second for people; 0 is no limit."""
+    return f"{format_size(rate)}/s" if rate else "no limit"
 
 
 def format_duration(seconds: float) -> str:

@@ -45,6 +45,7 @@ async def open_transport(hello: AgentHello, owner: Owner) -> AsyncIterator[Trans
         deal_seed=lambda peer: deal_seed(hello.deal_secret, peer),
         owner=owner,
         nonce=lambda: os.urandom(32),
+        does_forward=True,
     ) as pool:
         yield pool
 

@@ -44,6 +44,7 @@ class Blob:
         "receipts",
         "sending",
         "shards",
+        "slow",
         "sources",
     )
 
@@ -61,12 +62,20 @@ class Blob:
         self.sending: dict[int, PeerId] = {}
         self.avoid: set[PeerId] = set()
         """Peers that refused this blob's shards; forgotten when it is queued again."""
+        self.slow: set[PeerId] = set()
+        """Peers that had no room for this blob's shards for too long: others are preferred."""
         self.receipts: dict[bytes, None] = {}
         self.announced = Level.NONE
         self.is_queued = False
         self.folds = 0
         """How often the location map was written since it was complete."""
         self.done_event: trio.Event | None = None
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """What goes first has the lowest: the oldest, and before all the agent's own (map nodes, manifests). These are few
+        and belong to data that is stored already, so whatever was written since would otherwise keep it from its anchor."""
+        return not self.is_local, self.order
 
     @property
     def level(self) -> Level:

@@ -23,15 +23,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 import trio
 
 from fsdecloud import codec
-from fsdecloud.agent.journal import CONDEMNED, CONDEMNED_SHARDS, META, ROWS, Journal, JournalWriter, Write
+from fsdecloud.agent.journal import (
+    CONDEMNED,
+    CONDEMNED_SHARDS,
+    GENERATIONS,
+    META,
+    ROWS,
+    Journal,
+    JournalWriter,
+    Write,
+)
 from fsdecloud.agent.rows import blob_key, entry_key
+from fsdecloud.fs.keys import prefix_end
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 
 log = logging.getLogger(__name__)
@@ -42,6 +52,17 @@ CONDEMNED_MAX: Final = 20_000
 TRIES_MAX: Final = 8
 """How often a peer is asked to delete a shard before it is left with it: it was stored before there were owners, or its
 clock is wrong."""
+
+
+MOVED_MAX: Final = CONDEMNED_MAX // 2
+"""Blobs of which shards that were made again elsewhere are remembered: a peer that never returns must not fill the table."""
+
+_MOVED: Final = b"moved"
+"""Before a blob's id in the key of such a record: the blob itself is in use."""
+
+
+STEP: Final = 64
+"""Records decoded between two checkpoints: half a millisecond."""
 
 
 class Condemned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -76,6 +97,16 @@ class Garbage:
         """Records final up to here were asked for by this agent: what is left of them waits for its peers."""
         self.freed_shards = 0
         self.freed_bytes = 0
+        self.keeps_moved = True
+        """Whether what shards leave behind is noted: not by who may not delete."""
+        self._index()
+
+    def _index(self) -> None:
+        """Make the table of generations, which an older release did not keep."""
+        journal = self._journal
+        if journal.count(CONDEMNED) and not journal.count(GENERATIONS):
+            records = ((BlobId(key), codec.decode(value, Condemned)) for key, value in journal.items(CONDEMNED))
+            journal.apply([(GENERATIONS, _by_generation(blob, record), b"") for blob, record in records])
 
     # ---- reading ---------------------------------------------------------------------------------------------------
     def get(self, blob: BlobId) -> Condemned | None:
@@ -83,17 +114,65 @@ class Garbage:
         data = self._journal.get(CONDEMNED, blob)
         return codec.decode(data, Condemned) if data is not None else None
 
-    def items(self) -> Iterator[tuple[BlobId, Condemned]]:
-        """Return all records."""
-        return ((BlobId(key), codec.decode(value, Condemned)) for key, value in self._journal.items(CONDEMNED))
+    async def items(self, prefix: bytes = b"") -> AsyncIterator[tuple[BlobId, Condemned]]:
+        """Yield all records whose blob's id starts with `prefix`; others have their turn meanwhile."""
+        after, stop = prefix, prefix_end(prefix) if prefix else None
+        while True:
+            page = self._journal.items_after(CONDEMNED, after, STEP)
+            for key, value in page:
+                if stop is not None and key >= stop:
+                    return
+                yield BlobId(key), codec.decode(value, Condemned)
+            if len(page) < STEP:
+                return
+            after = page[-1][0]
+            await trio.lowlevel.checkpoint()
 
     def count(self) -> int:
         """Return how many blobs are condemned."""
         return self._journal.count(CONDEMNED)
 
-    def finals(self) -> list[tuple[BlobId, Condemned]]:
+    async def _of_generations(self, first: int, last: int) -> list[tuple[BlobId, Condemned]]:
+        found = []
+        keys = self._journal.keys_between(GENERATIONS, first.to_bytes(8, "big"), (last + 1).to_bytes(8, "big"))
+        for number, key in enumerate(keys, 1):
+            blob = BlobId(key[9:])
+            record = self.get(blob)
+            if record is not None:  # it may have gone meanwhile
+                found.append((blob, record))
+            if number % STEP == 0:
+                await trio.lowlevel.checkpoint()
+        return found
+
+    async def finals(self) -> list[tuple[BlobId, Condemned]]:
         """Return the records whose deletion may be asked for."""
-        return [(blob, record) for blob, record in self.items() if 0 < record.generation <= self.final_generation]
+        return await self._of_generations(1, self.final_generation)
+
+    def generations(self, *, with_moved: bool = False) -> list[int]:
+        """Return the generation of each condemned blob but nodes of the map, and but moved shards if not asked, ascending."""
+        keys = self._journal.keys_between(GENERATIONS, b"", b"\xff")
+        return [
+            int.from_bytes(key[:8], "big") for key in keys if not key[8] or (with_moved and key.startswith(_MOVED, 9))
+        ]
+
+    async def peers(self) -> set[PeerId]:
+        """Return who is to delete something."""
+        return {peer async for _, record in self.items() for _, peer in record.left}
+
+    async def drop(self, gone: Collection[PeerId]) -> int:
+        """Forget what some peers are to delete: they are not there, and leases end it. Returns how many shards that were."""
+        count = 0
+        async with self.lock:
+            writes: list[Write] = []
+            async for blob, record in self.items():
+                left = tuple(item for item in record.left if item[1] not in gone)
+                if len(left) < len(record.left):
+                    count += len(record.left) - len(left)
+                    writes += self._delete(blob, record)
+                    if left or not record.generation:
+                        writes += self._put(blob, msgspec.structs.replace(record, left=left))
+            await self._writer.write(writes)
+        return count
 
     # ---- condemning ------------------------------------------------------------------------------------------------
     async def condemn(self, records: Mapping[BlobId, Condemned], more: Sequence[Write] = ()) -> None:
@@ -103,17 +182,14 @@ class Garbage:
             writes += self._put(blob, record)
         await self._writer.write(writes)
 
-    def dropping(self) -> tuple[list[tuple[bytes, None]], list[tuple[BlobId, Condemned]]]:
+    async def dropping(self) -> tuple[list[tuple[bytes, None]], list[tuple[BlobId, Condemned]]]:
         """Return the map's keys that a fold must delete, and the records they belong to. The caller holds the lock.
 
         A key with a newer row in the journal is no part of it: that was stored again, elsewhere.
         """
         keys: list[tuple[bytes, None]] = []
-        records: list[tuple[BlobId, Condemned]] = []
-        for blob, record in self.items():
-            if record.generation:
-                continue
-            records.append((blob, record))
+        records = await self._of_generations(0, 0)
+        for blob, record in records:
             inside = (entry_key(entry) for entry in record.entries if bytes(entry) != bytes(blob))
             keys += [(key, None) for key in (blob_key(blob), *inside) if not self._journal.has(ROWS, key)]
         return keys, records
@@ -128,6 +204,7 @@ class Garbage:
         generation = self.generation + 1
         writes: list[Write] = [(META, b"map_generation", str(generation).encode())]
         for blob, record in records:
+            writes += self._delete(blob, record)
             writes += self._put(blob, msgspec.structs.replace(record, generation=generation))
         room = CONDEMNED_MAX - self.count()
         for node in nodes:
@@ -158,16 +235,61 @@ class Garbage:
         """Another device has written the volume: nothing is condemned any more."""
         async with self.lock:
             writes: list[Write] = []
-            for blob, record in self.items():
+            async for blob, record in self.items():
                 writes += self._delete(blob, record)
             await self._writer.write(writes)
         if writes:
             log.info("another device has written the volume: what was to be deleted stays")
 
+    # ---- moved shards ----------------------------------------------------------------------------------------------
+    def moved(
+        self, blob: BlobId, left: Iterable[tuple[ShardId, PeerId]], size: int, *, is_copy: bool = False
+    ) -> list[Write]:
+        """Return the writes that note shards (and peers) that a blob has elsewhere from the next map on. The caller holds the
+        lock, and writes the blob's new row with them.
+
+        They go like nodes of the map, once an anchor with that map is final. A whole copy (`is_copy`) stands in no map: it
+        goes with the present one.
+        """
+        if not self.keeps_moved:
+            return []
+        owner = BlobId(_MOVED + blob)
+        before = self.get(owner)
+        if before is None and self._journal.count(CONDEMNED) >= MOVED_MAX:
+            log.warning("too much is to be deleted: %s leaves shards behind", blob.hex()[:16])
+            return []
+        record = before or Condemned((), (), size, is_node=True)
+        gone = tuple(dict.fromkeys((*record.left, *left)))
+        if not gone:
+            return []
+        writes = self._delete(owner, record) if before is not None else []
+        generation = max(self.generation, 1) if is_copy else self.generation + 1
+        # A deletion that is signed already stays so: whoever stores there again waits for it.
+        return writes + self._put(owner, msgspec.structs.replace(record, left=gone, generation=generation))
+
+    def has_room(self) -> bool:
+        """Say whether shards of more blobs may be left behind by what can wait: repair has some room of its own."""
+        return self._journal.count(CONDEMNED) < MOVED_MAX * 3 // 4
+
+    async def has_moved(self) -> set[tuple[ShardId, PeerId]]:
+        """Return what is noted by `moved`: the shards are in use, but not at these peers."""
+        return {item async for _, record in self.items(_MOVED) for item in record.left}
+
+    def is_moved(self, owner: BlobId) -> bool:
+        """Say whether a record is of moved shards."""
+        return owner.startswith(_MOVED)
+
     # ---- storing goes first ----------------------------------------------------------------------------------------
-    async def reclaim(self, blob: BlobId, shards: Iterable[ShardId]) -> None:
-        """Have no record name this blob or any of these shards, which are about to be stored; durable on return."""
+    async def reclaim(self, blob: BlobId, shards: Iterable[ShardId], peers: Container[PeerId] | None = None) -> None:
+        """Have no record name this blob or any of these shards, which are about to be stored; durable on return.
+
+        With `peers` they go only there: what was moved away from others still goes.
+        """
         wanted = set(shards)
+
+        def is_wanted(owner: BlobId, shard: ShardId, peer: PeerId) -> bool:
+            return shard in wanted and (peers is None or peer in peers or not self.is_moved(owner))
+
         while True:
             async with self.lock:
                 owners = {blob} if self._journal.has(CONDEMNED, blob) else set()
@@ -178,7 +300,7 @@ class Garbage:
                 if not any(record.signed_until > now for record in records.values()):
                     writes: list[Write] = []
                     for owner, record in records.items():
-                        left = () if owner == blob else tuple(item for item in record.left if item[0] not in wanted)
+                        left = () if owner == blob else tuple(i for i in record.left if not is_wanted(owner, *i))
                         writes += self._delete(owner, record)
                         if left or (owner != blob and not record.generation):
                             writes += self._put(owner, msgspec.structs.replace(record, left=left))
@@ -264,9 +386,16 @@ class Garbage:
         return [BlobId(key[32:]) for key in self._journal.keys_from(CONDEMNED_SHARDS, shard)]
 
     def _put(self, blob: BlobId, record: Condemned) -> list[Write]:
-        writes: list[Write] = [(CONDEMNED, blob, codec.encode(record))]
+        writes: list[Write] = [
+            (CONDEMNED, blob, codec.encode(record)),
+            (GENERATIONS, _by_generation(blob, record), b""),
+        ]
         return writes + [(CONDEMNED_SHARDS, shard + blob, b"") for shard in {shard for shard, _ in record.left}]
 
     def _delete(self, blob: BlobId, record: Condemned) -> list[Write]:
-        writes: list[Write] = [(CONDEMNED, blob, None)]
+        writes: list[Write] = [(CONDEMNED, blob, None), (GENERATIONS, _by_generation(blob, record), None)]
         return writes + [(CONDEMNED_SHARDS, shard + blob, None) for shard in {shard for shard, _ in record.left}]
+
+
+def _by_generation(blob: BlobId, record: Condemned) -> bytes:
+    return record.generation.to_bytes(8, "big") + bytes([record.is_node]) + blob

@@ -54,7 +54,7 @@ class Granter:
     async def run(self) -> int:
         """Have the peers delete what is final; return how many shards wait for peers that did not answer."""
         wanted: defaultdict[PeerId, list[tuple[BlobId, ShardId]]] = defaultdict(list)
-        blobs: dict[BlobId, Condemned] = dict(self._garbage.finals())
+        blobs: dict[BlobId, Condemned] = dict(await self._garbage.finals())
         for blob, record in blobs.items():
             if not record.left:
                 await self._garbage.forget(blob)
@@ -67,7 +67,7 @@ class Granter:
                 nursery.start_soon(self._delete_from, peer, items, limiter)
         await self._garbage.settled(blobs.keys() - self._unanswered - self._kept, tried=False)
         await self._garbage.settled(self._kept - self._unanswered, tried=True)
-        return sum(len(record.left) for _, record in self._garbage.finals())
+        return sum(len(record.left) for _, record in await self._garbage.finals())
 
     async def _delete_from(
         self, peer: PeerId, items: Sequence[tuple[BlobId, ShardId]], limiter: trio.CapacityLimiter

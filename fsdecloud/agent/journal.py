@@ -6,14 +6,17 @@ transaction at a time. Losing the journal loses locations that no anchor has yet
 
 Tables:
 
-    meta        name -> value: volume, host_map, registry, map_root, map_sequence, map_own_roots, map_extra, nodes_live,
-                map_generation, final_generation
+    meta        name -> value: volume, host_map, absent, registry, map_root, map_sequence, map_own_roots, map_extra, nodes_live,
+                map_generation, final_generation, manifest (id of the latest), suspects (`agent.auditor`), repaired,
+                leases (`agent.leases`), host_map_copy (reference, holders), followed (`agent.standin`),
+                copies (`agent.copies`), recoding, steady (`agent.recoding`), settled (`agent.settling`)
     rows        map key -> map value: locations since the last `fold`
     uploads     blob id -> UploadRecord
     nodes       entry id -> sealed map node or manifest: our own until it is stored, and a cache of the map after that
     outbox      anchor sequence (8 bytes, big-endian) -> OutboxRecord
     condemned   blob id -> Condemned: what is to be deleted (`agent.garbage`)
     condemning  shard id, blob id -> b"": which condemned blobs have a shard
+    generations generation (8 bytes, big-endian), 1 for a node of the map or else 0, blob id -> b"": condemned blobs in order
 """
 
 from __future__ import annotations
@@ -44,8 +47,9 @@ NODES: Final = b"nodes"
 OUTBOX: Final = b"outbox"
 CONDEMNED: Final = b"condemned"
 CONDEMNED_SHARDS: Final = b"condemning"
+GENERATIONS: Final = b"generations"
 
-_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX, CONDEMNED, CONDEMNED_SHARDS)
+_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX, CONDEMNED, CONDEMNED_SHARDS, GENERATIONS)
 
 Write = tuple[bytes, bytes, bytes | None]
 """(table, key, value); None deletes."""
@@ -78,6 +82,16 @@ class Journal:
         with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
             return list(islice(cursor, limit)) if cursor.set_range(after + b"\0") else []
 
+    def items_between(self, table: bytes, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` items with start <= key < stop, ascending."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            more = cursor.set_range(start)
+            while more and len(found) < limit and cursor.key() < stop:
+                found.append(cursor.item())
+                more = cursor.next()
+        return found
+
     def keys(self, table: bytes) -> list[bytes]:
         """Return all keys of a table, ascending."""
         with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
@@ -89,6 +103,16 @@ class Journal:
         with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
             more = cursor.set_range(prefix)
             while more and (key := cursor.key()).startswith(prefix):
+                found.append(key)
+                more = cursor.next()
+        return found
+
+    def keys_between(self, table: bytes, start: bytes, stop: bytes) -> list[bytes]:
+        """Return the keys with start <= key < stop, ascending."""
+        found: list[bytes] = []
+        with self._environment.read() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            more = cursor.set_range(start)
+            while more and (key := cursor.key()) < stop:
                 found.append(key)
                 more = cursor.next()
         return found

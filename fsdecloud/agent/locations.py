@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -40,7 +40,7 @@ from fsdecloud.errors import BlobMissing, MalformedError, NotEnoughPeers
 from fsdecloud.limits import KIB, NODE_CACHE_ITEMS, NODE_DECODE_MAX
 from fsdecloud.swarm.hostmap import HostMap, decode_host_map, extends
 from fsdecloud.tree.diff import diff, replaced
-from fsdecloud.tree.lookup import lookup, missing, missing_range, scan
+from fsdecloud.tree.lookup import lookup, missing, missing_range, prefix_end, scan
 from fsdecloud.tree.node import Inner, Node, NodeMissing, decode_node
 from fsdecloud.tree.update import update_steps
 from fsdecloud.types import BlobId, EntryId, Ref
@@ -78,6 +78,9 @@ class LocationMap:
         self._nodes: OrderedDict[bytes, Node] = OrderedDict()
         self._fresh: dict[bytes, bytes] = {}
         """Sealed nodes of a fold that are not in the journal yet."""
+        self._folding: dict[bytes, bytes] = {}
+        """Rows that a fold is putting into the tree: when its transaction ends they leave the journal, and the root is changed
+        a moment later."""
         self._lock = trio.Lock()
         self._uploader: Uploader | None = None
         self._fetch_copy: FetchCopy | None = None
@@ -101,6 +104,41 @@ class LocationMap:
             node = decode_node(seal.open_entry(ref[32:], Kind.MAP_NODE, sealed, limit=NODE_DECODE_MAX))
         return node
 
+    async def reachable(self) -> list[bytes]:
+        """Return the references of all nodes of the map. Raises RemoteError."""
+        pending = [self.root] if self.root else []
+        found: list[bytes] = []
+        while pending:
+            ref = pending.pop()
+            found.append(ref)
+            node = await self.node(ref)
+            await trio.lowlevel.checkpoint()
+            if isinstance(node, Inner):
+                pending.extend(node.refs)
+        return found
+
+    async def tree_rows(self, root: bytes, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Yield the rows of a map under a prefix, without those that no fold has taken yet. Raises RemoteError."""
+        stop = prefix_end(prefix)
+        pending = [root] if root else []
+        while pending:
+            node = await self.node(pending.pop())
+            await trio.lowlevel.checkpoint()
+            if isinstance(node, Inner):
+                for i in reversed(range(len(node.keys))):
+                    upper = node.keys[i + 1] if i + 1 < len(node.keys) else None
+                    if (upper is None or upper > prefix) and (stop is None or node.keys[i] < stop):
+                        pending.append(node.refs[i])
+            else:
+                for key, value in zip(node.keys, node.values, strict=True):
+                    if key.startswith(prefix):
+                        yield key, value
+
+    def copies(self) -> list[BlobId]:
+        """Return the names of what is stored as whole copies besides the map's nodes: the latest manifest, the host map."""
+        found = (self._journal.get(META, name) for name in (b"manifest", b"host_map_copy"))
+        return [BlobId(value[:32]) for value in found if value]
+
     # ---- look-up ---------------------------------------------------------------------------------------------------
     async def locate(self, entry: EntryId) -> Place | None:
         """Return where an entry is, None if the map does not know it. Raises RemoteError when the map cannot be read."""
@@ -121,7 +159,7 @@ class LocationMap:
 
     async def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the value of each key (ascending)."""
-        found = [self._journal.get(ROWS, key) for key in keys]
+        found = [self._journal.get(ROWS, key) or self._folding.get(key) for key in keys]
         for root in (self.root, self.extra_root):
             if root and not all(found):
                 while True:
@@ -135,7 +173,8 @@ class LocationMap:
     async def rows_after(self, key: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` rows with key < their key < stop, ascending. Raises RemoteError."""
         start = key + b"\0"
-        found = {k: v for k, v in self._journal.items(ROWS) if start <= k < stop}
+        found = {row: value for row, value in self._folding.items() if start <= row < stop}
+        found |= dict(self._journal.items_between(ROWS, start, stop, limit))
         for root in (self.root, self.extra_root):
             while True:
                 try:
@@ -145,6 +184,10 @@ class LocationMap:
                     await self._load(missing_range(self._get, root, start, stop)[:LOADS_MAX])
             found = dict(rows) | found
         return sorted(found.items())[:limit]
+
+    def newer_rows(self) -> dict[bytes, bytes]:
+        """Return all rows that are not in the tree of `root` yet, or differ there."""
+        return self._folding | dict(self._journal.items(ROWS))
 
     def _get(self, ref: bytes) -> Node:
         node = self._nodes.get(ref)
@@ -209,10 +252,10 @@ class LocationMap:
         assert self._uploader is not None
         garbage = self._garbage
         # Nodes are fetched before the lock is taken: uploads wait for it.
-        await self._bring([*self._journal.keys(ROWS), *(key for key, _ in garbage.dropping()[0])])
+        await self._bring([*self._journal.keys(ROWS), *(key for key, _ in (await garbage.dropping())[0])])
         async with garbage.lock:
             rows = self._journal.items(ROWS)
-            dropped, records = garbage.dropping()
+            dropped, records = await garbage.dropping()
             if not rows and not records:
                 return
             self._fresh = {}
@@ -229,15 +272,17 @@ class LocationMap:
             writes += garbage.dropped(records, (ref[:32] for ref in gone), self._hosts.map.current, NODE_SIZE)
             own_roots = (root + self._own_roots)[: OWN_ROOTS * 64]
             writes += [(META, b"map_root", root), (META, b"map_own_roots", own_roots)]
+            self._folding = dict(rows)
             try:
                 with trio.CancelScope(shield=True):  # memory and disk agree
-                    await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=dict(rows)))
+                    await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=self._folding))
             except BaseException:
+                self._folding = {}
                 self._uploader.take_back_local(blob for blob, _ in blobs if blob not in on_their_way)
                 raise
             garbage.generation += 1
             self.root, self._own_roots = root, own_roots
-            self._fresh = {}
+            self._fresh, self._folding = {}, {}
         self._uploader.start_local([blob for blob, _ in blobs])
 
     async def _still_inside(
@@ -324,6 +369,19 @@ class LocationMap:
             self._hosts.replace(theirs)
         self.root = root
         await self._writer.write(writes)
+
+    async def follow(self, root: bytes, host_map: bytes, more: Sequence[Write]) -> None:
+        """Take the owner's map for all there is, in place of whoever keeps it for them: our own rows were made from an older
+        one. `more` is written with it. Raises MalformedError."""
+        if root:
+            Ref.from_bytes(root)
+        theirs = decode_host_map(host_map)
+        await self._garbage.forget_all()
+        gone: list[Write] = [(ROWS, key, None) for key in self._journal.keys(ROWS)]
+        if not extends(self._hosts.map, theirs):
+            self._hosts.replace(theirs)
+        self.root = root
+        await self._writer.write([*gone, (META, b"map_root", root), *more])
 
     def _pin_rows(self, rows: Sequence[tuple[bytes, bytes]], host_map: HostMap) -> list[Write]:
         """Return rows that name the peer of every shard: they were made under `host_map`, which is given up."""

@@ -1,12 +1,13 @@
 """What stands in the location map, and in the agent's journal about a blob on its way.
 
 Pure. Keys of the map: b"E" + entry id for an entry that lies in a pack, b"B" + blob id for every blob. An entry that is a
-blob of its own has no E row: its id is the blob's.
+blob of its own has no E row: its id is the blob's. b"M" + entry id for each manifest, so that its leases are
+renewed; its copies are found by their id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 
 ENTRY_PREFIX: Final = b"E"
 BLOB_PREFIX: Final = b"B"
+MANIFEST_PREFIX: Final = b"M"
 
 
 class EntryRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -81,6 +83,11 @@ def blob_key(blob: BlobId) -> bytes:
     return BLOB_PREFIX + blob
 
 
+def manifest_key(manifest: bytes) -> bytes:
+    """Return the map's key for a manifest; its value says nothing."""
+    return MANIFEST_PREFIX + manifest
+
+
 def decode_entry_row(data: bytes) -> EntryRow:
     """Return a validated row. Raises MalformedError."""
     row = codec.decode(data, EntryRow)
@@ -104,12 +111,32 @@ def decode_blob_row(data: bytes) -> BlobRow:
     return row
 
 
+def shard_places(row: BlobRow, ranking: Sequence[PeerId]) -> dict[int, PeerId]:
+    """Return who has each shard; `ranking` is the blob's hosts under the row's epoch.
+
+    A shard whose host is not known is left out.
+    """
+    return dict(enumerate(ranking[: row.n])) | dict(row.exceptions)
+
+
 def make_blob_row(record: UploadRecord, ranking: Sequence[PeerId]) -> BlobRow:
     """Return the row for a blob as far as it is stored; `ranking` is its hosts under the record's epoch."""
     exceptions = tuple(
         (index, peer) for index, peer in sorted(record.holders) if index >= len(ranking) or ranking[index] != peer
     )
     return BlobRow(record.k, record.n, record.epoch, record.length, record.shards, exceptions)
+
+
+def moved_row(row: BlobRow, places: Mapping[int, PeerId], rankings: Mapping[int, Sequence[PeerId]]) -> BlobRow:
+    """Return the row of a blob whose shards are at `places` now, under that epoch of `rankings` (epoch to the blob's hosts)
+    which needs the fewest exceptions; the first one among equals."""
+    rows = []
+    for epoch, ranking in rankings.items():
+        exceptions = tuple(
+            (index, peer) for index, peer in sorted(places.items()) if index >= len(ranking) or ranking[index] != peer
+        )
+        rows.append(BlobRow(row.k, row.n, epoch, row.length, row.shards, exceptions))
+    return min(rows, key=lambda found: len(found.exceptions))
 
 
 def entry_rows(blob: BlobId, entries: Sequence[PackedEntry]) -> list[tuple[bytes, bytes]]:

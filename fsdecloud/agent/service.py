@@ -21,12 +21,14 @@ from fsdecloud.errors import FsdecloudError, LocalProtocolError, MalformedError,
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.pool import Owner
 from fsdecloud.net.unix import Handler, RpcConnection, open_rpc
+from fsdecloud.swarm.policy import parse_redundancy
 from fsdecloud.types import PeerId
 from fsdecloud.wire.agentapi import (
     KNOWN_MAX,
     AgentHello,
     AgentReady,
     AgentStatus,
+    Bandwidth,
     Empty,
     EntryNames,
     FetchedEntry,
@@ -39,6 +41,7 @@ from fsdecloud.wire.agentapi import (
     LedgerVolume,
     MapCommit,
     PeerName,
+    ReachQuery,
     ReceiptPage,
     Registry,
     ShardPage,
@@ -48,6 +51,7 @@ from fsdecloud.wire.agentapi import (
     StoreEntries,
     StoreManifest,
     SubmitAnchor,
+    WantedRedundancy,
 )
 
 log = logging.getLogger(__name__)
@@ -145,11 +149,14 @@ class Service:
             "submit": (SubmitAnchor, self._submit),
             "ledger_volume": (Empty, self._ledger_volume),
             "registry": (Empty, self._registry),
+            "redundancy": (WantedRedundancy, self._redundancy),
+            "bandwidth": (Bandwidth, self._bandwidth),
             "gc_begin": (Empty, self._gc_begin),
             "gc_sweep": (GcSweep, self._gc_sweep),
             "gc_grant": (Empty, self._gc_grant),
             "gc_end": (Empty, self._gc_end),
             "known": (EntryNames, self._known),
+            "unreachable": (ReachQuery, self._unreachable),
             "shards": (ShardQuery, self._shards),
             "receipts": (ShardQuery, self._receipts),
             "status": (Empty, self._status),
@@ -183,8 +190,7 @@ class Service:
         return await self._agent.fetcher.fetch(request.id, ahead=request.ahead, holders=request.holders)
 
     async def _commit_map(self, _request: Empty) -> MapCommit:
-        root = await self._agent.commit_map()
-        return MapCommit(root, self._agent.hosts.encoded)
+        return await self._agent.commit_map()
 
     async def _store_manifest(self, request: StoreManifest) -> Holders:
         return await self._agent.store_manifest(request.data)
@@ -198,6 +204,14 @@ class Service:
 
     async def _registry(self, _request: Empty) -> Registry:
         return Registry(self._agent.book.registry)
+
+    async def _redundancy(self, request: WantedRedundancy) -> Empty:
+        self._agent.hosts.set_wanted(parse_redundancy(request.redundancy))
+        return Empty()
+
+    async def _bandwidth(self, request: Bandwidth) -> Empty:
+        self._agent.limit(request)
+        return Empty()
 
     async def _status(self, _request: Empty) -> AgentStatus:
         return self._agent.status()
@@ -220,6 +234,13 @@ class Service:
         if len(request.entries) > KNOWN_MAX:
             raise MalformedError(f"at most {KNOWN_MAX} entries at a time")
         return EntryNames(tuple(await self._agent.audit.unknown(request.entries)))
+
+    async def _unreachable(self, request: ReachQuery) -> EntryNames:
+        if len(request.entries) > KNOWN_MAX:
+            raise MalformedError(f"at most {KNOWN_MAX} entries at a time")
+        if request.probe:
+            await self._agent.reach.probe()
+        return EntryNames(tuple(await self._agent.reach.unreachable(request.entries)))
 
     async def _receipts(self, request: ShardQuery) -> ReceiptPage:
         return await self._agent.audit.receipts(request.after)

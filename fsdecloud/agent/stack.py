@@ -14,36 +14,53 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import trio
 
 from fsdecloud import codec
+from fsdecloud.agent.arranging import Arranger
 from fsdecloud.agent.audit import Audit
+from fsdecloud.agent.auditor import Auditor
+from fsdecloud.agent.copies import Copies
+from fsdecloud.agent.discovery import Discovery, Finding
 from fsdecloud.agent.fetch import Fetcher
 from fsdecloud.agent.garbage import Garbage
 from fsdecloud.agent.granting import Granter, Sign
 from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import META, NODES, JournalWriter, open_journal, open_writer
+from fsdecloud.agent.journal import META, NODES, ROWS, JournalWriter, Write, open_journal, open_writer
+from fsdecloud.agent.leases import Renewer
 from fsdecloud.agent.ledgerlink import LedgerLink
 from fsdecloud.agent.locations import COMMIT_PATIENCE, LocationMap
+from fsdecloud.agent.moving import Mover
 from fsdecloud.agent.outbox import Outbox
 from fsdecloud.agent.peers import PeerBook, Transport
+from fsdecloud.agent.reach import Reach
+from fsdecloud.agent.recoding import Recoder
+from fsdecloud.agent.repair import Repairer
+from fsdecloud.agent.rows import manifest_key
+from fsdecloud.agent.settling import Settler
 from fsdecloud.agent.sweep import Sweeper
 from fsdecloud.agent.upload import Uploader
 from fsdecloud.config import make_private_dir
+from fsdecloud.crypto import seal
 from fsdecloud.crypto.keys import RepairKeys
 from fsdecloud.crypto.seal import entry_id
 from fsdecloud.errors import MalformedError, NotEnoughPeers, StoreLocked
+from fsdecloud.fs.manifest import HOLDERS_MAX
 from fsdecloud.fs.marks import Marks
 from fsdecloud.limits import BLOB_MAX
+from fsdecloud.net.address import parse_bootstrap
 from fsdecloud.net.nursery import open_background
 from fsdecloud.store.lockfile import LockFile, acquire_lock
 from fsdecloud.store.segments import SegmentStore
 from fsdecloud.swarm.policy import parse_redundancy
-from fsdecloud.types import BlobId
+from fsdecloud.swarm.repair import Policy
+from fsdecloud.types import BlobId, PeerId
 from fsdecloud.wire.agentapi import (
     AgentHello,
     AgentStatus,
     Anchored,
+    Bandwidth,
     GarbageFinal,
     GcGranted,
     GcSweep,
@@ -51,8 +68,11 @@ from fsdecloud.wire.agentapi import (
     Holders,
     LedgerTip,
     LedgerVolume,
+    MapCommit,
     Registry,
     RegistryPeer,
+    Repaired,
+    RepairStatus,
     Stored,
 )
 from fsdecloud.wire.ledgerapi import KeyQuery, VolumeAnchor
@@ -62,7 +82,10 @@ log = logging.getLogger(__name__)
 LOCK_PATIENCE: Final = 10.0
 """How long to wait for an agent that the last driver left and that has not noticed yet."""
 
-Notice = Stored | Anchored | LedgerTip | GarbageFinal
+POLICY: Final = Policy()
+"""How much a volume spends on staying whole."""
+
+Notice = Stored | Anchored | LedgerTip | GarbageFinal | Repaired
 Notify = Callable[[str, Notice], None]
 """Send a notice, by method name."""
 
@@ -71,14 +94,23 @@ class Stack:
     """All parts of the agent of one volume. Made by `open_stack`."""
 
     def __init__(
-        self, hello: AgentHello, writer: JournalWriter, transport: Transport, notify: Notify, sign: Sign
+        self,
+        hello: AgentHello,
+        writer: JournalWriter,
+        transport: Transport,
+        notify: Notify,
+        sign: Sign,
+        policy: Policy | None = None,
     ) -> None:
+        """`policy` None: POLICY."""
+        policy = policy or POLICY
         self._hello = hello
         self._writer = writer
         self._notify = notify
         journal = writer.journal
-        keys = RepairKeys.from_secret(hello.repair_secret)
+        keys = self._keys = RepairKeys.from_secret(hello.repair_secret)
         self.book = PeerBook(transport, network=hello.network, clock=trio.current_time, jitter=random.random)
+        self.limit(Bandwidth(hello.up, hello.down))
         self.hosts = Hosts(
             writer,
             self.book,
@@ -110,7 +142,107 @@ class Stack:
         self.sweeper = Sweeper(journal, self.locations, self.uploader, self.hosts, self.garbage)
         self.granter = Granter(self.garbage, self.uploader, self.book, self.hosts, sign)
         self.audit = Audit(journal, self.locations, self.hosts, self.book)
+        self.auditor = Auditor(
+            locations=self.locations,
+            hosts=self.hosts,
+            book=self.book,
+            uploader=self.uploader,
+            writer=writer,
+            policy=policy,
+            randomness=os.urandom,
+        )
+        self.reach = Reach(self.locations, self.hosts, self.book, self.auditor, self.fetcher)
+        self.mover = Mover(
+            locations=self.locations,
+            hosts=self.hosts,
+            book=self.book,
+            fetcher=self.fetcher,
+            uploader=self.uploader,
+            garbage=self.garbage,
+            writer=writer,
+            policy=policy,
+            moved=lambda blobs, redundancy: notify("repaired", Repaired(blobs, redundancy)),
+        )
+        copies = Copies(
+            locations=self.locations,
+            hosts=self.hosts,
+            book=self.book,
+            fetcher=self.fetcher,
+            uploader=self.uploader,
+            garbage=self.garbage,
+            writer=writer,
+            mover=self.mover,
+        )
+        self.repairer = Repairer(
+            auditor=self.auditor,
+            locations=self.locations,
+            hosts=self.hosts,
+            book=self.book,
+            fetcher=self.fetcher,
+            uploader=self.uploader,
+            garbage=self.garbage,
+            writer=writer,
+            policy=policy,
+            mover=self.mover,
+            copies=copies,
+        )
+        self.recoder = Recoder(
+            auditor=self.auditor,
+            hosts=self.hosts,
+            book=self.book,
+            fetcher=self.fetcher,
+            uploader=self.uploader,
+            garbage=self.garbage,
+            writer=writer,
+            mover=self.mover,
+        )
+        self.arranger = Arranger(
+            recoder=self.recoder,
+            settler=Settler(
+                auditor=self.auditor,
+                locations=self.locations,
+                hosts=self.hosts,
+                book=self.book,
+                uploader=self.uploader,
+                garbage=self.garbage,
+                writer=writer,
+                mover=self.mover,
+            ),
+            repairer=self.repairer,
+            locations=self.locations,
+            hosts=self.hosts,
+            book=self.book,
+            garbage=self.garbage,
+            mover=self.mover,
+            copies=copies,
+            policy=policy,
+        )
+        self.hosts.on_wanted.append(self.repairer.poke)
+        self.renewer = Renewer(
+            locations=self.locations,
+            hosts=self.hosts,
+            book=self.book,
+            auditor=self.auditor,
+            uploader=self.uploader,
+            garbage=self.garbage,
+            writer=writer,
+            is_busy=lambda: self.fetcher.is_busy or self.uploader.is_busy,
+        )
+        if hello.repair:
+            self.fetcher.on_miss = self.auditor.note_miss
+            self.fetcher.find = self.repairer.find
         self.book.is_urgent = lambda: self.uploader.has_parked
+        self.discovery: Discovery | None = None
+        if isinstance(transport, Finding):
+            self.discovery = Discovery(
+                pool=transport,
+                book=self.book,
+                hosts=self.hosts,
+                path=Path(hello.state_dir) / "known",
+                network=hello.network,
+                bootstrap=parse_bootstrap(hello.bootstrap),
+                lan=hello.lan,
+            )
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Compare the journal with the driver's last anchor, and start everything."""
@@ -123,28 +255,60 @@ class Stack:
         await trio.to_thread.run_sync(self.locations.sweep)
         registry = journal.get(META, b"registry")
         if registry is not None:
-            self._use_registry(codec.decode(registry, Registry).peers)
+            self._use_registry(codec.decode_loose(registry, Registry).peers)  # an earlier release knew less of each
+        if self.discovery is not None:
+            self.discovery.remember()
+            nursery.start_soon(self.discovery.run, name="Discovery.run")
         for run in (self.book.run, self.hosts.run, self.uploader.run, self.link.run, self.outbox.run):
             nursery.start_soon(run, name=run.__qualname__)
+        if hello.repair:
+            nursery.start_soon(self.auditor.run, name="Auditor.run")
+            nursery.start_soon(self.repairer.run, name="Repairer.run")
+            nursery.start_soon(self.arranger.run, name="Arranger.run")
+            nursery.start_soon(self.renewer.run, name="Renewer.run")
+
+    def limit(self, bandwidth: Bandwidth) -> None:
+        """Limit the traffic with peers."""
+        if bandwidth.up is not None:
+            self.book.up.set_rate(bandwidth.up)
+        if bandwidth.down is not None:
+            self.book.down.set_rate(bandwidth.down)
 
     # ---- what the driver asks --------------------------------------------------------------------------------------
-    async def commit_map(self) -> bytes:
-        """Write the location map; returns its root, complete on the peers."""
-        return await self.locations.commit()
+    async def commit_map(self) -> MapCommit:
+        """Write the location map, and the host map for repair keys; returns them, complete on the peers."""
+        changes = self.mover.changes
+        root = await self.locations.commit()
+        self.mover.note_committed(changes)
+        encoded = self.hosts.encoded
+        ref, sealed = seal.seal(self._keys.map_seal_secret, seal.Kind.HOST_MAP, encoded)
+        known = self._writer.journal.get(META, b"host_map_copy") or b""
+        if known[:64] != ref.to_bytes():
+            holders = await self._store_copy("host map", sealed)
+            known = ref.to_bytes() + b"".join(holders.peers[:HOLDERS_MAX])
+            await self._writer.write([(META, b"host_map_copy", known)])
+        peers = tuple(PeerId(known[at : at + 32]) for at in range(64, len(known), 32))
+        return MapCommit(root, encoded, known[:64], peers)
 
     async def store_manifest(self, data: bytes) -> Holders:
         """Store whole copies and return who holds them, fastest first. Raises NotEnoughPeers after COMMIT_PATIENCE."""
         if not 0 < len(data) <= BLOB_MAX:
             raise MalformedError(f"a manifest has 1 to {BLOB_MAX} bytes, not {len(data)}")
+        name = entry_id(data)
+        writes: tuple[Write, ...] = (META, b"manifest", name), (ROWS, manifest_key(name), b"\x01")
+        return await self._store_copy("manifest", data, *writes)
+
+    async def _store_copy(self, what: str, data: bytes, *more: Write) -> Holders:
         name = BlobId(entry_id(data))
         with trio.move_on_after(COMMIT_PATIENCE):
             await self.hosts.wait_known()
-            await self._writer.write([(NODES, name, data), *self.uploader.add_local([(name, len(data))])])
+            writes = [(NODES, name, data), *self.uploader.add_local([(name, len(data))])]
+            await self._writer.write([*writes, *more])
             self.uploader.start_local([name])
             (blob,) = await self.uploader.wait_anchorable([name])
             peers = sorted(blob.holders.values(), key=lambda peer: self.book.peer(peer).score.expected(len(data)))
             return Holders(tuple(peers), tuple(blob.receipts))
-        raise NotEnoughPeers(f"the manifest is not stored on enough peers yet: {self.uploader.last_error}")
+        raise NotEnoughPeers(f"the {what} is not stored on enough peers yet: {self.uploader.last_error}")
 
     async def submit(self, tx: bytes, sequence: int, map_root: bytes) -> None:
         """Put an anchor into the outbox."""
@@ -191,7 +355,7 @@ class Stack:
             warning = f"{warning}; {lost}" if warning else lost
         entries, size = self.uploader.queued()
         in_use = self.hosts.map.current
-        others = tuple(peer.id for peer in self.book.registry if peer.id not in in_use)
+        others = tuple(peer for peer in self.book.everybody() if peer not in in_use)
         return AgentStatus(
             pid=os.getpid(),
             peers=self.book.states((*in_use, *others)),
@@ -210,13 +374,21 @@ class Stack:
             last_error=self._writer.last_error or self.uploader.last_error or self.book.last_error,
             condemned_blobs=self.garbage.count(),
             freed_bytes=self.garbage.freed_bytes,
+            repair=self._repair_status(),
         )
+
+    def _repair_status(self) -> RepairStatus:
+        if not self._hello.repair:
+            return RepairStatus()
+        return msgspec.structs.replace(self.repairer.status(), recoding=self.arranger.status())
 
     def announce_garbage(self) -> None:
         """Tell the driver what may be deleted, but for what it had deleted already as far as peers answered."""
         garbage = self.garbage
-        generations = [record.generation for _, record in garbage.items() if not record.is_node]
+        generations = garbage.generations()
         pending = sum(not 0 < generation <= garbage.final_generation for generation in generations)
+        if self.arranger.wants_collection or any(self.book.peer(entry.id).leaves for entry in self.book.registry):
+            generations = garbage.generations(with_moved=True)  # who leaves waits for that; else it takes much room
         final = sum(garbage.tried_generation < generation <= garbage.final_generation for generation in generations)
         self._notify("garbage", GarbageFinal(final, pending))
 
@@ -253,7 +425,7 @@ async def open_stack(
     """
     state = make_private_dir(Path(hello.state_dir))
     async with AsyncExitStack() as exits:
-        exits.enter_context(await _lock(state / "agent.lock"))
+        exits.enter_context(await lock_agent(state / "agent.lock"))
         journal = await trio.to_thread.run_sync(open_journal, state / "journal", hello.volume)
         exits.callback(journal.close)
         writer = await exits.enter_async_context(open_writer(journal))
@@ -264,7 +436,8 @@ async def open_stack(
         yield stack
 
 
-async def _lock(path: Path) -> LockFile:
+async def lock_agent(path: Path) -> LockFile:
+    """Take a volume's lock for its agent. Raises StoreLocked when another one does not give it up."""
     with trio.move_on_after(LOCK_PATIENCE):
         while True:
             try:

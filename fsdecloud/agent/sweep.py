@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
-
-import trio
 
 from fsdecloud.agent.erasure import shard_size
 from fsdecloud.agent.garbage import CONDEMNED_MAX, Condemned, Garbage
@@ -28,8 +25,6 @@ from fsdecloud.agent.upload import Uploader
 from fsdecloud.errors import LocalProtocolError
 from fsdecloud.fs.marks import Marks
 from fsdecloud.limits import MIB
-from fsdecloud.tree.lookup import prefix_end
-from fsdecloud.tree.node import Inner
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 
 log = logging.getLogger(__name__)
@@ -112,7 +107,7 @@ class Sweeper:
             if self._uploader.touched is None:
                 raise LocalProtocolError("no collection of garbage has begun")
             found = Swept()
-            scan = _Scan(self._locations.root, self._garbage.generation, dict(self._journal.items(ROWS)))
+            scan = _Scan(self._locations.root, self._garbage.generation, self._locations.newer_rows())
             packs = await self._look_at_entries(scan, marks, found)
             dead, repack = await self._look_at_blobs(scan.root, marks, packs, found)
             entries = await self._entries_of(scan, set(dead), repack, marks, found)
@@ -121,23 +116,6 @@ class Sweeper:
         raise LocalProtocolError("too much is stored at the moment")
 
     # ---- looking ---------------------------------------------------------------------------------------------------
-    async def _rows(self, root: bytes, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Yield the rows of the map under a prefix."""
-        stop = prefix_end(prefix)
-        pending = [root] if root else []
-        while pending:
-            node = await self._locations.node(pending.pop())
-            await trio.lowlevel.checkpoint()
-            if isinstance(node, Inner):
-                for i in reversed(range(len(node.keys))):
-                    upper = node.keys[i + 1] if i + 1 < len(node.keys) else None
-                    if (upper is None or upper > prefix) and (stop is None or node.keys[i] < stop):
-                        pending.append(node.refs[i])
-            else:
-                for key, value in zip(node.keys, node.values, strict=True):
-                    if key.startswith(prefix):
-                        yield key, value
-
     def _is_live(self, entry: bytes, marks: Marks) -> bool:
         touched = self._uploader.touched
         if touched is None:
@@ -147,7 +125,7 @@ class Sweeper:
     async def _look_at_entries(self, scan: _Scan, marks: Marks, found: Swept) -> dict[BlobId, _Pack]:
         """Count what of each pack is in use."""
         packs: defaultdict[BlobId, _Pack] = defaultdict(_Pack)
-        async for key, value in self._rows(scan.root, ENTRY_PREFIX):
+        async for key, value in self._locations.tree_rows(scan.root, ENTRY_PREFIX):
             row = decode_entry_row(value)
             pack = packs[row.blob]
             if not scan.is_elsewhere(key, row.blob) and self._is_live(key[1:], marks):
@@ -168,9 +146,13 @@ class Sweeper:
         """Return the dead blobs, and the packs to be packed anew."""
         dead: dict[BlobId, BlobRow] = {}
         sparse: list[tuple[float, int, BlobId]] = []
-        condemned = {shard for _, record in self._garbage.items() for shard, _ in record.left}
+        garbage = self._garbage
+        condemned = {
+            shard async for owner, record in garbage.items() if not garbage.is_moved(owner) for shard, _ in record.left
+        }
+        moved = await garbage.has_moved()
         room = CONDEMNED_MAX - self._garbage.count()
-        async for key, value in self._rows(root, BLOB_PREFIX):
+        async for key, value in self._locations.tree_rows(root, BLOB_PREFIX):
             blob, row = BlobId(key[1:]), decode_blob_row(value)
             pack = packs.get(blob)
             if pack is None:
@@ -186,6 +168,8 @@ class Sweeper:
             if is_live or self._is_busy(blob):
                 # Blobs can share a shard, the same slice of two packs: who is in use keeps it.
                 shared = condemned.intersection(row.shards or (ShardId(blob),)) if is_live else ()
+                if is_live and not moved.isdisjoint(self._places(blob, row)):
+                    shared = {*shared, *await self._still_at(blob, moved)}
                 if shared:
                     await self._garbage.spare(shared)
             elif self._garbage.get(blob) is None:
@@ -203,6 +187,13 @@ class Sweeper:
                 repack.add(blob)
         return dead, repack
 
+    async def _still_at(self, blob: BlobId, moved: set[tuple[ShardId, PeerId]]) -> set[ShardId]:
+        """Return the blob's shards that are where `moved` says by its present row, not the one of the map that is looked at:
+        that may be older than the repair that moved them."""
+        (data,) = await self._locations.find([blob_key(blob)])
+        places = self._places(blob, decode_blob_row(data)) if data is not None else ()
+        return {shard for shard, peer in places if (shard, peer) in moved}
+
     def _is_busy(self, blob: BlobId) -> bool:
         return self._uploader.is_on_its_way(blob) or self._journal.has(ROWS, blob_key(blob))
 
@@ -212,7 +203,7 @@ class Sweeper:
         """Return the entries of dead packs, and note the live ones of those to be packed anew."""
         entries: defaultdict[BlobId, list[EntryId]] = defaultdict(list)
         if dead or repack:
-            async for key, value in self._rows(scan.root, ENTRY_PREFIX):
+            async for key, value in self._locations.tree_rows(scan.root, ENTRY_PREFIX):
                 blob, entry = decode_entry_row(value).blob, EntryId(key[1:])
                 if blob in dead:
                     entries[blob].append(entry)

@@ -5,13 +5,17 @@ synchronous methods between awaits.
 
     add ──> packer ──> queue (oldest first) ──> prepare (thread) ──> lanes, one per peer ──> receipts ──> announce
                         ^                                              │
-                        └──────────── parked (waits for a peer) <──────┘
+                        ├──────────── parked (waits for a peer) <──────┤
+                        └──── held back (waits for room in a lane) <───┘
 
 * A blob's redundancy and epoch are fixed when it is first prepared and journalled, so that a blob begun before a restart
   goes on with the very same shards.
 * Shard i belongs to the blob's i-th host. While that one fails or refuses, a host past the n-th takes it (an exception in
   the location row); without one the blob is *parked*: its bytes leave memory, and it is queued again, by age, when a peer
   becomes usable.
+* A lane takes what its peer can take in a moment. Without room a shard is *held back*: its bytes leave memory, and its blob
+  is coded again, by age, when there is room, or for another host when there was none for SLOW_PATIENCE while others had
+  (fault 63). Only shards that are missing are sent again.
 * `announce` writes rows and receipts to the journal, and only then tells the driver: what it may let go of can be found.
 
 **Invariant:** a peer holds at most one shard of a blob, so that receipts count distinct peers (fault 76, 77).
@@ -21,32 +25,48 @@ from __future__ import annotations
 
 import heapq
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+import msgspec
 import trio
 
 from fsdecloud import codec
+from fsdecloud.agent.announce import Announcer
 from fsdecloud.agent.blob import Blob, Level
 from fsdecloud.agent.erasure import shard_size
 from fsdecloud.agent.garbage import Garbage
+from fsdecloud.agent.held import Held, choose_peer
 from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import ROWS, UPLOADS, JournalWriter, Write
+from fsdecloud.agent.journal import UPLOADS, JournalWriter, Write
 from fsdecloud.agent.lane import Item, Lane
 from fsdecloud.agent.pack import BlobPlan, Packer
 from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.prepare import Damaged, code_blob
-from fsdecloud.agent.rows import PackedEntry, UploadRecord, blob_key, entry_rows, make_blob_row
+from fsdecloud.agent.rows import BlobRow, PackedEntry, UploadRecord
 from fsdecloud.errors import FsdecloudError, MalformedError
-from fsdecloud.limits import ENTRY_MAX, KIB, MIB
+from fsdecloud.limits import ENTRY_MAX, MIB
 from fsdecloud.store.segments import SegmentStore
+from fsdecloud.swarm.policy import Redundancy
+from fsdecloud.swarm.recoding import coding_of
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
 from fsdecloud.wire.agentapi import StagedEntry, Stored
+from fsdecloud.wire.receipts import is_over, verify_receipt
 
 log = logging.getLogger(__name__)
 
 UPLOAD_MEMORY: Final = 64 * MIB
 """Shard bytes in memory that no receipt covers yet: a dozen blobs at 2/6, which keeps six peers busy."""
+
+SLOW_PATIENCE: Final = 30.0
+"""A shard that finds no room in its peer's lane for this long goes to another host, if most peers have room."""
+
+HELD_MOVED: Final = 256
+"""Blobs that are given to another host at a time, a few times in SLOW_PATIENCE."""
+
+CROWDED: Final = 0.5
+"""While more than half of the lanes are filled beyond this, no further blob is prepared: it would only be held back."""
 
 PREPARERS: Final = 3
 """Blobs prepared at once: hashing and reading run beside each other, the erasure code does not."""
@@ -59,10 +79,6 @@ PACK_DELAY_MAX: Final = 3.0
 
 RESEND_PATIENCE: Final = 10.0
 """After a restart the driver sends all staged entries again; when none came for this long it has done so."""
-
-TINY_BLOB: Final = 4 * KIB
-"""A blob up to this is stored as whole copies, as many as survive the same losses: coding would save nothing, and shards of
-a few bytes could be equal, so that their receipts would not count."""
 
 
 class Uploader:
@@ -83,23 +99,23 @@ class Uploader:
         self._staged = staged
         self._book = book
         self._hosts = hosts
-        self._notify = notify
         self._packer = Packer()
         self._by_entry: dict[EntryId, Blob | None] = {}
         """None while the entry waits in the open pack."""
         self._blobs: dict[BlobId, Blob] = {}
-        self._queue: list[tuple[int, Blob]] = []
+        self._queue: list[tuple[tuple[bool, int], Blob]] = []
         self._parked: dict[Blob, None] = {}
         self._waiting: dict[Blob, None] = {}
         """Begun before a restart; some of their entries were not sent again yet."""
-        self._dirty: dict[Blob, None] = {}
+        self._held = Held(lambda blob: self._is_known(blob) and bool(blob.missing()))
+        self._announcer = Announcer(writer, hosts, notify, self._told, self._is_known)
         self._lanes: dict[PeerId, Lane] = {}
         self._new_lanes: list[Lane] = []
         self._order = 0
         self._memory = 0
         self._preparing = 0
         self._wake_feed = trio.Event()
-        self._wake_announce = trio.Event()
+        self._wake_held = trio.Event()
         self._wake_pack = trio.Event()
         self._wake_waiting = trio.Event()
         self._last_add = 0.0
@@ -110,8 +126,9 @@ class Uploader:
         """Staged entries that the disk gives back as something else; not tried again before the agent's next start."""
         self.touched: set[EntryId] | None = None
         """Entries that the driver sent since a collection of garbage began; None while there is none."""
-        book.on_usable.append(lambda _peer: self._unpark())
+        book.on_usable.append(self._take_back)
         hosts.on_change.append(self._unpark)
+        hosts.on_wanted.append(self._replan_parked)
         self._load()
 
     # ---- what others ask -------------------------------------------------------------------------------------------
@@ -135,7 +152,7 @@ class Uploader:
             if blob is None:
                 continue
             if blob.announced and blob.level is blob.announced:
-                self._set_dirty(blob)
+                self._announcer.announce(blob)
             if entry.id not in blob.sources and blob.level is not Level.COMPLETE:
                 blob.sources[entry.id] = entry
                 self._count(entry.length)
@@ -191,7 +208,8 @@ class Uploader:
         blobs = tuple(blob for blob_id in blob_ids if (blob := self._blobs.get(blob_id)) is not None)
         for blob in blobs:
             if blob.announced is Level.NONE:
-                blob.done_event = blob.done_event or trio.Event()
+                if blob.done_event is None:
+                    blob.done_event = trio.Event()
                 await blob.done_event.wait()
         return blobs
 
@@ -214,7 +232,7 @@ class Uploader:
     def is_on_its_way(self, blob_id: BlobId) -> bool:
         """Whether a blob is being stored, or will be, or the driver was not told yet that it is."""
         blob = self._blobs.get(blob_id)
-        return blob is not None and (blob.announced is not Level.COMPLETE or blob.is_local or blob in self._dirty)
+        return blob is not None and (blob.announced is not Level.COMPLETE or blob.is_local or blob in self._announcer)
 
     def forget(self, blob_id: BlobId) -> list[Write]:
         """Forget the receipts of a blob that is not on its way; return the writes for that. Its entries are stored anew when
@@ -225,6 +243,51 @@ class Uploader:
         assert not self.is_on_its_way(blob_id)
         self._forget(blob)
         return [(UPLOADS, blob_id, None)]
+
+    def moved(self, blob_id: BlobId, holders: Mapping[int, PeerId], receipts: Iterable[bytes]) -> list[Write]:
+        """Note that shards of a blob that is not on its way were made again, elsewhere; return the writes for that."""
+        blob = self._blobs.get(blob_id)
+        if blob is None:
+            return []
+        assert not self.is_on_its_way(blob_id)
+        blob.holders.update(holders)
+        blob.receipts.update(dict.fromkeys(receipts))
+        return [(UPLOADS, blob_id, codec.encode(blob.record()))]
+
+    def recoded(
+        self, blob_id: BlobId, row: BlobRow, places: Mapping[int, PeerId], receipts: Mapping[int, bytes]
+    ) -> list[Write]:
+        """Note that a blob that is not on its way has another code now; return the writes for that. `receipts` are those of the
+        shards that were sent; the others were there before."""
+        blob = self._blobs.get(blob_id)
+        if blob is None:
+            return []
+        assert not self.is_on_its_way(blob_id)
+        kept = {(peer, row.shard(blob_id, index)) for index, peer in places.items() if index not in receipts}
+        older = [data for data in blob.receipts if kept and kept & _covered(data)]
+        blob.k, blob.n, blob.epoch, blob.shards = row.k, row.n, row.epoch, row.shards
+        blob.holders = dict(places)
+        blob.receipts = dict.fromkeys([*older, *receipts.values()])
+        return [(UPLOADS, blob_id, codec.encode(blob.record()))]
+
+    def revoke(self, blob_id: BlobId, index: int, peer: PeerId) -> None:
+        """A peer does not have a shard that it signed for: while the blob is on its way, it is sent again."""
+        blob = self._blobs.get(blob_id)
+        if blob is None or blob.holders.get(index) != peer or blob.level is Level.COMPLETE:
+            return
+        del blob.holders[index]
+        if blob not in self._waiting and not blob.sending:
+            self._parked.pop(blob, None)
+            self._enqueue(blob)
+
+    def epochs(self) -> set[int]:
+        """Return the epochs of the host map that blobs on their way are stored by."""
+        return {blob.epoch for blob in self._blobs.values() if blob.level is not Level.COMPLETE}
+
+    @property
+    def is_busy(self) -> bool:
+        """True while shards are under way."""
+        return bool(self._queue or self._memory)
 
     @property
     def has_parked(self) -> bool:
@@ -238,6 +301,9 @@ class Uploader:
     def partial(self) -> int:
         """Return how many blobs have fewer than n receipts."""
         return sum(blob.level is not Level.COMPLETE for blob in self._blobs.values())
+
+    def _is_known(self, blob: Blob) -> bool:
+        return self._blobs.get(blob.id) is blob
 
     # ---- planning --------------------------------------------------------------------------------------------------
     def _count(self, length: int) -> None:
@@ -265,7 +331,7 @@ class Uploader:
     def _load(self) -> None:
         """Take up the blobs of an earlier run: our own at once, those of the driver when it sends their entries again."""
         for key, value in self._writer.journal.items(UPLOADS):
-            record = codec.decode(value, UploadRecord)
+            record = _without_expired(codec.decode(value, UploadRecord), BlobId(key), time.time())
             blob = self._new_blob(is_local=not record.entries)
             blob.id = BlobId(key)
             blob.k, blob.n, blob.epoch, blob.length = record.k, record.n, record.epoch, record.length
@@ -287,7 +353,7 @@ class Uploader:
         if not blob.is_queued:
             blob.is_queued = True
             blob.avoid.clear()
-            heapq.heappush(self._queue, (blob.order, blob))
+            heapq.heappush(self._queue, (blob.rank, blob))
             self._wake_feed.set()
 
     def _forget(self, blob: Blob) -> None:
@@ -339,21 +405,53 @@ class Uploader:
 
     # ---- choosing peers --------------------------------------------------------------------------------------------
     def _choose(self, blob: Blob, index: int) -> PeerId | None:
-        """Return the peer for a shard: its own host, else the first other one past the n-th; None when none is usable."""
-        ranking = self._hosts.ranking(blob.id, blob.epoch)
-        taken = {*blob.holders.values(), *blob.sending.values(), *blob.avoid}
-        book = self._book
-        if index < len(ranking):
-            own = ranking[index]
-            if own not in taken and book.peer(own).is_usable:
-                return own
-        spare: Iterable[PeerId] = ranking[blob.n :]
-        if blob.epoch != self._hosts.map.epoch:
-            spare = (*spare, *(p for p in self._hosts.ranking(blob.id, self._hosts.map.epoch) if p not in ranking))
-        return next((peer for peer in spare if peer not in taken and book.peer(peer).is_usable), None)
+        return choose_peer(blob, index, self._hosts, self._book)
 
     def _can_go_on(self, blob: Blob) -> bool:
-        return any(self._choose(blob, index) is not None for index in blob.missing())
+        """Whether a missing shard has a peer with room. Without one it is held back by those that have none, or parked."""
+        if not blob.id:
+            return any(self._book.peer(peer).is_usable for peer in self._hosts.map.current)
+        return any(
+            (peer := self._choose(blob, index)) is not None and self._has_room(blob, peer) for index in blob.missing()
+        )
+
+    def _has_room(self, blob: Blob, peer: PeerId) -> bool:
+        """Whether a shard of the blob may go into the peer's lane now. The agent's own are small, and always may."""
+        lane = self._lanes.get(peer)
+        if lane is None or blob.is_local:
+            return True
+        return not self._held.is_behind(peer, blob) and lane.has_room(shard_size(blob.k, blob.length))
+
+    def _take_back(self, peer: PeerId) -> None:
+        """A peer is usable again: those that it did not take in full may try it once more."""
+        for blob in self._blobs.values():
+            blob.avoid.discard(peer)
+        self._unpark()
+
+    def _replan_parked(self) -> None:
+        """Another redundancy was asked for: it may be one that there are peers for."""
+        for blob in list(self._parked):
+            if self._code_as_wanted(blob):
+                self._parked.pop(blob, None)
+
+    def _code_as_wanted(self, blob: Blob) -> bool:
+        """Begin a blob that waits for peers anew if it was begun with another redundancy than what is asked for now; returns
+        whether that is so. With `auto` it waits: peers that go for a while do not make it weaker."""
+        wanted = self._hosts.wanted
+        if wanted is None or not blob.id:
+            return False
+        if blob.is_local:
+            if blob.n <= wanted.copies:
+                return False
+            blob.n = wanted.copies
+            blob.holders = dict(enumerate(list(blob.holders.values())[: blob.n]))
+            self._announcer.note(blob)
+            self._enqueue(blob)
+            return True
+        if coding_of(wanted, blob.length) == Redundancy(blob.k, blob.n) or len(blob.sources) < len(blob.entries):
+            return False
+        self._replan(blob, [])
+        return True
 
     def _unpark(self) -> None:
         for blob in list(self._parked):
@@ -367,27 +465,35 @@ class Uploader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_packs)
             nursery.start_soon(self._give_up_waiting)
-            nursery.start_soon(self._announce)
+            nursery.start_soon(self._announcer.run)
+            nursery.start_soon(self._watch_held)
             await self._hosts.wait_known()
             while True:
-                while not self._queue or self._preparing >= PREPARERS or self._memory >= UPLOAD_MEMORY:
+                while not self._queue or self._preparing >= PREPARERS or self._is_full():
                     self._wake_feed = trio.Event()
                     await self._wake_feed.wait()
                 _, blob = heapq.heappop(self._queue)
-                blob.is_queued = False
-                if blob.id and not self._can_go_on(blob):
+                if not self._can_go_on(blob):
+                    blob.is_queued = False
                     self._settle(blob)
                     continue
                 self._preparing += 1
                 nursery.start_soon(self._prepare, blob, nursery)
 
+    def _is_full(self) -> bool:
+        """Whether what is next may not be prepared: for want of memory, or because most lanes have enough to do."""
+        if self._queue[0][1].is_local:
+            return False
+        if self._memory >= UPLOAD_MEMORY:
+            return True
+        return 2 * sum(lane.filling > CROWDED for lane in self._lanes.values()) > len(self._lanes)
+
     async def _prepare(self, blob: Blob, nursery: trio.Nursery) -> None:
         """Read, check and code one blob, and hand its missing shards to the lanes."""
         if not blob.n:
             redundancy, _ = self._hosts.redundancy()
-            blob.k, blob.n, blob.epoch = redundancy.k, redundancy.n, self._hosts.map.epoch
-            if blob.length <= TINY_BLOB:
-                blob.k, blob.n = 1, redundancy.copies
+            coding = coding_of(redundancy, blob.length)
+            blob.k, blob.n, blob.epoch = coding.k, coding.n, self._hosts.map.epoch
         estimate = shard_size(blob.k, blob.length) * (blob.n if blob.k > 1 else 1)
         self._memory += estimate
         try:
@@ -396,6 +502,7 @@ class Uploader:
             self.last_error = str(exc)
             self.damaged.update(exc.entries)
             log.error("%s", exc)
+            blob.is_queued = False
             self._replan(blob, exc.entries)
             return
         finally:
@@ -407,6 +514,7 @@ class Uploader:
             self._writer.write_nowait([(UPLOADS, blob.id, codec.encode(blob.record()))])
         # Before anything of it is sent, so that no deletion of the same shards can follow.
         await self._garbage.reclaim(blob.id, blob.shards or (ShardId(blob.id),))
+        blob.is_queued = False
         self._send(blob, dict(enumerate(shards)))
         for lane in self._new_lanes:
             nursery.start_soon(lane.run)
@@ -417,10 +525,10 @@ class Uploader:
         """Hand the blob's missing shards to the lanes of usable peers."""
         for index in blob.missing():
             peer = self._choose(blob, index)
-            if peer is not None:
+            if peer is not None and self._has_room(blob, peer):
                 blob.sending[index] = peer
                 self._memory += len(shards[index])
-                self._lane(peer).push(Item(blob.id, index, blob.shard(index), shards[index]))
+                self._lane(peer).push(Item(blob.rank, blob.id, index, blob.shard(index), shards[index]))
         self._settle(blob)
 
     def _lane(self, peer: PeerId) -> Lane:
@@ -439,6 +547,7 @@ class Uploader:
             if item.shard in covered:
                 blob.holders[item.index] = peer
                 blob.receipts[receipt] = None
+                self._announcer.note(blob)
             else:
                 blob.avoid.add(peer)
                 self._resend(blob, item)
@@ -476,47 +585,61 @@ class Uploader:
     def _settle(self, blob: Blob) -> None:
         """Decide what comes next for a blob whose shards changed."""
         if blob.level > blob.announced:
-            self._set_dirty(blob)
-        if blob.level is not Level.COMPLETE and not blob.sending and not blob.is_queued:
+            self._announcer.announce(blob)
+        if blob.level is Level.COMPLETE or blob.is_queued:
+            return
+        if blob.missing() and self._hold_back(blob):
+            return  # some of it may go to somebody else, but that is done together, when there is room
+        if not blob.sending:
             if self._can_go_on(blob):
                 self._enqueue(blob)
-            elif blob not in self._parked:
+            elif blob not in self._parked and not self._code_as_wanted(blob):
                 self._parked[blob] = None
                 self._book.urge()
 
-    # ---- telling ---------------------------------------------------------------------------------------------------
-    def _set_dirty(self, blob: Blob) -> None:
-        self._dirty[blob] = None
-        self._wake_announce.set()
+    # ---- held back -------------------------------------------------------------------------------------------------
+    def _hold_back(self, blob: Blob) -> bool:
+        """Have the blob wait for the lanes that have no room for its missing shards; False when there are none such."""
+        if not blob.id:
+            return False
+        peers = {peer for index in blob.missing() if (peer := self._choose(blob, index)) is not None}
+        full = [peer for peer in peers if not self._has_room(blob, peer)]
+        for peer in full:
+            self._held.add(peer, blob)
+            self._wake_held.set()
+        return bool(full) and len(full) == len(peers)
 
-    async def _announce(self) -> None:
-        """Journal what blobs have reached, then tell; what comes while the journal syncs goes into the next round."""
+    def lane_moved(self, peer: PeerId) -> None:
+        """Queue the oldest of the blobs that the peer's lane had no room for, as far as it has room now."""
+        self._wake_feed.set()
+        lane = self._lanes[peer]
+        if lane.filling <= CROWDED:
+            for blob in self._held.take(peer, lane.room):
+                self._parked.pop(blob, None)
+                self._enqueue(blob)
+
+    async def _watch_held(self) -> None:
+        """Look for lanes that have had no room for too long, while most others have."""
         while True:
-            await self._wake_announce.wait()
-            self._wake_announce = trio.Event()
-            blobs, self._dirty = list(self._dirty), {}
-            levels = [blob.level for blob in blobs]
-            notices = [self._stored(blob) for blob in blobs]
-            writes: list[Write] = []
-            for blob in blobs:
-                writes += self._writes(blob)
-            await self._writer.write(writes)
-            for blob, level, notice in zip(blobs, levels, notices, strict=True):
-                self._told(blob, level)
-                if not blob.is_local:
-                    self._notify(notice)
+            while not self._held:
+                self._wake_held = trio.Event()
+                await self._wake_held.wait()
+            await trio.sleep(SLOW_PATIENCE / 4)
+            for peer in self._slow_lanes():
+                for blob in self._held.oldest(peer, HELD_MOVED):
+                    blob.slow.add(peer)
+                    if self._can_go_on(blob):
+                        self._parked.pop(blob, None)
+                        self._enqueue(blob)
 
-    def _writes(self, blob: Blob) -> list[Write]:
-        if blob.is_local and blob.level is Level.COMPLETE:
-            return [(UPLOADS, blob.id, None)]
-        record = blob.record()
-        writes: list[Write] = [(UPLOADS, blob.id, codec.encode(record))]
-        if not blob.is_local:
-            row = make_blob_row(record, self._hosts.ranking(blob.id, blob.epoch)[: blob.n])
-            writes.append((ROWS, blob_key(blob.id), codec.encode(row)))
-            writes += [(ROWS, key, value) for key, value in entry_rows(blob.id, blob.entries)]
-        return writes
+    def _slow_lanes(self) -> list[PeerId]:
+        full = {peer: lane.full_since for peer, lane in self._lanes.items() if lane.full_since is not None}
+        if 2 * len(full) > len(self._lanes):
+            return []  # the line is slow, or the limit low
+        long_ago = trio.current_time() - SLOW_PATIENCE
+        return [peer for peer, since in full.items() if since <= long_ago]
 
+    # ---- telling ---------------------------------------------------------------------------------------------------
     def _told(self, blob: Blob, level: Level) -> None:
         if level is Level.COMPLETE and blob.announced is not Level.COMPLETE:
             for source in blob.sources.values():
@@ -529,7 +652,23 @@ class Uploader:
         if blob.is_local and level is Level.COMPLETE:
             self._forget(blob)
 
-    def _stored(self, blob: Blob) -> Stored:
-        shards = blob.shards or (ShardId(blob.id),) * blob.n
-        entries = tuple(entry.id for entry in blob.entries)
-        return Stored(blob.id, blob.k, blob.n, shards, entries, tuple(blob.receipts))
+
+def _covered(data: bytes) -> set[tuple[PeerId, ShardId]]:
+    """Return who has which shards by a receipt of ours."""
+    receipt = verify_receipt(data)
+    return {(receipt.peer, item.id) for item in receipt.shards}
+
+
+def _without_expired(record: UploadRecord, blob: BlobId, now: float) -> UploadRecord:
+    """Return the record without receipts that nobody would believe any more, and without what they alone bear out: it is
+    stored again."""
+    kept = tuple(receipt for receipt in record.receipts if not is_over(receipt, now))
+    if len(kept) == len(record.receipts):
+        return record
+    covered = {pair for data in kept for pair in _covered(data)}
+    holders = tuple(
+        (index, peer)
+        for index, peer in record.holders
+        if (peer, record.shards[index] if record.shards else ShardId(blob)) in covered
+    )
+    return msgspec.structs.replace(record, receipts=kept, holders=holders)

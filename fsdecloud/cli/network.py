@@ -6,12 +6,16 @@ import secrets
 import time
 import tomllib
 from pathlib import Path
+from typing import Final
 
 from fsdecloud.cli import client, parts, peers
 from fsdecloud.config import Paths, write_private_file
-from fsdecloud.errors import LedgerUnavailable, UsageError
+from fsdecloud.errors import LedgerUnavailable, RemoteTimeout, UsageError
 from fsdecloud.wire.agentapi import Empty
-from fsdecloud.wire.ledgerapi import LedgerStatus
+from fsdecloud.wire.ledgerapi import Account, KeyQuery, LedgerStatus
+
+BALANCE_TIMEOUT: Final = 3.0
+"""Seconds for a daemon to say what a key has: whoever asks how a peer does is told the rest without it."""
 
 
 def has_network(paths: Paths) -> bool:
@@ -63,6 +67,21 @@ def ledger_status(paths: Paths) -> LedgerStatus:
     """Ask the ledger daemon. Raises LedgerUnavailable when it does not run or answer."""
     require_ledger(paths)
     return client.call(paths.socket("ledger"), "status", Empty(), LedgerStatus, error=LedgerUnavailable)
+
+
+def balance(paths: Paths, network: bytes, key: bytes) -> int:
+    """Return what this home's ledger daemon says is the balance of a key in `network`, in the smallest unit.
+
+    Raises LedgerUnavailable when none runs, answers soon, or belongs to that network.
+    """
+    require_ledger(paths)
+    try:
+        with client.Client(paths.socket("ledger"), error=LedgerUnavailable, timeout=BALANCE_TIMEOUT) as ledger:
+            if ledger.call("status", Empty(), LedgerStatus, timeout=BALANCE_TIMEOUT).network != network:
+                raise LedgerUnavailable("the ledger daemon of this home is of another network")
+            return ledger.call("account", KeyQuery(key), Account, timeout=BALANCE_TIMEOUT).balance
+    except RemoteTimeout as exc:
+        raise LedgerUnavailable(str(exc)) from exc
 
 
 def admit_volume(paths: Paths, root: bytes) -> None:

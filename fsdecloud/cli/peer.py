@@ -1,9 +1,11 @@
-"""`decloud peer init|run|status`: store shards for others."""
+"""`decloud peer init|run|status|leave|maintenance|stay`: store shards for others."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from typing import Final
 
 import click
 
@@ -11,9 +13,15 @@ from fsdecloud.cli import network, parts, peers
 from fsdecloud.cli.output import clean, emit, emit_json
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.config import Paths, check_name, find_paths
-from fsdecloud.errors import PeerUnavailable, UsageError
-from fsdecloud.units import format_size, parse_size
-from fsdecloud.wire.peerapi import PeerdStatus
+from fsdecloud.errors import FsdecloudError, PeerUnavailable, UsageError
+from fsdecloud.units import format_duration, format_size, parse_duration, parse_size
+from fsdecloud.wire.peerapi import Announce, Departing, PeerdStatus
+
+NOT_YET: Final = 3
+"""Something is still held (decloud(1), EXIT STATUS)."""
+
+SHOWN: Final = 20
+"""Deals in what people read; JSON has more."""
 
 
 @click.group("peer", context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,17 +39,29 @@ def command() -> None:
     show_default=True,
     help="Where it is reached (port 0: any).",
 )
-def init_command(name: str, quota: str, listen: str) -> None:
+@click.option("--bootstrap", metavar="ADDRESS", multiple=True, help="A peer to ask for others; may be given again.")
+@click.option(
+    "--operator", metavar="OPERATOR", help="Declare that it is run together with this operator's other peers."
+)
+def init_command(name: str, quota: str, listen: str, bootstrap: tuple[str, ...], operator: str | None) -> None:
     """Set up the storage peer NAME in this machine's ledger network."""
     from fsdecloud.net.address import parse_endpoint
-    from fsdecloud.peerd.setup import init_peer
+    from fsdecloud.peerd.setup import init_peer, parse_bootstrap
 
     paths = find_paths()
     size = parse_size(quota, "--quota")
     parse_endpoint(listen)
     if check_name(name) in parts.local_peers(paths):
         raise UsageError(f"there is a peer {name} already: decloud peer run {name}")
-    init_peer(paths, name, size, listen, network.require_network(paths))
+    known = " ".join(bootstrap)
+    parse_bootstrap(known)
+    if operator is not None:
+        check_name(operator)
+    init_peer(paths, name, size, listen, network.require_network(paths), known)
+    if operator is not None:
+        from fsdecloud.peerd.operators import declare_operator
+
+        declare_operator(paths, name, operator)
     emit(f"peer {name} is set up; {paths.peer_state(name) / 'policy.toml'} says who may store; decloud peer run {name}")
 
 
@@ -63,6 +83,26 @@ def _require_peer(paths: Paths, name: str) -> None:
     if check_name(name) not in known:
         there = f"this machine has {', '.join(known)}" if known else "this machine has none"
         raise UsageError(f"there is no peer {name} ({there}): decloud peer init {name}")
+
+
+@command.command("operator")
+@click.argument("name", metavar="NAME")
+@click.argument("operator", metavar="[OPERATOR]", required=False)
+@click.option("--none", "is_none", is_flag=True, help="Take the declaration back.")
+def operator_command(name: str, operator: str | None, *, is_none: bool) -> None:
+    """Declare that OPERATOR runs the peer NAME, so that no volume relies on his peers to fail one by one.
+
+    Holds from the peer's next start. The key of a new OPERATOR is made.
+    """
+    from fsdecloud.peerd.operators import declare_operator
+
+    if (operator is None) is not is_none:
+        raise UsageError("name the operator, or --none")
+    paths = find_paths()
+    _require_peer(paths, name)
+    key = declare_operator(paths, name, operator)
+    said = f"is run by {operator} ({key.hex()})" if operator is not None else "has no operator"
+    emit(f"peer {name} declares that it {said}, from its next start on")
 
 
 @command.command("status")
@@ -87,28 +127,126 @@ def status_command(name: str | None, as_json: bool) -> int:
             else:
                 emit(f"{each}: {clean(str(exc))}")
             continue
+        balance = _balance(paths, status)
         if as_json:
-            emit_json(status_fields(status))
+            emit_json(status_fields(status, balance))
         else:
-            for line in status_lines(status):
+            for line in status_lines(status, balance):
                 emit(line)
     return code
 
 
-def status_fields(status: PeerdStatus) -> dict[str, object]:
-    """Return one object of `peer status --json`."""
+@command.command("leave")
+@click.argument("name", metavar="NAME")
+@click.option("--status", "only_status", is_flag=True, help="Only show what the peer still holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def leave_command(name: str, only_status: bool, as_json: bool) -> int:
+    """Announce that the peer NAME leaves for good. It takes nothing new, and serves what it holds until the owners have
+    moved it.
+
+    Exit code 3 while it holds shards that somebody wants: do not switch it off yet.
+    """
+    departing = _announce(name, Announce("" if only_status else "leave"))
+    if as_json:
+        emit_json(departing_fields(name, departing))
+    else:
+        for line in departing_lines(name, departing, time.time()):
+            emit(line)
+    return NOT_YET if departing.shards else 0
+
+
+@command.command("maintenance")
+@click.argument("name", metavar="NAME")
+@click.option("--for", "duration", metavar="TIME", required=True, help="How long: 30m, 6h, 2d.")
+def maintenance_command(name: str, duration: str) -> None:
+    """Announce that the peer NAME will be away for some time. Until then it takes nothing new; nobody moves what it holds."""
+    seconds = int(parse_duration(duration, "--for", smallest=1))
+    departing = _announce(name, Announce("maintenance", seconds))
+    emit(
+        f"peer {name} announces {reason_for_people(departing.reason, time.time())}; decloud peer stay {name} takes that back"
+    )
+
+
+@command.command("stay")
+@click.argument("name", metavar="NAME")
+def stay_command(name: str) -> None:
+    """Take back what the peer NAME announced: it takes shards again."""
+    _announce(name, Announce("stay"))
+    emit(f"peer {name} stays")
+
+
+def _announce(name: str, announcement: Announce) -> Departing:
+    paths = find_paths()
+    _require_peer(paths, name)
+    return peers.announce(paths, name, announcement)
+
+
+def departing_fields(name: str, departing: Departing) -> dict[str, object]:
+    """Return the object of `peer leave --json`."""
+    return {
+        "name": name,
+        "reason": departing.reason or None,
+        "since": departing.since or None,
+        "is_registered": departing.is_registered,
+        "shards": departing.shards,
+        "bytes": departing.size,
+        "doomed_shards": departing.doomed_shards,
+        "deals": [{"deal": h.deal.hex(), "shards": h.shards, "bytes": h.size} for h in departing.holders],
+    }
+
+
+def departing_lines(name: str, departing: Departing, now: float) -> list[str]:
+    """Return what people read."""
+    said = "the ledger says so too" if departing.is_registered else "the ledger does not say so yet"
+    if departing.reason:
+        lines = [f"peer {name} announces {reason_for_people(departing.reason, now)}; {said}"]
+    else:
+        lines = [f"peer {name} stays"]
+    if not departing.shards:
+        return [*lines, "  it holds nothing that anybody wants: it may be switched off"]
+    lines.append(f"  {departing.shards} shards are wanted by {len(departing.holders)} deals or more:")
+    lines += [f"    {h.deal.hex()[:16]}  {h.shards} shards, {format_size(h.size)}" for h in departing.holders[:SHOWN]]
+    lines.append("  it has to run until their owners have moved them")
+    return lines
+
+
+def reason_for_people(reason: str, now: float) -> str:
+    """Return "leaving", or how long a maintenance still takes."""
+    kind, _, until = reason.partition(" until ")
+    return f"{kind} for {format_duration(int(until) - now)}" if until.isdigit() else kind
+
+
+def _balance(paths: Paths, status: PeerdStatus) -> int | None:
+    """Return what the ledger says that a peer's key has, None when it cannot be asked."""
+    try:
+        return network.balance(paths, status.network, status.id)
+    except FsdecloudError:
+        return None
+
+
+def status_fields(status: PeerdStatus, balance: int | None) -> dict[str, object]:
+    """Return one object of `peer status --json`; `balance` is None when the ledger could not be asked."""
     fields: dict[str, object] = {}
     for field in status.__struct_fields__:
         value = getattr(status, field)
         fields[field] = value.hex() if isinstance(value, bytes) else value
     fields["registered_height"] = status.registered_height if status.registered_height >= 0 else None
     fields["last_error"] = status.last_error or None
+    fields["refusals"] = dict(status.refusals)
+    fields["departure"] = status.departure or None
+    fields["departure_since"] = status.departure_since or None
+    fields["departure_shards"] = status.departure_shards or None
+    fields["scrub_started"] = status.scrub_started or None
+    fields["scrub_finished"] = status.scrub_finished or None
+    fields["operator"] = status.operator.hex() or None
+    fields["balance"] = balance
+    fields["earnings"] = None  # no deal of this release pays
     fields["state"] = "up"
     return fields
 
 
-def status_lines(status: PeerdStatus) -> list[str]:
-    """Return what people read."""
+def status_lines(status: PeerdStatus, balance: int | None) -> list[str]:
+    """Return what people read; `balance` is None when the ledger could not be asked."""
     registered = (
         f"in the ledger at block {status.registered_height}"
         if status.registered_height >= 0
@@ -116,11 +254,65 @@ def status_lines(status: PeerdStatus) -> list[str]:
     )
     lines = [
         f"{status.name}: {status.url}",
-        f"  {status.shards} shards, {format_size(status.used)} of {format_size(status.quota)}, {format_size(status.free)} free",
-        f"  took {format_size(status.stored_bytes)}, gave {format_size(status.served_bytes)}, refused {status.refused_shards}",
-        f"  {status.doomed_shards} shards wait for their removal, {status.removed_shards} removed since the start",
+        f"  space: {status.shards} shards, {format_size(status.used)} of {format_size(status.quota)}",
+        f"    {format_size(status.free)} free; {format_size(status.reserve)} of the disk are left for others",
+        f"  traffic: {status.requests} requests, {format_size(status.received_bytes)} in, {format_size(status.sent_bytes)} out",
+        f"    took {format_size(status.stored_bytes)} of shards, gave {format_size(status.served_bytes)}",
+        f"    refused {status.refused_shards} shards, slowed clients down {status.delays} times",
+        *(f"    refused: {clean(reason)} ({count} times)" for reason, count in status.refusals),
+        f"    forwarded {status.forwarded_requests} requests to other peers, {format_size(status.forwarded_bytes)}",
+        f"  knows {status.known_peers} other peers, {status.tested_peers} of them by a connection",
+        f"  deleting: {status.doomed_shards} shards wait for their removal, {status.removed_shards} removed since the start",
+        f"  leases: {status.expiring_shards} shards expire within {format_duration(status.lease / 8)}",
+        f"    {status.expired_shards} have expired, {status.removed_expired} removed since the start",
+        *_health_lines(status, time.time()),
+        _earnings_line(balance),
+        *_operator_lines(status),
         f"  {registered}, {status.connections} connections, pid {status.pid}",
     ]  # fmt: skip
+    if status.departure:
+        lines.append(
+            f"  announces {reason_for_people(status.departure, time.time())}; decloud peer leave --status {status.name}"
+        )
+        lines += _handover_lines(status)
     if status.last_error:
         lines.append(f"  last error: {clean(status.last_error)}")
+    return lines
+
+
+def _earnings_line(balance: int | None) -> str:
+    """Return what the peer's key has, and that this is not for storing: every peer registers the price zero as yet."""
+    has = "the ledger cannot be reached" if balance is None else f"its key has {balance} in the ledger"
+    return f"  earnings: {has}; no deal pays yet, the price is zero"
+
+
+def _operator_lines(status: PeerdStatus) -> list[str]:
+    """Return who runs it, nothing for a peer that nobody is known to run."""
+    said = "" if status.is_operator_registered else ", which the ledger does not say yet"
+    if status.operator:
+        return [f"  operator: {status.operator.hex()}{said}"]
+    return []
+
+
+def _handover_lines(status: PeerdStatus) -> list[str]:
+    """Return how far the owners are with moving what a peer that leaves for good holds."""
+    if status.departure != "leaving" or not status.departure_shards:
+        return []
+    left = max(status.shards - status.doomed_shards, 0)
+    moved = max(status.departure_shards - left, 0)
+    return [f"    owners have moved {moved} of {status.departure_shards} shards, {left} are left"]
+
+
+def _health_lines(status: PeerdStatus, now: float) -> list[str]:
+    """Return how the shards on the disk do."""
+    damage = f"{status.damaged_shards} shards are damaged" if status.damaged_shards else "no damaged shards"
+    lines = [f"  health: {damage}, {status.damaged_found} ever found, {status.scrub_errors} errors"]
+    if status.scrub_started:
+        part = min(100 * status.scrub_shards // max(status.shards, 1), 100)
+        lines.append(f"    reads its shards again: {part} % since {format_duration(now - status.scrub_started)}")
+    elif status.scrub_finished:
+        ago = format_duration(now - status.scrub_finished)
+        lines.append(f"    last read all its shards again {ago} ago ({format_size(status.scrub_bytes)})")
+    else:
+        lines.append("    has not read its shards again yet")
     return lines

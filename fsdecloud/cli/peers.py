@@ -10,7 +10,7 @@ from fsdecloud.config import Paths
 from fsdecloud.errors import FsdecloudError, PeerUnavailable
 from fsdecloud.types import PeerId
 from fsdecloud.wire.agentapi import Empty
-from fsdecloud.wire.peerapi import PeerdStatus
+from fsdecloud.wire.peerapi import Announce, Departing, PeerdStatus
 
 UP_QUOTA: Final = 64 << 30
 """Quota of the peers that `decloud up` makes; the disk's free space bounds them as well."""
@@ -34,6 +34,13 @@ def peer_status(paths: Paths, name: str) -> PeerdStatus:
     if parts.running_pid(paths, f"peer-{name}") is None:
         raise PeerUnavailable(f"peer {name} is not running: decloud peer run {name}, or decloud up")
     return client.call(paths.socket(f"peer-{name}"), "status", Empty(), PeerdStatus, timeout=5.0, error=PeerUnavailable)
+
+
+def announce(paths: Paths, name: str, announcement: Announce) -> Departing:
+    """Tell a running peer what it is about to do; return what it still holds. Raises PeerUnavailable, UsageError."""
+    if parts.running_pid(paths, f"peer-{name}") is None:
+        raise PeerUnavailable(f"peer {name} is not running: decloud peer run {name}, or decloud up")
+    return client.call(paths.socket(f"peer-{name}"), "announce", announcement, Departing, error=PeerUnavailable)
 
 
 def local_peers(paths: Paths) -> list[LocalPeer]:

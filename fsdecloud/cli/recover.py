@@ -9,6 +9,7 @@ import time
 from typing import Final
 
 import click
+import msgspec
 
 from fsdecloud.cli import client, network, parts, volumes
 from fsdecloud.cli.ledger import describe_age, ledger_arguments
@@ -70,6 +71,9 @@ def find_anchor(paths: Paths, volume_id: bytes, timeout: float) -> tuple[VolumeA
     "--bootstrap", metavar="URL", required=True, multiple=True, help="Address of a ledger daemon; may be repeated."
 )
 @click.option(
+    "--peer", "peers", metavar="ADDRESS", multiple=True, help="A storage peer to ask for others; may be repeated."
+)
+@click.option(
     "--passphrase-file", metavar="FILE", help="Lock it here with the passphrase in FILE, not with the device key."
 )
 @click.option(
@@ -81,7 +85,13 @@ def find_anchor(paths: Paths, volume_id: bytes, timeout: float) -> tuple[VolumeA
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    name: str, phrase_file: str, bootstrap: tuple[str, ...], passphrase_file: str | None, timeout: str, as_json: bool
+    name: str,
+    phrase_file: str,
+    bootstrap: tuple[str, ...],
+    peers: tuple[str, ...],
+    passphrase_file: str | None,
+    timeout: str,
+    as_json: bool,
 ) -> None:
     """Get the volume NAME back: read its 24 words, join the ledger network and find the volume's latest anchor.
 
@@ -90,9 +100,10 @@ def command(
     """
     from fsdecloud.crypto.keys import VolumeKeys
     from fsdecloud.ledger.transactions import Anchor, decode_tx
-    from fsdecloud.net.address import parse_url
+    from fsdecloud.net.address import parse_bootstrap, parse_url
 
     limit = parse_duration(timeout, "--timeout")
+    known = tuple(str(address) for address in parse_bootstrap(peers))
     paths = find_paths()
     volumes.require_new(paths, name)
     wanted = {address.network for address in map(parse_url, bootstrap) if address.network is not None}
@@ -113,7 +124,7 @@ def command(
         if not isinstance(tx, Anchor) or tx.volume != volume_id:
             raise UsageError("the ledger daemon answers with what is no anchor of this volume", SYSTEM)
         document = volumes.make_document(paths, name, root, network.require_network(paths), passphrase=passphrase)
-        volumes.save_document(paths, document)
+        volumes.save_document(paths, msgspec.structs.replace(document, bootstrap=known))
     except FsdecloudError:
         if started:
             parts.stop_parts(paths, ["ledger"])

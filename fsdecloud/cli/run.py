@@ -4,7 +4,8 @@
     1    a wrong argument, or no permission
     2    the system refuses: disk, network, a daemon
     3    not everything is stored yet (`status`, `sync`)
-    4    degraded: a peer is down or lies, the volume is read-only against its wish (`status`)
+    4    degraded: a peer is down or lies, the volume is read-only against its wish (`status`), files cannot be
+         read (`unreadable`)
     8    interrupted (`mount`); 130 everywhere else
     32   the mount or unmount failed
 

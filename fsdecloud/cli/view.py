@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fsdecloud.cli import drivers, gc, mounts, network, parts, peers
+from fsdecloud.cli import drivers, gc, health, mounts, network, parts, peers
 from fsdecloud.cli.output import clean, table
 from fsdecloud.cli.run import DEGRADED, OK, PENDING
 from fsdecloud.config import Paths
 from fsdecloud.errors import FsdecloudError
-from fsdecloud.units import format_size
+from fsdecloud.units import format_rate, format_size
 from fsdecloud.wire.controlapi import Count, DriverStatus
 from fsdecloud.wire.ledgerapi import LedgerStatus
 
@@ -67,6 +67,7 @@ def take_view(paths: Paths, volume: str | None) -> View:
             f"peer {row['name'] or str(row['id'])[:8]} is {row['state']}" for row in rows if row["state"] != "up"
         ]
         problems += list(driver.warnings)
+        problems += health.problems(driver.repair)
         there = mounts.mount_at(driver.mountpoint, mounts.read_mounts())
         if driver.read_only and not (there is not None and there.read_only):
             problems.append(f"the volume turned read-only: {driver.read_only}")
@@ -98,6 +99,8 @@ def _peer_rows(paths: Paths, driver: DriverStatus | None) -> list[dict[str, Any]
             "corrupt": host.corrupt,
             "stored_bytes": host.stored_bytes,
             "fetched_bytes": host.fetched_bytes,
+            "evidence": list(host.evidence),
+            "by_way_of": host.way.hex() or None,
         })  # fmt: skip
     rows.extend(
         {
@@ -110,6 +113,8 @@ def _peer_rows(paths: Paths, driver: DriverStatus | None) -> list[dict[str, Any]
             "corrupt": 0,
             "stored_bytes": 0,
             "fetched_bytes": 0,
+            "evidence": [],
+            "by_way_of": None,
         }
         for own in local.values()
     )
@@ -146,7 +151,10 @@ def as_json(view: View) -> dict[str, object]:
         "mempool": view.ledger.mempool if view.ledger else None,
         "k": driver.k if driver else None,
         "n": driver.n if driver else None,
+        "redundancy": (driver.redundancy or None) if driver else None,
     }
+    result["up_limit"] = (driver.up_limit or None) if driver else None
+    result["down_limit"] = (driver.down_limit or None) if driver else None
     for name in ("files", "logical_bytes", "cache_bytes", "uploaded_bytes", "downloaded_bytes", "handler_errors"):
         result[name] = getattr(driver, name) if driver else None
     for name in ("agent_restarts", "slow_requests", "timed_out_requests", "live_inodes", "kernel_inodes"):
@@ -158,6 +166,7 @@ def as_json(view: View) -> dict[str, object]:
         for found in (driver.incidents if driver else ())
     ]
     result["gc"] = gc.as_json(driver.volume, driver.gc, dry_run=False) | {"phase": driver.gc.phase} if driver else None
+    result["repair"] = health.as_json(driver.repair) if driver else None
     result["last_error"] = (driver.last_error or None) if driver else None
     result["problems"] = view.problems
     return result
@@ -179,11 +188,17 @@ def as_lines(view: View) -> list[str]:
         )
         lines.append("  " + ", ".join(f"{name} {c.entries} ({format_size(c.bytes)})" for name, c in counts))
         lines.append(
-            f"  redundancy {driver.k}/{driver.n}, sent {format_size(driver.uploaded_bytes)}, "
+            f"  redundancy {driver.k}/{driver.n}{_asked_for(driver)}, sent {format_size(driver.uploaded_bytes)}, "
             f"fetched {format_size(driver.downloaded_bytes)}, cache {format_size(driver.cache_bytes)}"
         )
+        if driver.up_limit or driver.down_limit:
+            lines.append(f"  limits: up {format_rate(driver.up_limit)}, down {format_rate(driver.down_limit)}")
         if driver.gc.phase or driver.gc.last_run:
             lines.append(f"  garbage: {gc.describe(driver.gc)}")
+        if line := health.describe(driver.repair):
+            lines.append(f"  {line}")
+        if line := health.describe_recoding(driver.repair.recoding):
+            lines.append(f"  {line}")
         lines.append(f"  driver pid {driver.driver_pid}, agent pid {driver.agent_pid or '-'}")
         if driver.last_error:
             lines.append(f"  last error: {clean(driver.last_error)}")
@@ -194,6 +209,7 @@ def as_lines(view: View) -> list[str]:
     elif view.volume is not None:
         lines.append(f"{view.volume}: driver pid {view.driver_pid or '-'} does not answer")
     lines.append(ledger_line(view))
+    names = {row["id"]: row["name"] for row in view.peers}
     rows = [
         [
             str(row["name"] or "-"),
@@ -201,7 +217,8 @@ def as_lines(view: View) -> list[str]:
             str(row["state"]),
             str(row["pid"] or "-"),
             format_size(row["stored_bytes"]),
-            str(row["address"]).removeprefix("wss://").partition("/")[0] or "-",
+            (str(row["address"]).removeprefix("wss://").partition("/")[0] or "-")
+            + (f" by way of {names.get(row['by_way_of']) or row['by_way_of'][:8]}" if row["by_way_of"] else ""),
         ]
         for row in view.peers
     ]
@@ -209,6 +226,11 @@ def as_lines(view: View) -> list[str]:
         lines += table(rows, header=("peer", "id", "state", "pid", "sent", "address"), right=(3, 4), indent="  ")
     lines += [f"warning: {clean(problem)}" for problem in view.problems]
     return lines
+
+
+def _asked_for(driver: DriverStatus) -> str:
+    """Return what was asked for where that is not what stands before it."""
+    return f" ({clean(driver.redundancy)})" if driver.redundancy not in ("", f"{driver.k}/{driver.n}") else ""
 
 
 def _promise(driver: DriverStatus) -> str:

@@ -85,6 +85,8 @@ class RepairKeys:
     """Seals the location map's nodes."""
     map_border_secret: bytes
     """Decides the location map's tree borders."""
+    payload_key: bytes
+    """Encrypts the part of an anchor's payload that says where the location map is (`payload`)."""
 
     @classmethod
     def from_secret(cls, repair_secret: bytes) -> RepairKeys:
@@ -93,6 +95,7 @@ class RepairKeys:
             placement_secret=derive(repair_secret, CONTEXT_PREFIX + "placement"),
             map_seal_secret=derive(repair_secret, CONTEXT_PREFIX + "map seal"),
             map_border_secret=derive(repair_secret, CONTEXT_PREFIX + "map border"),
+            payload_key=derive(repair_secret, CONTEXT_PREFIX + "repair payload"),
         )
 
     def __repr__(self) -> str:

@@ -55,6 +55,7 @@ class Kind(enum.IntEnum):
     RECORDS = 5
     XATTR = 6
     MAP_NODE = 7
+    HOST_MAP = 8
 
 
 # Both are indexed by the compression flag; _AAD by the kind first (a dict would call Enum.__hash__, which is slow).

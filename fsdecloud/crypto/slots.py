@@ -78,7 +78,7 @@ class DeviceSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 Slot = PassphraseSlot | DeviceSlot
 
 
-class VolumeDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class VolumeDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One volume as this machine knows it."""
 
     version: int
@@ -91,6 +91,14 @@ class VolumeDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: Annotated[int, msgspec.Meta(ge=0)]
     """Seconds since 1970."""
     slots: Annotated[tuple[Slot, ...], msgspec.Meta(max_length=SLOTS_MAX)] = ()
+    up: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] = 0
+    down: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] = 0
+    """Limits of the traffic with peers, bytes per second; 0 for none, and not written then: earlier releases read the
+    document of a volume without limits."""
+    bootstrap: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=512)], ...], msgspec.Meta(max_length=16)] = ()
+    """Addresses of peers that are asked for others; not written when there are none."""
+    lan: bool = False
+    """Look for peers on the same link; not written when it does not."""
 
 
 def new_document(

@@ -19,7 +19,7 @@ import trio
 
 from fsdecloud.errors import AgentLost, FsdecloudError, RemoteTimeout
 from fsdecloud.net.unix import Handler, NoticeHandler, RpcConnection, open_rpc
-from fsdecloud.wire.agentapi import AgentHello, AgentReady, Anchored, GarbageFinal, LedgerTip, Stored
+from fsdecloud.wire.agentapi import AgentHello, AgentReady, Anchored, GarbageFinal, LedgerTip, Repaired, Stored
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class AgentEvents:
     anchored: Callable[[Anchored], None]
     tip: Callable[[LedgerTip], None]
     garbage: Callable[[GarbageFinal], None] = lambda _notice: None
+    repaired: Callable[[Repaired], None] = lambda _notice: None
 
 
 class AgentLink:
@@ -128,6 +129,7 @@ class AgentLink:
             "anchored": (Anchored, self._events.anchored),
             "ledger_tip": (LedgerTip, self._events.tip),
             "garbage": (GarbageFinal, self._events.garbage),
+            "repaired": (Repaired, self._events.repaired),
         }
         async with self._start() as stream, open_rpc(stream, self._methods, notices, lost=AgentLost) as connection:
             try:

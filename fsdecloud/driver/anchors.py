@@ -19,9 +19,7 @@ from typing import Final, TypeVar
 import msgspec
 import trio
 
-from fsdecloud import codec
-from fsdecloud.crypto.keys import VolumeKeys
-from fsdecloud.crypto.payload import open_payload, seal_payload
+from fsdecloud.crypto.keys import RepairKeys, VolumeKeys
 from fsdecloud.crypto.seal import Kind, open_ref, seal
 from fsdecloud.driver.agentlink import AgentLink
 from fsdecloud.driver.committer import Commit, Committer
@@ -32,7 +30,18 @@ from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, Remote
 from fsdecloud.fs.history import AnchorRow, Snapshot
 from fsdecloud.fs.inode import InodeValue, decode_inode, decode_superblock
 from fsdecloud.fs.keys import ROOT, SUPERBLOCK, inode_key
-from fsdecloud.fs.manifest import AnchorPayload, Manifest, commitment, decode_manifest, decode_payload, encode_manifest
+from fsdecloud.fs.manifest import (
+    BATCHES_MAX,
+    HOLDERS_MAX,
+    AnchorPayload,
+    Manifest,
+    RepairPayload,
+    commitment,
+    decode_manifest,
+    encode_manifest,
+    open_owners_part,
+    seal_anchor,
+)
 from fsdecloud.ledger.transactions import NO_LINK, Anchor, decode_tx, link, sign_anchor
 from fsdecloud.limits import BLOB_MAX
 from fsdecloud.types import Ref
@@ -168,8 +177,10 @@ class Anchors:
             raise
         finally:
             self._committer.anchoring = b""
-        self._inflight_changes = commit.change_sequence
-        self._inflight_mark = (self._entries.stored_count, self._entries.stored_bytes)
+        # With more batches than one manifest may have, the rest of the records comes with the next anchor.
+        is_whole = self._committer.meta.inflight_batches == len(commit.batches)
+        self._inflight_changes = commit.change_sequence if is_whole else self.anchored_sequence
+        self._inflight_mark = (self._entries.anchorable_count, self._entries.anchorable_bytes)
         self._last = trio.current_time()
         await self._settle()
 
@@ -180,15 +191,27 @@ class Anchors:
         meta = self._committer.meta
         sequence = meta.sequence + 1
         root = Ref.from_bytes(commit.root)
-        manifest = Manifest(1, sequence, time.time_ns(), root, locations.map_root, locations.host_map, commit.batches)
+        batches = commit.batches[:BATCHES_MAX]
+        manifest = Manifest(1, sequence, time.time_ns(), root, locations.map_root, locations.host_map, batches)
         keys = self._core.keys
         ref, sealed = seal(keys.seal_secret, Kind.MANIFEST, encode_manifest(manifest))
         holders = await self._agent.call("store_manifest", StoreManifest(sealed), Holders)
-        records = sum(batch.count for batch in commit.batches)
+        records = sum(batch.count for batch in batches)
         top, files, size = await describe_state(self._core, commit.root)
-        payload = AnchorPayload(1, ref, len(sealed), holders.peers[:3], records, files, size)
+        payload = AnchorPayload(1, ref, len(sealed), holders.peers[:HOLDERS_MAX], records, files, size)
+        repair = RepairPayload(
+            1,
+            sequence,
+            locations.map_root,
+            locations.host_map_copy,
+            len(locations.host_map),
+            locations.holders[:HOLDERS_MAX],
+            ref.id,
+            len(sealed),
+        )
+        repair_key = RepairKeys.from_secret(keys.repair_secret).payload_key
         snapshot = Snapshot(1, sequence, manifest.time, commit.root, files, size, records, top)
-        committed = commitment(ref, root, commit.batches)
+        committed = commitment(ref, root, batches)
         previous = link(keys.volume_id, meta.sequence, meta.commitment) if meta.sequence else NO_LINK
         tx = await trio.to_thread.run_sync(
             lambda: sign_anchor(
@@ -199,7 +222,9 @@ class Anchors:
                 commitment=committed,
                 previous=previous,
                 lease_expiry=int(time.time()) + LEASE,
-                payload=seal_payload(keys.ledger_payload_key, os.urandom(12), codec.encode(payload)),
+                payload=seal_anchor(
+                    keys.ledger_payload_key, repair_key, (os.urandom(12), os.urandom(12)), payload, repair
+                ),
                 takeover=meta.takeover,
                 start=int.from_bytes(os.urandom(7), "big"),
             )
@@ -208,7 +233,7 @@ class Anchors:
             inflight=tx,
             inflight_commitment=committed,
             inflight_root=commit.root,
-            inflight_batches=len(commit.batches),
+            inflight_batches=len(batches),
             inflight_map=locations.map_root,
             inflight_hosts=locations.host_map,
             inflight_row=AnchorRow(snapshot, ref),
@@ -283,7 +308,11 @@ class Anchors:
 
     # ---- what the ledger says ------------------------------------------------------------------------------------------
     async def check_head(self) -> None:
-        """Compare the ledger's latest anchor with ours; turn read-only when somebody else wrote. Raises RemoteError."""
+        """Compare the ledger's latest anchor with ours; turn read-only when somebody else wrote. Raises RemoteError.
+
+        An older one than ours proves nothing: that daemon may be behind, or a reorganisation took ours out for a while, which
+        the outbox sends again. Another one of the same number is a fork, whichever of the two stays in the ledger.
+        """
         found = await self._agent.call("ledger_volume", Empty(), LedgerVolume)
         if not found.tx:
             return
@@ -295,7 +324,7 @@ class Anchors:
             self.height = found.height
         elif anchor.sequence == meta.sequence + 1 and anchor.commitment == meta.inflight_commitment:
             self._finish(meta, found.height)
-        elif anchor.sequence > meta.sequence:
+        elif anchor.sequence >= meta.sequence:
             self._core.read_only = (
                 f"another device wrote this volume (anchor {anchor.sequence} in block {found.height}, here {meta.sequence});"
                 " everything written here is kept"
@@ -347,7 +376,7 @@ async def patiently(work: Callable[[], Awaitable[T]]) -> T:
 
 def open_anchor(keys: VolumeKeys, anchor: Anchor) -> AnchorPayload:
     """Return an anchor's decrypted payload. Raises SealError, MalformedError."""
-    return decode_payload(open_payload(keys.ledger_payload_key, anchor.payload))
+    return open_owners_part(keys.ledger_payload_key, anchor.payload)
 
 
 async def fetch_manifest(

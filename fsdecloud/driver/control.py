@@ -11,10 +11,11 @@ from fsdecloud.config import Paths
 from fsdecloud.driver.history import History
 from fsdecloud.driver.snapshotcontrol import SnapshotControl
 from fsdecloud.driver.statemount import StateMount
+from fsdecloud.driver.unreadable import Search, UnreadableControl
 from fsdecloud.driver.volume import Volume
 from fsdecloud.errors import UsageError
 from fsdecloud.net.unix import Methods, RpcConnection, serve_unix
-from fsdecloud.wire.agentapi import Empty
+from fsdecloud.wire.agentapi import Bandwidth, Empty, WantedRedundancy
 from fsdecloud.wire.controlapi import AnchorNumber, DriverStatus, GcRequest, GcStatus, LogQuery, SyncRequest
 
 WAITS = ("durable", "stored", "anchored")
@@ -26,6 +27,7 @@ async def serve_control(
     """Serve the control socket of a volume until cancelled."""
     history = History(volume)
     snapshots = SnapshotControl(volume)
+    unreadable = UnreadableControl(lambda: Search(volume.core, volume.entries, volume.nodes, volume.agent))
 
     async def status(_params: Empty) -> DriverStatus:
         return await volume.status()
@@ -43,6 +45,14 @@ async def serve_control(
     async def collecting(_params: Empty) -> GcStatus:
         return volume.collector.status
 
+    async def redundancy(params: WantedRedundancy) -> Empty:
+        await volume.set_redundancy(params.redundancy)
+        return Empty()
+
+    async def bandwidth(params: Bandwidth) -> Empty:
+        await volume.set_bandwidth(params)
+        return Empty()
+
     async def unmount(_params: Empty) -> Empty:
         volume.stop_requested.set()
         return Empty()
@@ -55,8 +65,11 @@ async def serve_control(
             "contents": (AnchorNumber, history.contents),
             "gc": (GcRequest, collect),
             "gc_status": (Empty, collecting),
+            "redundancy": (WantedRedundancy, redundancy),
+            "bandwidth": (Bandwidth, bandwidth),
             "unmount": (Empty, unmount),
             **snapshots.methods(),
+            **unreadable.methods(),
         }, {}
 
     await serve_unix(paths.socket(f"driver-{volume.setup.document.name}"), methods, task_status=task_status)
@@ -66,6 +79,7 @@ async def serve_state_control(
     state: StateMount, paths: Paths, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve the control socket of a snapshot that is mounted alone, until cancelled."""
+    unreadable = UnreadableControl(state.search)
 
     async def status(_params: Empty) -> DriverStatus:
         return await state.status()
@@ -78,6 +92,11 @@ async def serve_state_control(
         return Empty()
 
     def methods(_connection: RpcConnection) -> Methods:
-        return {"status": (Empty, status), "sync": (SyncRequest, sync), "unmount": (Empty, unmount)}, {}
+        return {
+            "status": (Empty, status),
+            "sync": (SyncRequest, sync),
+            "unmount": (Empty, unmount),
+            **unreadable.methods(),
+        }, {}
 
     await serve_unix(paths.socket(f"driver-{state.setup.served_name}"), methods, task_status=task_status)

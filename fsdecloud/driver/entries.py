@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -87,6 +88,10 @@ class Entries:
         """Grows with each staged entry: the marks of `wait_anchorable` and `wait_complete`."""
         self.stored_count = 0
         self.stored_bytes = 0
+        """Entries that got all n receipts since the mount."""
+        self.anchorable_count = 0
+        self.anchorable_bytes = 0
+        """Those that got enough receipts for an anchor."""
         self._left: dict[int, int] = {}
         self._segment_entries: dict[int, list[tuple[EntryId, Location]]] = {}
         self._unsynced = 0
@@ -148,13 +153,20 @@ class Entries:
         return results + self._append(small)
 
     def _check_disk(self, size: int) -> None:
-        """Raise StoreFull when data of this size would take the room of what must go on. Worker thread."""
+        """Raise StoreFull when data of this size would take the room of what must go on; the cache goes first. In a thread."""
+        if self._free_bytes() >= size + limits.STAGE_RESERVE:
+            return
+        with suppress(StoreError):  # the cache writer, which keeps room free, was not fast enough
+            self.cache.make_room()
+        if self._free_bytes() < size + limits.STAGE_RESERVE:
+            raise StoreFull(f"cannot stage data in {self.segments.directory}: {os.strerror(errno.ENOSPC)}")
+
+    def _free_bytes(self) -> float:
         try:
             status = os.statvfs(self.segments.directory)
         except OSError:
-            return  # appending says why
-        if status.f_bavail * status.f_frsize < size + limits.STAGE_RESERVE:
-            raise StoreFull(f"cannot stage data in {self.segments.directory}: {os.strerror(errno.ENOSPC)}")
+            return math.inf  # appending says why
+        return status.f_bavail * status.f_frsize
 
     def add_staged(self, entry: EntryId, location: Location, *, new: bool = True) -> None:
         """Note an appended entry; with `new`, the next group commit will index it."""
@@ -241,13 +253,18 @@ class Entries:
     def mark_anchorable(self, entries: Sequence[EntryId]) -> None:
         """Note that blobs have enough receipts for an anchor."""
         for entry in entries:
-            self.unanchorable.pop(entry, None)
+            self._note_anchorable(entry)
         self.wake_waiters()
+
+    def _note_anchorable(self, entry: EntryId) -> None:
+        if self.unanchorable.pop(entry, None) is not None:
+            self.anchorable_count += 1
+            self.anchorable_bytes += self.staged[entry].length
 
     def mark_complete(self, entries: Sequence[EntryId]) -> None:
         """Note that blobs have all n receipts. Their staged bytes are let go when their segment is done."""
         for entry in entries:
-            self.unanchorable.pop(entry, None)
+            self._note_anchorable(entry)
             if self.incomplete.pop(entry, None) is None:
                 continue
             location = self.staged[entry]
@@ -446,10 +463,16 @@ class Entries:
     def _open_fetched(self, ref: Ref, kind: Kind, location: Location) -> bytes:
         if location.length > limits.ENTRY_MAX:
             raise BlobCorrupt(f"entry {ref.id.hex()[:16]} cannot have {location.length} bytes")
-        sealed = self.cache.fetched.read(location)
-        if entry_id(sealed) != ref.id:
-            raise BlobCorrupt(f"the agent's cache segment does not hold entry {ref.id.hex()[:16]}")
-        return _open(ref, kind, sealed)
+        fetched = self.cache.fetched
+        sealed = fetched.read_into(location, _scratch.buffer, wait=True)
+        if sealed is None:
+            sealed = memoryview(fetched.read(location))
+        try:
+            return open_entry(ref.key, kind, sealed)  # which authenticates: the id says only who is to blame
+        except (SealError, MalformedError) as exc:
+            if entry_id(sealed) != ref.id:
+                raise BlobCorrupt(f"the agent's cache segment does not hold entry {ref.id.hex()[:16]}") from exc
+            return _open(ref, kind, bytes(sealed))
 
     async def run_syncer(self) -> None:
         """Write staged segments out while they grow, until cancelled. A failure is the next group commit's to report."""

@@ -73,6 +73,8 @@ class Files:
         """Chunks of which the journal lacks something."""
         self._replayed: dict[tuple[int, int], Extents] = {}
         self._turn = trio.Lock()
+        self._stuck_at: int | None = None
+        """How many bytes were staged when a write gave up waiting; None when none did since the last one that went through."""
         """Held by the write that waits for room; the others queue behind it."""
         sealer.on_value = self._value_changed
 
@@ -137,12 +139,18 @@ class Files:
 
         The kernel writes a file's pages back in ascending order, several requests at a time; one that overtook another
         would make a hole, which a crash could leave behind. Raises NoSpace, FileTooBig, ReadOnly.
+
+        Once one has waited in vain, the others get their ENOSPC soon, until something moves: the kernel's pages come back in
+        many requests, and a program would wait for all of them in turn (fault 47).
         """
-        with trio.move_on_after(limits.HANDLER_DEADLINE), self._core.waiters.one():
+        is_stuck = self._stuck_at is not None and self._entries.staged_bytes >= self._stuck_at
+        patience = limits.FULL_WAIT if is_stuck else limits.HANDLER_DEADLINE
+        with trio.move_on_after(patience), self._core.waiters.one():
             async with self._turn:  # fair: first come, first served
                 await self._wait_space()
                 self.write_nowait(live, offset, data)
                 return
+        self._stuck_at = self._entries.staged_bytes
         raise self._no_room()
 
     def wake_waiting(self) -> None:
@@ -183,6 +191,7 @@ class Files:
     def write_nowait(self, live: LiveInode, offset: int, data: bytes | memoryview) -> None:
         """Take in written bytes. Raises FileTooBig, ReadOnly."""
         self._core.check_writable()
+        self._stuck_at = None
         self.last_write = time.monotonic()
         end = offset + len(data)
         if end > limits.MAX_FILE_SIZE:

@@ -397,4 +397,8 @@ def _hello(setup: VolumeSetup, cache: CacheStore, meta: VolumeMeta) -> AgentHell
         map_root=meta.map_root,
         host_map=meta.host_map,
         map_sequence=meta.sequence,
+        up=setup.bandwidth.up or 0,
+        down=setup.bandwidth.down or 0,
+        bootstrap=setup.document.bootstrap,
+        lan=setup.document.lan,
     )

@@ -31,6 +31,7 @@ from fsdecloud.driver.reader import Reader
 from fsdecloud.driver.snapshots import RECENT, describe_anchor
 from fsdecloud.driver.supervisor import Incidents, Supervisor
 from fsdecloud.driver.treenodes import TreeNodes
+from fsdecloud.driver.unreadable import Search
 from fsdecloud.driver.views import View
 from fsdecloud.driver.volume import VolumeSetup
 from fsdecloud.errors import FsdecloudError, MalformedError, UsageError
@@ -91,6 +92,10 @@ class StateMount:
             map_root=map_root,
             host_map=host_map,
             map_sequence=sequence,
+            up=setup.bandwidth.up or 0,
+            down=setup.bandwidth.down or 0,
+            bootstrap=setup.document.bootstrap,
+            lan=setup.document.lan,
         )
 
     def _read_fetched(self, answer: FetchedEntry) -> bytes:
@@ -149,6 +154,10 @@ class StateMount:
         """End what `start` began outside the nursery."""
         self._reader.stop()
 
+    def search(self) -> Search:
+        """Return a walk that looks for what cannot be read now."""
+        return Search(self.view.core, self._entries, self._nodes, self._agent)
+
     async def status(self) -> DriverStatus:
         """Return the mount's state. Never waits for the network."""
         if self._agent.connection is not None:
@@ -187,6 +196,8 @@ class StateMount:
             cache_bytes=self.cache.used_bytes,
             uploaded_bytes=known.uploaded_bytes if known is not None else 0,
             downloaded_bytes=known.downloaded_bytes if known is not None else 0,
+            up_limit=self.setup.bandwidth.up or 0,
+            down_limit=self.setup.bandwidth.down or 0,
             handler_errors=self.incidents.count("handler"),
             last_error=self.last_error or (known.last_error if known is not None else ""),
             incidents=tuple(IncidentCount(found.where, found.count, found.last) for found in self.incidents.all()),

@@ -24,7 +24,7 @@ from fsdecloud.store.segments import Location
 from fsdecloud.swarm.policy import anchorable
 from fsdecloud.types import EntryId, PeerId, ShardId
 from fsdecloud.wire.agentapi import Empty, StagedEntry, Stored, StoreEntries
-from fsdecloud.wire.receipts import Receipt, verify_receipt
+from fsdecloud.wire.receipts import Receipt, check_term, verify_receipt
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +179,7 @@ class Uploads:
             deal = self._deals[receipt.peer] = sign.public_key(deal_seed(self._deal_secret, receipt.peer))
         if receipt.deal != deal:
             raise SealError("a receipt for another deal")
+        check_term(receipt, time.time())
         self._receipts[data] = receipt
         if len(self._receipts) > _RECEIPTS_KEPT:
             self._receipts.popitem(last=False)

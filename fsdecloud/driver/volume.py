@@ -55,19 +55,27 @@ from fsdecloud.mountoptions import MountOptions, served_name
 from fsdecloud.store.cache import CacheStore
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.store.state import StateStore
+from fsdecloud.swarm.policy import parse_redundancy
 from fsdecloud.types import Inode
 from fsdecloud.wire.agentapi import (
     AgentHello,
     AgentStatus,
     Anchored,
+    Bandwidth,
     Empty,
     FetchedEntry,
     GarbageFinal,
     LedgerTip,
+    Repaired,
+    RepairStatus,
+    WantedRedundancy,
 )
 from fsdecloud.wire.controlapi import Count, DriverStatus, IncidentCount
 
 log = logging.getLogger(__name__)
+
+AGENT_PATIENCE: Final = 10.0
+"""Seconds that a command waits for an agent that is just being started."""
 
 SEAL_TIMEOUT: Final = 30.0
 """Seconds that making everything durable waits for sealing; what is left then goes into the journal as it is."""
@@ -94,12 +102,25 @@ class VolumeSetup:
         """What the driver's lock, socket and log are called after: NAME, or NAME@SNAPSHOT."""
         return served_name(self.document.name, self.options)
 
+    @property
+    def bandwidth(self) -> Bandwidth:
+        """The limits of the traffic with peers: what the mount was asked for, else what the volume is set to."""
+        options, document = self.options, self.document
+        return Bandwidth(
+            document.up if options.up is None else options.up,
+            document.down if options.down is None else options.down,
+        )
+
 
 class Volume:
     """One open volume. The FUSE adapter calls its parts; everything here is for starting, stopping and showing."""
 
     def __init__(self, setup: VolumeSetup, store: StateStore, staged: SegmentStore, cache: CacheStore) -> None:
         self.setup = setup
+        self.up, self.down = setup.bandwidth.up or 0, setup.bandwidth.down or 0
+        """Limits of the traffic with peers, bytes per second, 0 for none; `set_bandwidth` changes them."""
+        self.redundancy = setup.document.redundancy
+        """What is asked for now; `set_redundancy` changes it while the document is read only at the start."""
         keys, options = setup.keys, setup.options
         self.store = store
         self.cache = cache
@@ -110,7 +131,7 @@ class Volume:
         self.grants = Grants(keys, bytes.fromhex(setup.document.network))
         self.agent = AgentLink(
             self._hello,
-            AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip, self._garbage),
+            AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip, self._garbage, self._repaired),
             self.grants.methods(),
         )
         self.entries = Entries(keys.seal_secret, staged, cache, self.agent, options.timeout)
@@ -193,10 +214,15 @@ class Volume:
             cache_dir=str(self.cache.segment_directory),
             ledger_socket=str(setup.paths.socket("ledger")),
             network=bytes.fromhex(setup.document.network),
-            redundancy=setup.document.redundancy,
+            redundancy=self.redundancy,
             map_root=meta.map_root,
             host_map=meta.host_map,
             map_sequence=meta.sequence,
+            repair=not setup.options.read_only,
+            up=self.up,
+            down=self.down,
+            bootstrap=setup.document.bootstrap,
+            lan=setup.document.lan,
         )
 
     def _agent_ready(self) -> None:
@@ -216,6 +242,20 @@ class Volume:
 
     def _garbage(self, notice: GarbageFinal) -> None:
         self.collector.note_final(notice)
+
+    def _repaired(self, notice: Repaired) -> None:
+        """Record it, and anchor the location map, so that other machines find the shards where they are now."""
+        if self.core.read_only:
+            return
+        if notice.blobs:
+            text = f"{notice.blobs} blobs that lacked shards have them again"
+            if notice.redundancy:
+                text = f"{notice.blobs} blobs are stored with redundancy {notice.redundancy} now"
+            self.core.recorder.record(
+                Operation.REPAIR, own_caller(), ROOT, b"", path2=text.encode(), amount=notice.blobs
+            )
+            self.core.changed_quietly()
+        self.anchors.force()
 
     def _tip(self, notice: LedgerTip) -> None:
         if self.ledger_height < 0 <= notice.height:
@@ -442,6 +482,21 @@ class Volume:
         self.files.journal_closed(self.sealer.waiting_chunks())
         await self.flush()
 
+    async def set_redundancy(self, redundancy: str) -> None:
+        """Store new blobs with this redundancy. Raises UsageError for one that is none, RemoteError without an agent."""
+        parse_redundancy(redundancy)
+        self.redundancy = redundancy
+        await self.agent.call("redundancy", WantedRedundancy(redundancy), Empty, timeout=AGENT_PATIENCE)
+
+    async def set_bandwidth(self, wanted: Bandwidth) -> None:
+        """Limit the traffic with peers from now on, but for what the mount's own options say. Raises RemoteError."""
+        options = self.setup.options
+        if wanted.up is not None and options.up is None:
+            self.up = wanted.up
+        if wanted.down is not None and options.down is None:
+            self.down = wanted.down
+        await self.agent.call("bandwidth", Bandwidth(self.up, self.down), Empty, timeout=AGENT_PATIENCE)
+
     # ---- showing -------------------------------------------------------------------------------------------------------
     async def status(self) -> DriverStatus:
         """Return the mount's state. Never waits for the network."""
@@ -505,6 +560,10 @@ class Volume:
             live_inodes=len(self.core.inodes),
             kernel_inodes=len(self.core.inodes.lookups),
             integrity_errors=self.entries.integrity_errors,
+            repair=known.repair if known is not None else RepairStatus(),
+            redundancy=self.redundancy,
+            up_limit=self.up,
+            down_limit=self.down,
         )
 
 

@@ -68,7 +68,7 @@ class Superblock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 def decode_inode(data: bytes) -> InodeValue:
     """Return a validated inode. Raises MalformedError."""
     value = codec.decode(data, InodeValue)
-    kind = stat.S_IFMT(value.mode)
+    kind = stat.S_IFMT(value.mode & 0o177777)  # stat's functions take no negative number
     if kind not in _TYPES or value.mode & ~0o177777:
         raise MalformedError(f"an inode with mode {value.mode:o}")
     if not 0 <= value.size <= limits.MAX_FILE_SIZE or value.nlink < 0 or value.allocated < 0 or value.xattrs < 0:

@@ -78,10 +78,13 @@ class Overlay:
         Raises tree.NodeMissing from within the iteration; start again after fetching the node.
         """
         base = scan(self._get, self.root, start, stop) if self.root else iter(())
-        upper = _merged(_pairs(self.frozen, start, stop), _pairs(self.current, start, stop))
-        for key, value in _merged(base, upper):
+        for key, value in _merged(base, self.pending(start, stop)):
             if value is not None:
                 yield key, value
+
+    def pending(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield what is set over the tree with start <= key < stop, ascending; None is deleted. The map must not change."""
+        return _merged(_pairs(self.frozen, start, stop), _pairs(self.current, start, stop))
 
     def scan_prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the live pairs whose key starts with `prefix`."""

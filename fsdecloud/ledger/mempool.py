@@ -20,6 +20,7 @@ from fsdecloud.ledger.state import State, apply_transaction
 from fsdecloud.ledger.transactions import (
     Anchor,
     Coinbase,
+    Operate,
     Register,
     Transaction,
     check_fee,
@@ -226,6 +227,8 @@ def slot_of(tx: Transaction) -> Slot:
         return "anchor", tx.volume, tx.sequence
     if isinstance(tx, Register):
         return "register", tx.peer, 0
+    if isinstance(tx, Operate):
+        return "operate", tx.peer, 0
     if isinstance(tx, Coinbase):
         return "coinbase", tx.recipient, tx.height
     return "transfer", tx.sender, tx.nonce
@@ -234,6 +237,6 @@ def slot_of(tx: Transaction) -> Slot:
 def _rank(tx: Transaction, identity: TxId) -> tuple[int, int, bytes]:
     if isinstance(tx, Anchor):
         return tx.fee, tx.lease_expiry, identity
-    if isinstance(tx, Register):
+    if isinstance(tx, Register | Operate):
         return tx.fee, tx.sequence, identity
     return fee_of(tx), 0, b""

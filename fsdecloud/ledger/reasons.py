@@ -7,7 +7,7 @@
     +-- WrongNonce             not the account's next nonce, or not after the registered sequence
     +-- NotEnoughMoney         the payer's balance is below amount and fee
     +-- AmountOutOfRange       an amount or a sum outside its bounds
-    +-- WrongPredecessor       an anchor that does not follow its volume's latest
+    +-- WrongPredecessor       an anchor that does not follow its volume's latest, an operator of a peer that is not registered
     +-- LeaseHeld              another device holds the volume's write lease
     +-- OneAnchorPerBlock      a second anchor of a volume in one block
     +-- MisplacedCoinbase      a coinbase anywhere but first in a block

@@ -5,6 +5,7 @@ path proves a balance, a registration or a volume's latest anchor, and a reorgan
 
     "A" + public key      Account         balance and next nonce; absent while both are 0
     "N"                   number of registrations ever made
+    "O" + peer            Operated        who declares to run the peer; absent when nobody ever did
     "R" + peer            Registration    place (order of first registration), address, capacity, price, sequence
     "V" + volume          VolumeHead      latest anchor: sequence, commitment, device, lease, transaction, height
 
@@ -34,6 +35,7 @@ from fsdecloud.ledger.transactions import (
     NO_LINK,
     Anchor,
     Coinbase,
+    Operate,
     Register,
     Transaction,
     Transfer,
@@ -50,6 +52,7 @@ EMPTY_ROOT: Final = bytes(32)
 
 _ACCOUNT: Final = b"A"
 _COUNT: Final = b"N"
+_OPERATOR: Final = b"O"
 _PEER: Final = b"R"
 _VOLUME: Final = b"V"
 _NODE_CONTEXT: Final = "fsdecloud 2026 v1 ledger state node"
@@ -72,6 +75,13 @@ class Registration(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     price: int
     sequence: int
     height: int
+
+
+class Operated(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A storage peer's latest declaration of its operator. A row of its own: registrations are as they were before it."""
+
+    operator: bytes
+    sequence: int
 
 
 class VolumeHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -154,6 +164,21 @@ class State:
         data = self.read(_COUNT)
         return 0 if data is None else codec.decode(data, int)
 
+    def operated(self, peer: bytes) -> Operated | None:
+        """Return who runs a peer by its latest declaration; None when it never made one."""
+        data = self.read(_OPERATOR + peer)
+        return None if data is None else codec.decode(data, Operated)
+
+    def set_operated(self, peer: bytes, operated: Operated) -> None:
+        """Replace a peer's declaration."""
+        self.changes[_OPERATOR + peer] = codec.encode(operated)
+
+    def operators(self) -> dict[PeerId, bytes]:
+        """Return the operator of each peer that has one; changes laid over are not in it."""
+        rows = scan_prefix(self._get, self._root, _OPERATOR) if self._root else ()
+        found = {PeerId(key[1:]): codec.decode(value, Operated).operator for key, value in rows}
+        return {peer: operator for peer, operator in found.items() if operator}
+
     def registry(self) -> Iterator[tuple[PeerId, Registration]]:
         """Return all stored registrations in key order; changes laid over are not in it."""
         for key, value in scan_prefix(self._get, self._root, _PEER) if self._root else ():
@@ -196,6 +221,8 @@ def apply_transaction(state: State, tx: Transaction, time: int, height: int, *, 
         _apply_transfer(state, tx)
     elif isinstance(tx, Register):
         _apply_register(state, tx, height)
+    elif isinstance(tx, Operate):
+        _apply_operate(state, tx)
     else:
         raise MisplacedCoinbase("a coinbase comes first in a block, and nowhere else")
 
@@ -229,6 +256,17 @@ def _apply_register(state: State, tx: Register, height: int) -> None:
     _check_funds(state, tx.peer, tx.fee)
     place = state.registrations() if before is None else before.place
     state.set_registration(tx.peer, Registration(place, tx.url, tx.capacity, tx.price, tx.sequence, height))
+    _pay_fee(state, tx.peer, tx.fee)
+
+
+def _apply_operate(state: State, tx: Operate) -> None:
+    if state.registration(tx.peer) is None:
+        raise WrongPredecessor("a peer is registered before it says who runs it")
+    before = state.operated(tx.peer)
+    if before is not None and tx.sequence <= before.sequence:
+        raise WrongNonce(f"the peer's declaration {before.sequence} is not older than this one, {tx.sequence}")
+    _check_funds(state, tx.peer, tx.fee)
+    state.set_operated(tx.peer, Operated(tx.operator, tx.sequence))
     _pay_fee(state, tx.peer, tx.fee)
 
 

@@ -5,7 +5,7 @@ signatures, so that no one can change the id without the key. Signatures cover t
 domain of their own: nothing signed for another network or another purpose is valid here. Not here: what a transaction
 does to the state (`state`).
 
-A free anchor or registration pays with a *stamp*: a number in the signed part that makes a hash start with zero bits.
+What is free, but for transfers, pays with a *stamp*: a number in the signed part that makes a hash start with zero bits.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Kind(IntEnum):
     EVIDENCE = 7
     DEPLOY = 8
     INPUT = 9
+    OPERATE = 10
 
 
 class Coinbase(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
@@ -121,7 +122,30 @@ class Anchor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     device_signature: Signature
 
 
-Transaction: TypeAlias = Coinbase | Transfer | Register | Anchor
+class Operate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=10):
+    """Declare who runs a registered storage peer, so that no volume relies on his peers to fail one by one.
+
+    Both sign: nobody is put among the peers of an operator who does not say so too, and so nobody can take the places that a
+    volume leaves to one operator. A declaration can only lose its peer places, so there is nothing to gain by a false one; that
+    somebody declares nothing, or each peer alone, cannot be prevented, and network groups are there for that.
+    """
+
+    version: Version
+    peer: Bytes32
+    operator: Annotated[bytes, Meta(max_length=32)]
+    """The operator's public key; b"" takes the declaration back."""
+    sequence: Counter
+    """Above that of the peer's declaration before: the time in seconds does."""
+    fee: Amount
+    stamp: Stamp
+    signature: Signature
+    operator_signature: Signature
+    """b"" without an operator."""
+
+
+Transaction: TypeAlias = Coinbase | Transfer | Register | Anchor | Operate
+Stamped: TypeAlias = Register | Anchor | Operate
+"""What a stamp may pay for."""
 
 
 def encode_tx(tx: Transaction) -> bytes:
@@ -139,6 +163,10 @@ def decode_tx(data: bytes, limit: int = TX_MAX) -> Transaction:
         raise MalformedTransaction(str(exc)) from exc
     if isinstance(tx, Register) and not (tx.url.isascii() and tx.url.isprintable()):
         raise MalformedTransaction("the address in a registration must be printable ASCII")
+    if isinstance(tx, Operate) and len(tx.operator) not in (0, 32):
+        raise MalformedTransaction(f"an operator's key has 32 bytes, not {len(tx.operator)}")
+    if isinstance(tx, Operate) and not tx.operator and tx.operator_signature:
+        raise MalformedTransaction("a declaration without an operator has no signature of one")
     return tx
 
 
@@ -153,6 +181,8 @@ def unsigned(tx: Transaction) -> Transaction:
         return msgspec.structs.replace(tx, volume_signature=b"", device_signature=b"")
     if isinstance(tx, Coinbase):
         return tx
+    if isinstance(tx, Operate):
+        return msgspec.structs.replace(tx, signature=b"", operator_signature=b"")
     return msgspec.structs.replace(tx, signature=b"")
 
 
@@ -175,6 +205,9 @@ def signers(tx: Transaction) -> tuple[tuple[bytes, bytes], ...]:
         return ((tx.sender, tx.signature),)
     if isinstance(tx, Register):
         return ((tx.peer, tx.signature),)
+    if isinstance(tx, Operate):
+        peers = (tx.peer, tx.signature)
+        return (peers, (tx.operator, tx.operator_signature)) if tx.operator else (peers,)
     return ()
 
 
@@ -200,23 +233,23 @@ def check_fee(document: NetworkDocument, tx: Transaction) -> None:
 
 
 # ---- stamps ------------------------------------------------------------------------------------------------------
-def stamp_bits(tx: Register | Anchor) -> int:
+def stamp_bits(tx: Stamped) -> int:
     """Return the number of leading zero bits of the transaction's stamp hash."""
     value = blake3(_stamp_base(tx) + tx.stamp.to_bytes(8), derive_key_context=_STAMP_CONTEXT).digest()
     return 256 - int.from_bytes(value).bit_length()
 
 
-def _stamp_base(tx: Register | Anchor) -> bytes:
+def _stamp_base(tx: Stamped) -> bytes:
     bare = msgspec.structs.replace(unsigned(tx), stamp=0)
     return blake3(codec.encode(bare), derive_key_context=_STAMP_CONTEXT).digest()
 
 
-def grind_stamp(tx: Register | Anchor, bits: int, start: int = 0) -> int:
+def grind_stamp(tx: Stamped, bits: int, start: int = 0) -> int:
     """Return the first stamp from `start` on with at least `bits` zero bits: about 2**bits hashes."""
     return next(stamp for stamp in grind_steps(tx, bits, start) if stamp is not None)
 
 
-def grind_steps(tx: Register | Anchor, bits: int, start: int = 0) -> Iterator[int | None]:
+def grind_steps(tx: Stamped, bits: int, start: int = 0) -> Iterator[int | None]:
     """Search as `grind_stamp`, yielding None after each 256 tries, so that an event loop can run in between."""
     base = blake3(_stamp_base(tx), derive_key_context=_STAMP_CONTEXT)
     bound = 1 << (256 - bits)
@@ -260,6 +293,27 @@ def sign_register(
     if fee == 0:
         tx = msgspec.structs.replace(tx, stamp=grind_stamp(tx, bits, start))
     return _finish(network, tx, signature=seed)
+
+
+def sign_operate(
+    network: bytes,
+    seed: bytes,
+    operator_seed: bytes | None,
+    sequence: int,
+    *,
+    fee: int = 0,
+    bits: int = STAMP_BITS,
+    start: int = 0,
+) -> bytes:
+    """Return the encoded declaration that the peer with this Ed25519 seed is run by the operator with that one; None for by
+    nobody. `sequence`, `fee`, `bits` and `start` as for `sign_register`."""
+    operator = b"" if operator_seed is None else sign.public_key(operator_seed)
+    tx = Operate(1, PeerId(sign.public_key(seed)), operator, sequence, fee, 0, b"", b"")
+    if fee == 0:
+        tx = msgspec.structs.replace(tx, stamp=grind_stamp(tx, bits, start))
+    if operator_seed is None:
+        return _finish(network, tx, signature=seed)
+    return _finish(network, tx, signature=seed, operator_signature=operator_seed)
 
 
 def sign_anchor(

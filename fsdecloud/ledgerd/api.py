@@ -114,7 +114,13 @@ class LocalApi:
         return ledgerapi.BlockList(self._keeper.store.blocks_from(query.first, query.count, MIB))
 
     async def _registry(self, _: Empty) -> Registry:
-        return Registry(tuple(RegistryPeer(peer, r.url, r.capacity) for peer, r in self._keeper.registry()))
+        operators = self._keeper.state().operators()
+        return Registry(
+            tuple(
+                RegistryPeer(peer, r.url, r.capacity, r.sequence, operators.get(peer, b""))
+                for peer, r in self._keeper.registry()
+            )
+        )
 
     async def _network(self, _: Empty) -> ledgerapi.NetworkInfo:
         return ledgerapi.NetworkInfo(encode_network(self._keeper.document), self._keeper.alarm)

@@ -170,7 +170,7 @@ class Session:
         if hello.nonce == self._hub.nonce:
             self._hub.is_myself(self)
             raise RemoteProtocolError("we called ourselves")
-        self._greeted = True
+        self._greeted = self._channel.is_greeted = True
         self.url = self.url or hello.url
         self.height = hello.height
         self._claim(hello.work, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +41,15 @@ class Address:
         return format_url(self)
 
 
+def parse_bootstrap(texts: Iterable[str]) -> tuple[Address, ...]:
+    """Return the addresses of peers to ask first for others. Raises UsageError for one that names no peer."""
+    addresses = tuple(map(parse_url, texts))
+    for address in addresses:
+        if address.id is None:
+            raise UsageError(f"bootstrap: {address} does not say which peer answers there")
+    return addresses
+
+
 def parse_url(text: str) -> Address:
     """Return the address that `text` writes. Raises UsageError, with an example, for anything else."""
     match = _URL.fullmatch(text) if len(text) <= URL_MAX else None
@@ -68,6 +78,20 @@ def format_url(address: Address) -> str:
     if address.network is not None:
         text += f"?network={address.network.hex()}"
     return text
+
+
+def client_group(remote: str) -> str:
+    """Return what counts as one client of HOST:PORT as a socket has it: the address, of IPv6 the /64 that one line gets."""
+    host = remote.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return host
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:

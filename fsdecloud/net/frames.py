@@ -43,9 +43,18 @@ _HEAD_MAX: Final = 16 * KIB
 _HELD_MAX: Final = 64 * KIB
 """Bytes that a client may send before its handshake is accepted."""
 
+_ODD_MAX: Final = 256
+"""Frames that are no whole message (fragments, control frames) in what is received at once, at most RECEIVE_BUFFER bytes:
+each costs 100 times what its bytes cost, and an honest side sends a ping in a while. Fragments of 1 KiB still pass."""
+
 
 def encode_binary(data: bytes, mask: bytes) -> bytes:
     """Return the frame of one whole binary message; `mask` is 4 random bytes from a client, b"" from a server."""
+    return b"".join(_parts(data, mask))
+
+
+def _parts(data: bytes, mask: bytes) -> tuple[bytes, bytes]:
+    """Return its head and its payload apart: joining them would copy the message once more."""
     length = len(data)
     bit = _MASKED if mask else 0
     if length < 126:
@@ -54,7 +63,7 @@ def encode_binary(data: bytes, mask: bytes) -> bytes:
         head = bytes((_BINARY, bit | 126)) + length.to_bytes(2, "big")
     else:
         head = bytes((_BINARY, bit | 127)) + length.to_bytes(8, "big")
-    return b"".join((head, mask, apply_mask(data, mask) if mask else data))
+    return head + mask, apply_mask(data, mask) if mask else data
 
 
 class Framing(WSConnection):
@@ -74,12 +83,18 @@ class Framing(WSConnection):
         self._parts: list[bytes | bytearray | memoryview] = []
         self._mask = b""
         self._in_fragments = False
+        self._odd = 0
+        """Frames in what is being cut that are no whole message."""
 
     # ---- out -------------------------------------------------------------------------------------------------------
+    def send_message(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return the frame of a whole binary message, its head and its payload, while the connection is open."""
+        return _parts(data, os.urandom(4) if self.client else b"")
+
     def send(self, event: Event) -> bytes:
         """Return the bytes of `event`; see WSConnection.send."""
         if isinstance(event, BytesMessage) and event.message_finished and self.state is ConnectionState.OPEN:
-            return encode_binary(bytes(event.data), os.urandom(4) if self.client else b"")
+            return b"".join(self.send_message(bytes(event.data)))
         was_open = self.connection is not None
         data = super().send(event)
         if self.connection is not None and not was_open:
@@ -137,7 +152,8 @@ class Framing(WSConnection):
             super().receive_data(rest)
 
     def _cut(self, data: bytes | bytearray) -> None:
-        """Cut `data` into messages and what wsproto shall see."""
+        """Cut `data` into messages and what wsproto shall see. Raises RemoteProtocolError for a flood of odd frames."""
+        self._odd = 0
         view = memoryview(self._start + data if self._start else data)
         self._start = bytearray()
         while view:
@@ -180,6 +196,9 @@ class Framing(WSConnection):
         else:
             if first & 0x0F < 8:
                 self._in_fragments = not first & 0x80
+            self._odd += 1
+            if self._odd > _ODD_MAX:
+                raise RemoteProtocolError("a flood of frames that are no messages")
             self._ready.append(bytes(view[:size]))
             self._passing = length
         return size

@@ -12,6 +12,7 @@ brought.
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import socket
 import ssl
@@ -38,8 +39,9 @@ _NOT_AFTER: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.
 
 _HASH_CONTEXT: Final = "fsdecloud 2026 v1 certificate"
 
-WRITE_SIZE: Final = 256 * KIB
-"""Encrypted at once: enough to make calls rare, small enough to stay in the processor's cache until it is sent."""
+WRITE_SIZE: Final = 272 * KIB
+"""Encrypted at once: enough to make calls rare, small enough to stay in the processor's cache until it is sent. A shard of a
+full chunk at 4/12, with what is around it, is one piece: a rest of some bytes would cost a packet and wake the other side."""
 
 UNDELIVERED_MAX: Final = 8 * MESSAGE_MAX
 """Bytes that may arrive without completing a message (`TlsStream.delivered`): stops endless empty fragments and pings."""
@@ -125,6 +127,8 @@ class TlsStream(trio.abc.Stream):
         self._undelivered = 0
         self.last_received = trio.current_time()
         """When bytes of the other side were last read, on trio's clock."""
+        self.sending_since = math.inf
+        """Since when a piece of at most WRITE_SIZE bytes waits for the kernel to take it, on trio's clock; infinity if none."""
 
     @property
     def transport(self) -> trio.abc.Stream:
@@ -175,18 +179,21 @@ class TlsStream(trio.abc.Stream):
         except trio.BrokenResourceError as exc:
             raise PeerUnavailable(f"the connection broke during the TLS handshake: {exc}") from exc
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Encrypt and send `data`."""
-        async with self._send_lock:
+    async def send_all(self, data: bytes | bytearray | memoryview, *, head: bytes = b"") -> None:
+        """Encrypt and send `head` and `data`; without a turn of the event loop when the kernel takes it at once."""
+        try:
+            self._send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._send_lock.acquire()
+        try:
+            if head:
+                self._encrypt(memoryview(head))
             with memoryview(data) as view:
                 for start in range(0, len(view), WRITE_SIZE):
-                    piece = view[start : start + WRITE_SIZE]
-                    while piece:
-                        try:
-                            piece = piece[self._tls.write(piece) :]
-                        except ssl.SSLError as exc:
-                            raise trio.BrokenResourceError(f"TLS: {exc}") from exc
-                    await self._transport.send_all(self._outgoing.read())
+                    self._encrypt(view[start : start + WRITE_SIZE])
+                    await self._deliver(memoryview(self._outgoing.read()))
+        finally:
+            self._send_lock.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the transport takes more."""
@@ -225,6 +232,26 @@ class TlsStream(trio.abc.Stream):
             await self._transport.aclose()
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+    def _encrypt(self, piece: memoryview) -> None:
+        while piece:
+            try:
+                piece = piece[self._tls.write(piece) :]
+            except ssl.SSLError as exc:
+                raise trio.BrokenResourceError(f"TLS: {exc}") from exc
+
+    async def _deliver(self, data: memoryview) -> None:
+        """Give the transport what is encrypted; the caller holds the lock."""
+        if isinstance(self._transport, trio.SocketStream):
+            with suppress(OSError):  # it takes nothing now, or never again: what follows says why
+                data = data[os.write(self._transport.socket.fileno(), data) :]
+            if not data:
+                return
+        self.sending_since = trio.current_time()
+        try:
+            await self._transport.send_all(data)
+        finally:
+            self.sending_since = math.inf
+
     def _decrypt(self, limit: int) -> bytearray:
         """Decrypt what has arrived, at most `limit` bytes. Returns nothing when more must arrive first, or at the end."""
         room = min(limit, self._incoming.pending + self._tls.pending())

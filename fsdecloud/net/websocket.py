@@ -5,8 +5,8 @@ server's id in hexadecimal, so that a server answers only those who mean it; a r
 browser and is refused, as is any other subprotocol. No extension is negotiated: permessage-deflate would be a bomb.
 
 Silence: a client pings after KEEPALIVE seconds without a byte and gives up PONG_TIMEOUT later; a server drops a client that
-was silent for SILENCE_MAX. Any byte counts as life, and TCP's word that the other side took ours, so that a large message
-on a slow line is not silence.
+was silent for SILENCE_MAX, or takes nothing for SEND_MAX. Any byte counts as life, and TCP's word that the other side took
+ours, so that a large message on a slow line is not silence.
 
 **Invariant:** half a frame never stays on a wire that is used further: a cancelled `send` breaks its channel. Send from a
 task that is not cancelled with its request (`net.pool`, `peerd.server`).
@@ -17,6 +17,7 @@ Everything here runs in the trio thread.
 from __future__ import annotations
 
 import logging
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -37,8 +38,9 @@ from fsdecloud.errors import (
     UsageError,
 )
 from fsdecloud.limits import CONNECT_TIMEOUT, KEEPALIVE, MESSAGE_MAX, PEER_CONNECTIONS_MAX, RECEIVE_BUFFER
-from fsdecloud.net.address import Address, format_endpoint
+from fsdecloud.net.address import Address, client_group, format_endpoint
 from fsdecloud.net.frames import Framing
+from fsdecloud.net.lean import LeanConnection
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.tls import (
     TlsStream,
@@ -48,6 +50,7 @@ from fsdecloud.net.tls import (
     make_certificate,
     server_context,
 )
+from fsdecloud.swarm.bucket import TokenBucket
 from fsdecloud.types import PeerId
 
 log = logging.getLogger(__name__)
@@ -64,11 +67,27 @@ ping itself takes to the other kernel where that one still acknowledges."""
 SILENCE_MAX: Final = 2.5 * KEEPALIVE
 """A server forgets a client after this much silence; a living one pings well before."""
 
+SEND_MAX: Final = 120.0
+"""A server drops a client that does not take 272 KiB (`tls.WRITE_SIZE`) in this time, however alive it is otherwise: what is
+on its way to it occupies memory. The slowest line that is served carries 2 KiB a second."""
+
 CLOSE_TIMEOUT: Final = 1.0
 """How long the closing handshake may take before the socket is just closed."""
 
 HANDSHAKES_MAX: Final = 256
-"""Connections that may be in their handshake; the oldest gives way to a new one, so that idle ones block nobody."""
+"""Connections that may be in their handshake; the oldest of the address that has most gives way to a new one, so that idle
+ones block nobody, and many from one place only each other."""
+
+ARRIVALS: Final = 50.0
+ARRIVALS_BURST: Final = 100.0
+"""Handshakes a second that are begun for one address, and how many at once after a silence: each costs some milliseconds, and
+whoever is thrown out may come again. The others of an address wait; those of other addresses do not."""
+
+ARRIVALS_KEPT: Final = 4096
+"""Addresses that are remembered."""
+
+HOST_SHARE: Final = 0.75
+"""Part of a server's connections that one address may have: the others always find one."""
 
 BACKLOG: Final = 256
 
@@ -102,6 +121,9 @@ class Channel:
         """Names the server's certificate; a client signs it, so that nobody in between can pass its words on."""
         self.remote = remote
         """The other end's HOST:PORT as the socket knows it, for logs."""
+        self.is_greeted = False
+        """For a server's handler to set once its client has said a proper hello. Until then the connection is one of those
+        that give way when the server is full, the oldest first: whoever just keeps sockets open blocks nobody."""
 
     async def send(self, message: bytes) -> None:
         """Send one message. Raises PeerUnavailable when the connection is closed. Cancelled, it breaks the channel."""
@@ -183,10 +205,14 @@ class Channel:
         return True
 
     async def _watch_silence(self) -> None:
-        """Break the channel of a client that has gone without a word."""
-        while (end := self.last_progress() + SILENCE_MAX) > trio.current_time():  # noqa: ASYNC110 - the clock is what is waited for
+        """Break the channel of a client that has gone without a word, or does not take what it asked for."""
+        while True:
+            silent = self.last_progress() + SILENCE_MAX
+            end = min(silent, self._stream.sending_since + SEND_MAX)
+            if end <= trio.current_time():
+                break
             await trio.sleep_until(end)
-        log.info("%s is silent; dropped", self.remote)
+        log.info("%s %s; dropped", self.remote, "is silent" if end == silent else "does not take its answers")
         await trio.aclose_forcefully(self._stream)
 
 
@@ -245,7 +271,7 @@ def _websocket(
     subprotocols: list[str] | None = None,
 ) -> trio_websocket.WebSocketConnection:
     """Return trio-websocket's connection over `stream`, with our framing: its own functions would take wsproto's."""
-    return trio_websocket.WebSocketConnection(
+    return LeanConnection(
         stream,
         Framing(side),
         host=host,
@@ -276,7 +302,8 @@ def _closed(remote: str, exc: trio_websocket.ConnectionClosed) -> PeerUnavailabl
 async def connect(address: Address, *, subprotocol: str) -> AsyncIterator[Channel]:
     """Connect to `address` for the length of the body; `address.id`, if given, must be the key of who answers.
 
-    Raises PeerUnavailable when nothing fit answers within CONNECT_TIMEOUT.
+    A ProtocolError that leaves the body closes the connection with a word to the server. Raises PeerUnavailable when nothing
+    fit answers within CONNECT_TIMEOUT.
     """
     async with open_background() as nursery:
         try:
@@ -286,11 +313,15 @@ async def connect(address: Address, *, subprotocol: str) -> AsyncIterator[Channe
             where = format_endpoint(address.host, address.port)
             raise PeerUnavailable(f"{where} did not answer within {CONNECT_TIMEOUT:g} s") from exc
         nursery.start_soon(channel._keep_alive)  # noqa: SLF001 - of this module
+        code, reason = 1000, ""
         try:
             yield channel
+        except ProtocolError as exc:
+            code, reason = CLOSE_PROTOCOL, str(exc)[:100]
+            raise
         finally:
             with trio.CancelScope(shield=True):
-                await channel.aclose()
+                await channel.aclose(code, reason)
 
 
 async def _open(address: Address, subprotocol: str, nursery: trio.Nursery) -> Channel:
@@ -373,9 +404,12 @@ class _Server:
         self._subprotocol = subprotocol
         self._handler = handler
         self._connections_max = connections_max
-        self._open = 0
-        self._handshakes: dict[int, trio.CancelScope] = {}
+        self._open: dict[Channel, trio.CancelScope] = {}
+        """Being served, the oldest first."""
+        self._hosts: Counter[str] = Counter()
+        self._handshakes: dict[int, tuple[str, trio.CancelScope]] = {}
         self._last_handshake = 0
+        self._arrivals: OrderedDict[str, tuple[trio.Lock, TokenBucket]] = OrderedDict()
 
     async def take(self, transport: trio.SocketStream) -> None:
         """Serve one connection; raises nothing but cancellation."""
@@ -383,7 +417,7 @@ class _Server:
         stream = TlsStream(transport, self._context, server_side=True)
         try:
             async with open_background() as nursery:
-                channel = await self._shake_hands(stream, nursery, remote)
+                channel = await self._shake_hands(transport, stream, nursery, remote)
                 if channel is not None:
                     await self._serve(channel, nursery)
         except FsdecloudError as exc:
@@ -393,19 +427,44 @@ class _Server:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _shake_hands(self, stream: TlsStream, nursery: trio.Nursery, remote: str) -> Channel | None:
+    async def _shake_hands(
+        self, transport: trio.SocketStream, stream: TlsStream, nursery: trio.Nursery, remote: str
+    ) -> Channel | None:
         if len(self._handshakes) >= HANDSHAKES_MAX:
-            self._handshakes.pop(next(iter(self._handshakes))).cancel()
+            self._give_up_handshake()
         self._last_handshake += 1
         number = self._last_handshake
         with trio.move_on_after(CONNECT_TIMEOUT) as scope:
-            self._handshakes[number] = scope
+            self._handshakes[number] = client_group(remote), scope
             try:
+                await self._wait_turn(transport, client_group(remote))
                 return await self._accept(stream, nursery, remote)
             finally:
                 self._handshakes.pop(number, None)
         log.debug("%s: the handshake was not finished", remote)
         return None
+
+    async def _wait_turn(self, transport: trio.SocketStream, host: str) -> None:
+        """Wait until a client has said something, and until its address may be listened to."""
+        await trio.lowlevel.wait_readable(transport.socket)
+        turn = self._arrivals.get(host)
+        if turn is None:
+            turn = trio.Lock(), TokenBucket(ARRIVALS, ARRIVALS_BURST, trio.current_time())
+            self._arrivals[host] = turn
+            if len(self._arrivals) > ARRIVALS_KEPT:
+                self._arrivals.popitem(last=False)
+        self._arrivals.move_to_end(host)
+        lock, bucket = turn
+        async with lock:  # one of them sleeps, the others wait for it
+            await trio.sleep(bucket.wait(trio.current_time()))
+            bucket.take(1, trio.current_time())
+
+    def _give_up_handshake(self) -> None:
+        """End the oldest handshake of the address that has most of them."""
+        counts = Counter(host for host, _scope in self._handshakes.values())
+        worst = max(counts, key=counts.__getitem__)
+        number = next(number for number, (host, _scope) in self._handshakes.items() if host == worst)
+        self._handshakes.pop(number)[1].cancel()
 
     async def _accept(self, stream: TlsStream, nursery: trio.Nursery, remote: str) -> Channel | None:
         await stream.do_handshake()
@@ -421,7 +480,9 @@ class _Server:
                 await request.reject(404, body=b"another node is meant")
             elif self._subprotocol not in request.proposed_subprotocols:
                 await request.reject(400, body=f"only {self._subprotocol} is spoken here".encode("ascii"))
-            elif self._open >= self._connections_max:
+            elif self._hosts[client_group(remote)] >= max(1, int(HOST_SHARE * self._connections_max)):
+                await request.reject(503, body=b"too many connections from your address")
+            elif not self._has_room():  # last: who comes in may cost another one its place
                 await request.reject(503, body=b"too many connections")
             else:
                 await request.accept(subprotocol=self._subprotocol)
@@ -438,19 +499,36 @@ class _Server:
                 reader.scope.cancel()
         return channel
 
+    def _has_room(self) -> bool:
+        """Return whether one more can be served, if need be instead of one that has not said hello."""
+        if len(self._open) < self._connections_max:
+            return True
+        silent = next((channel for channel in self._open if not channel.is_greeted), None)
+        if silent is None:
+            return False
+        log.debug("%s: no hello yet, and others are waiting", silent.remote)
+        self._open.pop(silent).cancel()
+        return True
+
     async def _serve(self, channel: Channel, nursery: trio.Nursery) -> None:
-        self._open += 1
+        scope = self._open[channel] = trio.CancelScope()
+        host = client_group(channel.remote)
+        self._hosts[host] += 1
         nursery.start_soon(channel._watch_silence)  # noqa: SLF001 - of this module
         code, reason = 1000, ""
         try:
-            await self._handler(channel)
+            with scope:
+                await self._handler(channel)
         except (ProtocolError, MalformedError) as exc:
             log.info("dropped %s: %s", channel.remote, exc)
             code, reason = CLOSE_PROTOCOL, str(exc)[:100]
         except PeerUnavailable as exc:
             log.debug("%s", exc)
         finally:
-            self._open -= 1
+            self._open.pop(channel, None)
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
             with trio.CancelScope(shield=True):
                 await channel.aclose(code, reason)
 

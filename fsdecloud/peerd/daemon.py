@@ -15,11 +15,18 @@ import trio
 
 from fsdecloud.config import Paths
 from fsdecloud.crypto import sign
+from fsdecloud.errors import UsageError
 from fsdecloud.net import websocket
 from fsdecloud.net.address import format_endpoint, parse_endpoint
+from fsdecloud.net.lan import Lan
 from fsdecloud.net.nursery import open_background
+from fsdecloud.net.pool import PeerPool, open_pool
 from fsdecloud.net.unix import Methods, serve_unix
-from fsdecloud.peerd import setup
+from fsdecloud.peerd import operators, registration, setup
+from fsdecloud.peerd.departure import Departure
+from fsdecloud.peerd.directory import Directory
+from fsdecloud.peerd.exchange import Exchange
+from fsdecloud.peerd.forwarding import Forwarding
 from fsdecloud.peerd.registration import Registrar
 from fsdecloud.peerd.server import PeerService
 from fsdecloud.peerd.writer import ShardWriter
@@ -29,12 +36,17 @@ from fsdecloud.store.shards import ShardStore
 from fsdecloud.types import PeerId
 from fsdecloud.wire import peer as wire
 from fsdecloud.wire.agentapi import Empty
-from fsdecloud.wire.peerapi import PeerdStatus
+from fsdecloud.wire.peerapi import HOLDERS_MAX, Announce, Departing, Holder, PeerdStatus
 
 log = logging.getLogger(__name__)
 
 PR_SET_DUMPABLE: Final = 4
 """prctl(2)."""
+
+DAY: Final = 24 * 3600.0
+
+MAINTENANCE_LOOK: Final = 60.0
+"""Seconds between two looks at whether a maintenance has ended."""
 
 FILES_WANTED: Final = 4096
 """Descriptors: connections, handshakes and segments with room to spare."""
@@ -55,14 +67,38 @@ def run(paths: Paths, name: str, *, listen: str = "", ready_fd: int | None = Non
             config = replace(config, listen=listen)
         seed = setup.load_seed(paths, name)
         store = stack.enter_context(ShardStore(paths.peer_state(name), config.quota, reserve=config.reserve))
+        store.deal_max = config.quota * config.deal_share // 100 if config.deal_share < 100 else 0
         trio.run(_main, paths, name, config, seed, store, ready_fd)
 
 
 async def _main(
     paths: Paths, name: str, config: setup.PeerConfig, seed: bytes, store: ShardStore, ready_fd: int | None
 ) -> None:
+    async with open_pool(network=config.network) as pool:
+        await _serve(paths, name, config, seed, store, pool, ready_fd)
+
+
+async def _serve(
+    paths: Paths,
+    name: str,
+    config: setup.PeerConfig,
+    seed: bytes,
+    store: ShardStore,
+    pool: PeerPool,
+    ready_fd: int | None,
+) -> None:
     peer = PeerId(sign.public_key(seed))
     writer = ShardWriter(store)
+    departure = Departure(paths.peer_state(name) / "departure.toml")
+    directory = Directory(socket=paths.socket("ledger"), network=config.network, peer=peer)
+    exchange = Exchange(
+        pool=pool,
+        directory=directory,
+        path=paths.peer_state(name) / "known",
+        network=config.network,
+        peer=peer,
+        bootstrap=setup.parse_bootstrap(config.bootstrap),
+    )
     service = PeerService(
         seed=seed,
         peer=peer,
@@ -71,11 +107,20 @@ async def _main(
         writer=writer,
         policy=setup.Policy(paths.peer_state(name) / "policy.toml"),
         grace=config.grace,
+        limits=config.limits,
+        departure=departure,
+        scrub_period=config.scrub_days * DAY,
+        forwarding=Forwarding(peer=peer, network=config.network, pool=pool, directory=directory),
+        exchange=exchange,
+        lease=config.lease,
+        lease_grace=config.lease_grace,
     )
     async with open_background() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
         nursery.start_soon(writer.run)
         nursery.start_soon(service.deleter.run)
+        nursery.start_soon(service.scrubber.run)
+        nursery.start_soon(service.leaser.run)
         host, port = parse_endpoint(config.listen)
         bound: int = await nursery.start(
             lambda task_status: websocket.serve(
@@ -93,18 +138,35 @@ async def _main(
             peer=peer,
             network=config.network,
             url=url,
-            capacity=config.quota,
+            capacity=_capacity(config, departure),
+            declaration=operators.load_declaration(paths, name),
         )
         if url:
+            exchange.announce(seed, url)
+        nursery.start_soon(exchange.run)
+        if config.lan:
+            lan = Lan(network=config.network, hint=exchange.seeker.hint, peer=peer, host=host, port=bound)
+            nursery.start_soon(lan.run)
+        if url:
             nursery.start_soon(registrar.run)
+            nursery.start_soon(_end_maintenance, config, departure, registrar)
         else:
             log.warning("not registered: it listens on %s; set announce in peer.toml", config.listen)
 
         async def status(_params: Empty) -> PeerdStatus:
-            return _status(name, url, config, store, service, registrar, peer, writer)
+            # Many leases take a tenth of a second to count, in which nobody else would be served.
+            leases = await trio.to_thread.run_sync(service.leaser.counts)
+            return _status(name, url, config, store, service, registrar, peer, writer, departure, leases)
+
+        async def announce(params: Announce) -> Departing:
+            if params.what:
+                log.info("asked to %s", params.what)
+                _announce(params, departure, store)
+                registrar.announce(_capacity(config, departure))
+            return await trio.to_thread.run_sync(_departing, config, departure, registrar, store)
 
         def methods(_connection: object) -> Methods:
-            return {"status": (Empty, status)}, {}
+            return {"status": (Empty, status), "announce": (Announce, announce)}, {}
 
         await nursery.start(
             lambda task_status: serve_unix(paths.socket(f"peer-{name}"), methods, task_status=task_status)
@@ -112,6 +174,43 @@ async def _main(
         log.info("peer %s serves at %s", peer.hex(), url or config.listen)
         report_ready(ready_fd, {"id": peer.hex(), "url": url, "port": bound})
         await trio.sleep_forever()
+
+
+def _capacity(config: setup.PeerConfig, departure: Departure) -> int:
+    """Return what is registered: nothing while nothing new is taken."""
+    return 0 if departure.reason else config.quota
+
+
+def _announce(params: Announce, departure: Departure, store: ShardStore) -> None:
+    if params.what == "leave":
+        departure.leave(max(store.counts()[0] - store.doomed_count(), 0))
+    elif params.what == "maintenance":
+        departure.pause(params.seconds)
+    elif params.what == "stay":
+        departure.stay()
+    else:
+        raise UsageError(f"a peer does not {params.what!r}")
+
+
+async def _end_maintenance(config: setup.PeerConfig, departure: Departure, registrar: Registrar) -> None:
+    """Register the capacity again when a maintenance has ended."""
+    while True:
+        await trio.sleep(MAINTENANCE_LOOK)
+        registrar.announce(_capacity(config, departure))
+
+
+def _departing(config: setup.PeerConfig, departure: Departure, registrar: Registrar, store: ShardStore) -> Departing:
+    shards, size = store.counts()
+    doomed = store.doomed_count()
+    return Departing(
+        reason=departure.reason,
+        since=departure.since,
+        is_registered=registrar.announced == _capacity(config, departure),
+        shards=max(shards - doomed, 0),
+        size=size,
+        doomed_shards=doomed,
+        holders=tuple(Holder(*holder) for holder in store.holders(HOLDERS_MAX)),
+    )
 
 
 def _status(
@@ -123,9 +222,13 @@ def _status(
     registrar: Registrar,
     peer: PeerId,
     writer: ShardWriter,
+    departure: Departure,
+    leases: tuple[int, int],
 ) -> PeerdStatus:
     counters = service.counters
+    scrub = service.scrubber.progress
     shards, _ = store.counts()
+    expiring, expired = leases
     return PeerdStatus(
         pid=os.getpid(),
         name=name,
@@ -147,7 +250,35 @@ def _status(
         dropped_shards=service.deleter.dropped_shards,
         removed_shards=service.deleter.removed_shards,
         refused_grants=service.deleter.refused_grants,
-        last_error=writer.last_error or registrar.error,
+        last_error=writer.last_error or service.scrubber.last_error or registrar.error,
+        reserve=config.reserve,
+        requests=counters.requests,
+        received_bytes=counters.received_bytes,
+        sent_bytes=counters.sent_bytes,
+        delays=service.clients.delays,
+        refusals=tuple(sorted(counters.refusals.items())),
+        departure=departure.reason,
+        damaged_shards=store.damaged_count(),
+        damaged_found=scrub.found,
+        scrub_started=scrub.started,
+        scrub_finished=scrub.finished,
+        scrub_shards=scrub.shards,
+        scrub_bytes=scrub.size,
+        scrub_errors=service.scrubber.errors,
+        price=registration.PRICE,
+        forwarded_requests=service.forwarding.forwarded_requests if service.forwarding else 0,
+        forwarded_bytes=service.forwarding.forwarded_bytes if service.forwarding else 0,
+        known_peers=len(service.exchange.book) if service.exchange else 0,
+        tested_peers=service.exchange.book.tried_count if service.exchange else 0,
+        lease=config.lease,
+        renewed_shards=service.leaser.renewed_shards,
+        expiring_shards=expiring,
+        expired_shards=expired,
+        removed_expired=service.leaser.expired_shards,
+        departure_since=departure.since,
+        departure_shards=departure.shards,
+        operator=registrar.operator,
+        is_operator_registered=registrar.is_operator_registered,
     )
 
 

@@ -18,7 +18,8 @@ import trio
 
 from fsdecloud.errors import MalformedError, SealError, StoreError
 from fsdecloud.peerd.writer import ShardWriter
-from fsdecloud.store.shards import Deletion, ShardStore
+from fsdecloud.store.shardrows import Deletion
+from fsdecloud.store.shards import ShardStore
 from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire import peer as wire
 from fsdecloud.wire.grants import verify_grant
@@ -59,7 +60,7 @@ class Deleter:
         self.removed_shards = 0
         self.refused_grants = 0
 
-    async def delete(self, request: wire.Delete, deal: bytes) -> wire.Answer:
+    async def delete(self, request: wire.Delete, deal: bytes) -> wire.DeleteDone | wire.Error:
         """Answer a Delete of a client that has proved the deal's key (b"": none)."""
         if not deal:
             return self._refused(request, "no deal key was shown")
@@ -95,6 +96,10 @@ class Deleter:
         if len(self._rates) > DEALS_KEPT:
             self._rates.popitem(last=False)
         return left >= 1
+
+    def poke(self) -> None:
+        """There is something to give back to the disk."""
+        self._wake.set()
 
     async def run(self) -> None:
         """Remove what is due and give its space back, until cancelled."""

@@ -35,13 +35,33 @@ CONFIRM_TIMEOUT: Final = 60.0
 
 CALL_TIMEOUT: Final = 20.0
 
+PRICE: Final = 0
+"""What is registered: this release has no deals that pay."""
+
 
 class Registrar:
     """Keeps one peer registered."""
 
     def __init__(
-        self, *, socket: Path, network_file: Path, seed: bytes, peer: PeerId, network: bytes, url: str, capacity: int
+        self,
+        *,
+        socket: Path,
+        network_file: Path,
+        seed: bytes,
+        peer: PeerId,
+        network: bytes,
+        url: str,
+        capacity: int,
+        declaration: bytes = b"",
     ) -> None:
+        """`capacity` 0 says that it takes nothing new; see `announce`. `declaration` is a signed Operate, which is sent as long
+        as the ledger says something else; b"" for none. Raises MalformedTransaction."""
+        found = transactions.decode_tx(declaration) if declaration else None
+        assert found is None or isinstance(found, transactions.Operate)
+        self._declaration = declaration
+        self._operator = found.operator if found is not None else None
+        self._registered_operator: bytes | None = None
+        self._is_declared = False
         self._socket = socket
         self._network_file = network_file
         self._seed = seed
@@ -50,9 +70,28 @@ class Registrar:
         self._url = url
         self._capacity = capacity
         self._tip = trio.Event()
+        self._changed = trio.Event()
         self.height = -1
         """The tip's height when the registration was last seen, -1 before."""
         self.error = ""
+        self.announced = -1
+        """The capacity that it was last seen registered with, -1 before."""
+
+    @property
+    def operator(self) -> bytes:
+        """The operator that is declared, or that the ledger names while nothing is declared from here; b"" for none."""
+        return (self._registered_operator or b"") if self._operator is None else self._operator
+
+    @property
+    def is_operator_registered(self) -> bool:
+        """Whether the ledger was last seen to name that operator."""
+        return self._registered_operator == self.operator
+
+    def announce(self, capacity: int) -> None:
+        """Register another capacity from now on."""
+        if capacity != self._capacity:
+            self._capacity = capacity
+            self._changed.set()
 
     async def run(self) -> None:
         """Register, and check from time to time. Returns only when the ledger daemon is one of another network."""
@@ -80,51 +119,61 @@ class Registrar:
     async def _keep(self, ledger: RpcConnection) -> None:
         """Look and register until the connection ends."""
         while not ledger.is_closed:
-            if await self._is_registered(ledger):
-                with trio.move_on_after(RECHECK):
-                    await ledger.wait_closed()
-            else:
+            if not await self._is_registered(ledger):
                 await self._register(ledger)
                 await self._wait_tip(ledger)
+            elif not self._is_declared:
+                await self._submit(ledger, self._declaration, "declaration of its operator")
+                await self._wait_tip(ledger)
+            else:
+                with trio.move_on_after(RECHECK):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_cancel_after, ledger.wait_closed, nursery.cancel_scope)
+                        nursery.start_soon(_cancel_after, self._changed.wait, nursery.cancel_scope)
         raise LedgerUnavailable("the ledger daemon went away")
 
     async def _is_registered(self, ledger: RpcConnection) -> bool:
+        self._changed = trio.Event()  # what is announced from here on is looked up again
+        capacity = self._capacity
         registry = await ledger.call("registry", Empty(), Registry, timeout=CALL_TIMEOUT)
-        found = any(
-            entry.id == self._peer and entry.url == self._url and entry.capacity == self._capacity
-            for entry in registry.peers
-        )
-        if found:
+        own = next((entry for entry in registry.peers if entry.id == self._peer), None)
+        self._registered_operator = own.operator if own is not None else None
+        found = own is not None and own.url == self._url and own.capacity == capacity
+        if own is not None and found:
+            self._is_declared = self._operator in (None, own.operator)
             status = await ledger.call("status", Empty(), LedgerStatus, timeout=CALL_TIMEOUT)
             if self.height < 0:
                 log.info("registered as %s", self._url)
-            self.height, self.error = status.height, ""
+            self.height, self.announced = status.height, capacity
+            if self._is_declared:
+                self.error = ""
         return found
 
     async def _register(self, ledger: RpcConnection) -> None:
         """Send a registration; its sequence is the time, which grows also when this machine forgot everything."""
         tx = await trio.to_thread.run_sync(self._signed, int(time.time()))
+        await self._submit(ledger, tx, "registration")
+
+    async def _submit(self, ledger: RpcConnection, tx: bytes, what: str) -> None:
+        self._tip = trio.Event()  # a block may take it up before its submission is answered
         try:
             await ledger.call("submit", SubmitTx(tx), TxResult, timeout=CALL_TIMEOUT)
         except InvalidTransaction as exc:
-            self._failed(f"the ledger refuses the registration: {exc}")
+            self._failed(f"the ledger refuses the {what}: {exc}")
 
     def _signed(self, sequence: int) -> bytes:
         return transactions.sign_register(
-            self._network, self._seed, self._url, self._capacity, sequence, bits=self._stamp_bits()
+            self._network,
+            self._seed,
+            self._url,
+            self._capacity,
+            sequence,
+            price=PRICE,
+            bits=stamp_bits(self._network_file, self._network),
         )
 
-    def _stamp_bits(self) -> int:
-        """Return what the network's document asks for, if this machine has it."""
-        try:
-            document = decode_network(self._network_file.read_bytes())
-        except (OSError, MalformedError):
-            return STAMP_BITS
-        return document.stamp_bits if network_id(document) == self._network else STAMP_BITS
-
     async def _wait_tip(self, ledger: RpcConnection) -> None:
-        """Wait for the next block, the connection's end, or CONFIRM_TIMEOUT."""
-        self._tip = trio.Event()
+        """Wait for the first block since the last `_submit`, the connection's end, or CONFIRM_TIMEOUT."""
         with trio.move_on_after(CONFIRM_TIMEOUT):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_after, ledger.wait_closed, nursery.cancel_scope)
@@ -137,6 +186,15 @@ class Registrar:
         if why != self.error:
             log.warning("not registered: %s", why)
         self.error = why
+
+
+def stamp_bits(network_file: Path, network: bytes) -> int:
+    """Return how many zero bits the network's document asks of a stamp, if this machine has it; what is usual otherwise."""
+    try:
+        document = decode_network(network_file.read_bytes())
+    except (OSError, MalformedError):
+        return STAMP_BITS
+    return document.stamp_bits if network_id(document) == network else STAMP_BITS
 
 
 async def _cancel_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:

@@ -2,7 +2,11 @@
 
 state/peers/NAME/peer.key     32-byte Ed25519 seed: the peer's identity
 state/peers/NAME/peer.toml    settings (`PeerConfig`); the port that was picked at the first start is written back
-state/peers/NAME/policy.toml  `admit`: deal keys that may store here, in hexadecimal, or ["*"]; read again when it changes
+state/peers/NAME/policy.toml  `admit`: deal keys that may store here, in hexadecimal, or ["*"]; `deny`: those that may not all
+                              the same; read again when it changes
+state/peers/NAME/operator.tx  who runs it (`peerd.operators`)
+state/peers/NAME/known        other peers (`peerd.exchange`)
+state/peers/NAME/departure.toml  what was announced (`peerd.departure`)
 state/peers/NAME/shards index `store.shards`
 """
 
@@ -18,12 +22,21 @@ from fsdecloud.config import Paths, make_private_dir, read_private_file, write_p
 from fsdecloud.crypto import sign
 from fsdecloud.errors import UsageError
 from fsdecloud.limits import MIN_FREE
+from fsdecloud.net import address
 from fsdecloud.net.address import Address, format_endpoint, parse_endpoint
+from fsdecloud.peerd.clients import ClientLimits
+from fsdecloud.peerd.leases import LEASE_GRACE, TERM_MAX
 from fsdecloud.types import PeerId
+from fsdecloud.wire.receipts import LEASE_TERM
 
 LISTEN_DEFAULT: Final = "127.0.0.1:0"
 GRACE_DEFAULT: Final = 24 * 3600
 """A day: time to notice that something was deleted which should not have been, and to store it again."""
+
+SCRUB_DAYS_DEFAULT: Final = 14
+"""Latent sector errors come by the month; with a period of two weeks two of a blob's shards are seldom bad at once."""
+
+CLIENT: Final = ClientLimits()
 
 EVERYBODY: Final = "*"
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
@@ -45,9 +58,39 @@ class PeerConfig:
     """HOST or HOST:PORT that others reach this peer by; empty: the one it listens on."""
     grace: int = GRACE_DEFAULT
     """Seconds for which a shard is kept after its last owner had it deleted."""
+    deal_share: int = 100
+    """Percent of the quota that one deal may hold."""
+    scrub_days: int = SCRUB_DAYS_DEFAULT
+    """Every shard is read again about once in so many days; 0: never."""
+    client_connections: int = CLIENT.connections
+    """What one client may take: see `peerd.clients`. Connections at once, requests a second, bytes a second, bytes that
+    wait for the disk."""
+    client_requests: int = int(CLIENT.requests)
+    client_rate: int = int(CLIENT.rate)
+    client_memory: int = CLIENT.memory
+    client_forward_rate: int = int(CLIENT.forward_rate)
+    """Bytes a second that are forwarded for one client; 0: nothing is forwarded."""
+    bootstrap: str = ""
+    """Addresses of peers that are asked for others, separated by spaces; needed only where the registry is not at hand."""
+    lan: bool = False
+    """Find, and be found by, peers and clients on the same links (`net.lan`)."""
+    lease: int = LEASE_TERM
+    """Seconds for which a shard is kept that nobody renews, and for how many more it is not removed yet (`peerd.leases`)."""
+    lease_grace: int = LEASE_GRACE
+
+    @property
+    def limits(self) -> ClientLimits:
+        """What one client may take."""
+        return ClientLimits(
+            connections=self.client_connections,
+            requests=self.client_requests,
+            rate=self.client_rate,
+            memory=self.client_memory,
+            forward_rate=self.client_forward_rate,
+        )
 
 
-def init_peer(paths: Paths, name: str, quota: int, listen: str, network: bytes) -> PeerId:
+def init_peer(paths: Paths, name: str, quota: int, listen: str, network: bytes, bootstrap: str = "") -> PeerId:
     """Set up the peer `name` and return its id. A second call changes nothing but quota and address.
 
     It admits nobody until `policy.toml` says so. Raises UsageError when the name is taken for another network, or a value
@@ -68,7 +111,7 @@ def init_peer(paths: Paths, name: str, quota: int, listen: str, network: bytes) 
             )
         config = replace(present, quota=quota, listen=_same_listen(present.listen, listen))
     else:
-        config = PeerConfig(quota, listen, network)
+        config = PeerConfig(quota, listen, network, bootstrap=bootstrap)
     save_config(paths, name, config)
     if not (directory / "policy.toml").exists():
         write_private_file(
@@ -92,7 +135,7 @@ def load_config(paths: Paths, name: str) -> PeerConfig:
     for key, value in values.items():
         if key not in known:
             raise UsageError(f"{path}: unknown setting {key!r}; there are {', '.join(known)}")
-        if isinstance(value, bool) or type(value).__name__ != getattr(known[key], "__name__", known[key]):
+        if type(value).__name__ != getattr(known[key], "__name__", known[key]):
             raise UsageError(f"{path}: {key} = {value!r} has the wrong type")
     try:
         network = bytes.fromhex(values.pop("network"))
@@ -103,7 +146,17 @@ def load_config(paths: Paths, name: str) -> PeerConfig:
         raise UsageError(
             f"{path}: a quota above 0, a reserve, a grace and a network of 64 hexadecimal digits are needed"
         )
+    if not 0 < config.deal_share <= 100 or config.scrub_days < 0:
+        raise UsageError(f"{path}: deal_share is a percentage, scrub_days a number of days")
+    if not 0 < config.lease <= TERM_MAX or not 0 <= config.lease_grace <= TERM_MAX:
+        raise UsageError(f"{path}: lease and lease_grace are seconds, at most {TERM_MAX}, and lease is above 0")
+    for key in ("client_connections", "client_requests", "client_rate", "client_memory"):
+        if getattr(config, key) <= 0:
+            raise UsageError(f"{path}: {key} must be above 0")
+    if config.client_forward_rate < 0:
+        raise UsageError(f"{path}: client_forward_rate must not be below 0")
     parse_endpoint(config.listen)
+    parse_bootstrap(config.bootstrap)
     return config
 
 
@@ -111,6 +164,11 @@ def save_config(paths: Paths, name: str, config: PeerConfig) -> None:
     """Write the peer's settings."""
     lines = [f"quota = {config.quota}", f"listen = {_quote(config.listen)}", f'network = "{config.network.hex()}"']
     lines += [f"reserve = {config.reserve}", f"announce = {_quote(config.announce)}", f"grace = {config.grace}"]
+    usual = PeerConfig(config.quota, config.listen, config.network)
+    for field in fields(PeerConfig)[6:]:  # what is as usual follows the release
+        if getattr(config, field.name) != getattr(usual, field.name):
+            value = getattr(config, field.name)
+            lines.append(f"{field.name} = {_toml(value)}")
     write_private_file(paths.peer_state(name) / "peer.toml", ("\n".join(lines) + "\n").encode())
 
 
@@ -133,6 +191,11 @@ def announced_address(config: PeerConfig, peer: PeerId, port: int) -> Address | 
     return None if host in _WILDCARDS else Address(host, port, peer, config.network)
 
 
+def parse_bootstrap(text: str) -> tuple[Address, ...]:
+    """Return the addresses of peer.toml's `bootstrap`, separated by spaces. Raises UsageError."""
+    return address.parse_bootstrap(text.split())
+
+
 class Policy:
     """Whom a peer admits: policy.toml, read again whenever the file has changed."""
 
@@ -140,6 +203,7 @@ class Policy:
         self._path = path
         self._stamp: tuple[int, ...] = ()
         self._admitted: frozenset[str] = frozenset()
+        self._denied: frozenset[str] = frozenset()
         self._error = ""
 
     def refusal(self, deal: bytes) -> str:
@@ -149,6 +213,8 @@ class Policy:
         self._refresh()
         if self._error:
             return "this peer's policy cannot be read"
+        if deal.hex() in self._denied:
+            return "this peer does not admit your deal key"
         if EVERYBODY in self._admitted or deal.hex() in self._admitted:
             return ""
         return "this peer does not know your deal key"
@@ -168,22 +234,27 @@ class Policy:
             return
         self._stamp = stamp
         try:
-            self._admitted, self._error = _read_policy(self._path), ""
+            (self._admitted, self._denied), self._error = _read_policy(self._path), ""
         except UsageError as exc:
-            self._admitted, self._error = frozenset(), str(exc)
+            self._admitted, self._denied, self._error = frozenset(), frozenset(), str(exc)
 
 
-def _read_policy(path: Path) -> frozenset[str]:
+def _read_policy(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Return who is admitted and who is denied."""
     values = _read_toml(path, f"{path} is missing")
-    admit = values.pop("admit", [])
+    admit, deny = values.pop("admit", []), values.pop("deny", [])
     if values:
-        raise UsageError(f"{path}: unknown setting {next(iter(values))!r}; there is admit")
-    if not isinstance(admit, list) or not all(isinstance(key, str) for key in admit):
-        raise UsageError(f'{path}: admit must be a list of deal keys, or ["*"]')
-    for key in admit:
-        if key != EVERYBODY and (len(key) != 64 or not set(key.lower()) <= set("0123456789abcdef")):
+        raise UsageError(f"{path}: unknown setting {next(iter(values))!r}; there are admit, deny")
+    return _read_keys(path, "admit", admit, EVERYBODY), _read_keys(path, "deny", deny, "")
+
+
+def _read_keys(path: Path, name: str, keys: object, wildcard: str) -> frozenset[str]:
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UsageError(f"{path}: {name} must be a list of deal keys" + (f', or ["{wildcard}"]' if wildcard else ""))
+    for key in keys:
+        if (not wildcard or key != wildcard) and (len(key) != 64 or not set(key.lower()) <= set("0123456789abcdef")):
             raise UsageError(f"{path}: {key!r} is not a deal key of 64 hexadecimal digits")
-    return frozenset(key.lower() for key in admit)
+    return frozenset(key.lower() for key in keys)
 
 
 def _read_toml(path: Path, missing: str) -> dict[str, Any]:
@@ -193,6 +264,13 @@ def _read_toml(path: Path, missing: str) -> dict[str, Any]:
         raise UsageError(missing) from exc
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise UsageError(f"{path}: {exc}") from exc
+
+
+def _toml(value: object) -> str:
+    """Return a value of peer.toml as it is written there."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _quote(value) if isinstance(value, str) else str(value)
 
 
 def _quote(text: str) -> str:

@@ -17,7 +17,8 @@ import trio
 
 from fsdecloud.errors import StoreError, StoreFull
 from fsdecloud.limits import MIB
-from fsdecloud.store.shards import UNKNOWN, Claim
+from fsdecloud.store.shardrows import UNKNOWN, Claim
+from fsdecloud.store.shards import FULL
 from fsdecloud.types import ShardId
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ Shards = Sequence[tuple[ShardId, bytes | memoryview]]
 class Store(Protocol):
     """What the writer needs of `store.shards.ShardStore`."""
 
-    def put_many(self, shards: Shards, claims: Sequence[Claim], *, now: int) -> list[str]:
+    def put_many(self, shards: Shards, claims: Sequence[Claim], *, now: int, end: int) -> list[str]:
         """Store shards durably; "" or a reason for each."""
 
 
@@ -52,10 +53,10 @@ class ShardWriter:
         self._room = trio.Event()
         self.last_error = ""
 
-    async def put(self, shards: Shards, claim: Claim = UNKNOWN) -> list[str]:
-        """Return, for each shard, "" once it is durable or why it was not taken; see `wait_room`."""
+    async def put(self, shards: Shards, claim: Claim = UNKNOWN, end: int = 0) -> list[str]:
+        """Return, for each shard, "" once it is durable or why it was not taken; see `wait_room`. `end` is the lease's."""
         size = sum(len(data) for _, data in shards)
-        job = _Job(shards, claim, size)
+        job = _Job(shards, claim, size, end)
         self._bytes += size
         self._queue.append(job)
         self._wake.set()
@@ -94,7 +95,8 @@ class ShardWriter:
         batch = self._next_batch()
         shards = [item for job in batch for item in job.shards]
         claims = [job.claim for job in batch for _ in job.shards]
-        reasons = await trio.to_thread.run_sync(self._write, shards, claims)
+        end = max(job.end for job in batch)  # of those who came later: a little more than is promised
+        reasons = await trio.to_thread.run_sync(self._write, shards, claims, end)
         start = 0
         for job in batch:
             job.reasons = reasons[start : start + len(job.shards)]
@@ -115,13 +117,13 @@ class ShardWriter:
         batch, self._queue = self._queue[:count], self._queue[count:]
         return batch
 
-    def _write(self, shards: Shards, claims: Sequence[Claim]) -> list[str]:
+    def _write(self, shards: Shards, claims: Sequence[Claim], end: int) -> list[str]:
         try:
-            return self._store.put_many(shards, claims, now=int(time.time()))
+            return self._store.put_many(shards, claims, now=int(time.time()), end=end)
         except StoreFull as exc:
             self.last_error = str(exc)
             log.warning("cannot store: %s", exc)
-            return ["full"] * len(shards)
+            return [FULL] * len(shards)
         except StoreError as exc:
             self.last_error = str(exc)
             log.error("cannot store: %s", exc)
@@ -129,12 +131,13 @@ class ShardWriter:
 
 
 class _Job:
-    __slots__ = ("claim", "done", "reasons", "shards", "size")
+    __slots__ = ("claim", "done", "end", "reasons", "shards", "size")
 
-    def __init__(self, shards: Shards, claim: Claim, size: int) -> None:
+    def __init__(self, shards: Shards, claim: Claim, size: int, end: int) -> None:
         self.shards = shards
         self.claim = claim
         self.size = size
+        self.end = end
         self.done = trio.Event()
         self.reasons: list[str] = []
 

@@ -272,6 +272,10 @@ class CacheStore:
             self._limit = limit
         return self._make_room(limit, keep_segments)
 
+    def make_room(self) -> int:
+        """Do what `evict` does, to the limit that it was given last. Raises StoreError."""
+        return self._make_room(self._limit)
+
     def statistics(self) -> CacheStatistics:
         """Return what it holds and did."""
         with self._env.read() as txn:

@@ -44,6 +44,8 @@ _OPEN_FILES: Final = 32
 _IOV_MAX: Final = 1024
 """Buffers per pwritev (limits.h IOV_MAX)."""
 
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -97,8 +99,11 @@ class SegmentStore:
         create: bool = True,
         disk: Disk = os,
         segment_size: int = SEGMENT_SIZE,
+        first: int = 1,
     ) -> None:
         """Open the store; with `create=False` for reading only (the directory may then still be missing).
+
+        A new segment's number is at least `first`, and above those that are there.
 
         Raises UsageError when others may write to the directory, StoreError when it cannot be made.
         """
@@ -122,7 +127,7 @@ class SegmentStore:
                 make_private_dir(directory)
             except OSError as exc:
                 raise store_error(exc, f"cannot make {directory}") from exc
-        self._current = max(self.sizes(), default=0) + 1
+        self._current = max(first, max(self.sizes(), default=0) + 1)
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -232,14 +237,19 @@ class SegmentStore:
 
     # ---- reading ---------------------------------------------------------------------------------------------------
 
-    def read(self, location: Location) -> bytes:
-        """Return the record's bytes. Raises StoreCorrupt when the segment is missing or ends too early, StoreError when
-        the disk cannot read it."""
+    def read(self, location: Location, *, cached: bool = True) -> bytes:
+        """Return the record's bytes; with `cached=False` from the disk, leaving nothing in the page cache.
+
+        Raises StoreCorrupt when the segment is missing or ends too early, StoreError when the disk cannot read it."""
         if not (location.segment > 0 and location.offset >= 0 and 0 <= location.length <= RECORD_MAX):
             raise StoreCorrupt(f"{location} cannot name a record")
         file = self._file(location.segment)
         try:
+            if not cached:
+                _drop_pages(file.fd, location)
             data = os.pread(file.fd, location.length, location.offset)
+            if not cached:
+                _drop_pages(file.fd, location)
         except (OSError, OverflowError) as exc:
             raise StoreError(f"cannot read {self.path(location.segment)}: {exc}") from exc
         if len(data) != location.length:
@@ -434,6 +444,13 @@ def _skip(records: Sequence[Data], count: int) -> list[Data]:
 
 def _reason(exc: OSError) -> str:
     return exc.strerror or str(exc)
+
+
+def _drop_pages(fd: int, location: Location) -> None:
+    """Have the page cache forget a record. Source: posix_fadvise(2); part of a page stays, so whole ones are named."""
+    start = location.offset - location.offset % _PAGE
+    end = -(-(location.offset + location.length) // _PAGE) * _PAGE
+    os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def store_error(exc: OSError, what: str) -> StoreError:

@@ -10,24 +10,31 @@ another's stay, so nobody can delete what somebody else stored as well. A shard 
 read, but `reap` removes it when it has been so for the grace period. Storing it again meanwhile revives it. What was stored
 without a deal (by a release that did not note them) has an owner nobody knows: no grant ever removes it.
 
+**Leases.** A claim may have a term: see `store.shardleases`.
+
 **Space.** `compact` removes segments without live shards, and copies the live ones out of a segment that is mostly dead:
 bytes appended and synced, then the rows, then the file is removed. A crash between two of these leaves nothing but bytes
 without a row. Readers go on meanwhile: one that finds its segment gone looks the row up again.
 
-Index (big-endian): `shards` id -> segment:8 offset:8 length:4 [kept:1 doomed:4 (deal:4 time:4)*], times in seconds since 1970;
+**Damage.** Who finds that a shard's bytes are not what its id says, or gone (`store.scrub`, compaction), has it condemned:
+its row goes, so that it is no longer said to be here, and its bytes are dead; what is left is a note of whose it was. Storing
+it again gives it back to all of them. Shards whose whole segment is missing are not said to be here from the start.
+
+Index (big-endian): `shards` id -> segment:8 offset:8 length:4 [flags:1 doomed:4 (deal:4 time:4 end:4)*], seconds since 1970;
 `segments` number:8 or "total" -> live shards:8 live bytes:8; `deals` deal key -> number:4 owner key; `doomed` time:4 id -> "";
-`grants` expiry:4 deal nonce -> "".
+`grants` expiry:4 deal nonce -> ""; `damaged` id -> its last row; `usage` number of the deal:4 -> shards:8 bytes:8, and
+"complete" once every row has been counted; `notes` name -> what its writer likes; `leases` first end:4 id -> "".
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import struct
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 import blake3
 
@@ -35,23 +42,20 @@ from fsdecloud.errors import MalformedError, SealError, StoreCorrupt, StoreError
 from fsdecloud.limits import MESSAGE_MAX, MIB, MIN_FREE, SHARD_MAP_SIZE
 from fsdecloud.store.environment import Transaction, open_environment
 from fsdecloud.store.segments import Disk, Location, SegmentStore
+from fsdecloud.store.shardleases import Leases
+from fsdecloud.store.shardrows import COUNT, NUMBER, PLACE, UNKNOWN, Claim, Compaction, Deletion, Row, Usage
 from fsdecloud.types import ShardId
 
-_PLACE: Final = struct.Struct(">QQI")
-"""Segment, offset, length: all of a row that was written before owners were noted."""
-
-_STATE: Final = struct.Struct(">BI")
-"""Whether somebody unknown has stored it as well; since when it is doomed, 0 while it is not."""
-
-_CLAIM: Final = struct.Struct(">II")
-"""Number of the deal, time."""
-
-_COUNT: Final = struct.Struct(">QQ")
-"""Of one segment, or of all (key b"total"): live shards, live bytes."""
-
-_NUMBER: Final = struct.Struct(">I")
-
 _TOTAL: Final = b"total"
+
+_COMPLETE: Final = b"complete"
+
+DATABASES: Final = 16
+"""Most databases of the index, with room for those to come."""
+
+FULL: Final = "full"
+SHARE: Final = "this deal has its share of this peer"
+"""Why a shard is not taken: quota or disk, or what one deal may hold."""
 
 ROW_COST: Final = 256
 """Bytes of index reckoned for each shard when room is checked."""
@@ -65,6 +69,9 @@ COMPACT_STEP: Final = 4 * MIB
 SCAN_STEP: Final = 20_000
 """Rows looked at in one step."""
 
+PLACES_STEP: Final = 2000
+"""The same beside requests: a few milliseconds of the interpreter."""
+
 VICTIM_SHARDS: Final = 100_000
 """Live shards of the segments that are compacted together: bounds the memory, and shares one scan of the rows."""
 
@@ -72,48 +79,8 @@ REAP_STEP: Final = 1000
 
 Data = bytes | bytearray | memoryview
 
-
-class Claim(NamedTuple):
-    """Under which deal a shard is stored."""
-
-    deal: bytes
-    """The deal's public key, b"" for an owner that nobody knows."""
-    owner: bytes
-    """The key whose grants may delete, b"" for none. The first one that a deal shows when it stores something is bound."""
-
-
-UNKNOWN: Final = Claim(b"", b"")
-
-
-class Deletion(NamedTuple):
-    """A grant as far as the store is concerned; whoever calls has verified it."""
-
-    deal: bytes
-    nonce: bytes
-    time: int
-    """Claims made later than this stay."""
-    expires: int
-    shards: Sequence[ShardId]
-
-
-class _Row(NamedTuple):
-    place: Location
-    is_kept: bool
-    doomed: int
-    claims: Mapping[int, int]
-
-    @classmethod
-    def decode(cls, data: bytes) -> _Row:
-        place = Location(*_PLACE.unpack_from(data))
-        if len(data) == _PLACE.size:
-            return cls(place, True, 0, {})
-        kept, doomed = _STATE.unpack_from(data, _PLACE.size)
-        return cls(place, bool(kept), doomed, dict(_CLAIM.iter_unpack(data[_PLACE.size + _STATE.size :])))
-
-    def encode(self) -> bytes:
-        place = _PLACE.pack(self.place.segment, self.place.offset, self.place.length)
-        state = _STATE.pack(self.is_kept, self.doomed)
-        return b"".join((place, state, *(_CLAIM.pack(*claim) for claim in self.claims.items())))
+Place: TypeAlias = tuple[int, int, int, ShardId]
+"""Segment, offset, length, and which shard lies there."""
 
 
 class ShardStore:
@@ -129,9 +96,10 @@ class ShardStore:
         self._path = path
         self.quota = quota
         self._reserve = reserve
-        self._segments = SegmentStore(path / "shards", "shards", disk=disk)
-        self._env = open_environment(path / "index", map_size)
-        self._compaction: _Compaction | None = None
+        self.deal_max = 0
+        """Most bytes that one deal may hold, 0: as many as there is room for."""
+        self._env = open_environment(path / "index", map_size, DATABASES)
+        self._compaction: Compaction | None = None
         self._unreadable: set[int] = set()
         """Segments that could not be compacted: their shards are damaged, and repaired by being stored again."""
         try:
@@ -140,61 +108,96 @@ class ShardStore:
             self._deals = self._env.database(b"deals")
             self._doomed = self._env.database(b"doomed")
             self._grants = self._env.database(b"grants")
+            self._damaged = self._env.database(b"damaged")
+            self._usage = self._env.database(b"usage")
+            self._notes = self._env.database(b"notes")
+            # Not the number of a segment that is lost, or its shards would seem to lie in the new one.
+            self._segments = SegmentStore(path / "shards", "shards", disk=disk, first=self._last_segment() + 1)
             self._remove_orphans()
+            self._lost = self._missing_segments()
+            self._complete_usage()
+            self.leases = Leases(
+                self._env,
+                self._rows,
+                self._deals,
+                self._notes,
+                self._lost,
+                count=self._count,
+                add_usage=self._add_usage,
+            )
             self._on_disk = sum(self._segments.sizes().values())
         except BaseException:
-            self.close()
+            self._env.close()
             raise
 
     # ---- writing: one thread ---------------------------------------------------------------------------------------
     def put_many(
-        self, shards: Sequence[tuple[ShardId, Data]], claims: Sequence[Claim] | None = None, *, now: int = 0
+        self,
+        shards: Sequence[tuple[ShardId, Data]],
+        claims: Sequence[Claim] | None = None,
+        *,
+        now: int = 0,
+        end: int = 0,
     ) -> list[str]:
         """Store shards; for each return "" when it is durable, else why it was not taken.
 
-        `claims` says for each under which deal (None: all UNKNOWN), `now` when. A shard that is there already gets the claim
-        and is durable at once. Raises StoreFull when the disk is full after all, StoreError when it fails; then nothing of
-        this call is promised.
+        `claims` says for each under which deal (None: all UNKNOWN), `now` when, `end` until when in lease time (0: without a
+        term). A shard that is there already gets the claim and is durable at once. Raises StoreFull when the disk is full
+        after all, StoreError when it fails; then nothing of this call is promised.
         """
         reasons = [""] * len(shards)
         new: dict[ShardId, Data] = {}
         wanted: defaultdict[ShardId, dict[Claim, None]] = defaultdict(dict)
         room = self.free_bytes()
+        shares = _Shares(self)
         for i, (shard, data) in enumerate(shards):
             size = memoryview(data).nbytes
             claim = claims[i] if claims is not None else UNKNOWN
-            if shard not in wanted:
-                if size > MESSAGE_MAX or blake3.blake3(data).digest() != shard:
-                    reasons[i] = "the bytes are not what their id says"
+            if shard not in wanted and (size > MESSAGE_MAX or blake3.blake3(data).digest() != shard):
+                reasons[i] = "the bytes are not what their id says"
+                continue
+            if not shares.take(claim.deal, shard, size):
+                reasons[i] = SHARE
+                continue
+            if shard not in wanted and not self._is_intact(shard, data):
+                if size + ROW_COST > room:
+                    reasons[i] = FULL
                     continue
-                if not self._is_intact(shard, data):
-                    if size + ROW_COST > room:
-                        reasons[i] = "full"
-                        continue
-                    room -= size + ROW_COST
-                    new[shard] = data
+                room -= size + ROW_COST
+                new[shard] = data
             wanted[shard][claim] = None
         if wanted:
-            self._write(new, wanted, now)
+            self._write(new, wanted, now, end)
         return reasons
 
-    def _write(self, new: Mapping[ShardId, Data], wanted: Mapping[ShardId, Mapping[Claim, None]], now: int) -> None:
+    def _write(
+        self, new: Mapping[ShardId, Data], wanted: Mapping[ShardId, Mapping[Claim, None]], now: int, end: int
+    ) -> None:
         places = dict(zip(new, self._append(list(new.values())), strict=True)) if new else {}
+        usage = Usage()
         with self._env.write() as txn:
             for shard, claims in wanted.items():
                 old = txn.get(shard, db=self._rows)
-                row = _Row.decode(old) if old is not None else None
+                row = Row.decode(old) if old is not None else None
+                counted = row.claims if row is not None else ()
+                before_end = row.first_end if row is not None else 0
                 place = places.get(shard)
+                if row is None and place is not None and (before := txn.pop(shard, db=self._damaged)) is not None:
+                    row = Row.decode(before)  # back to all who had it
+                    self._count(txn, row.place, 1)
                 if place is not None:
                     if row is not None:  # its bytes were damaged: this is the repair
                         self._count(txn, row.place, -1)
                     self._count(txn, place, 1)
-                    row = row._replace(place=place) if row is not None else _Row(place, False, 0, {})
+                    row = row._replace(place=place) if row is not None else Row(place, False, 0, {})
                 assert row is not None
-                row = self._claimed(txn, shard, row, claims, now)
+                row = self._claimed(txn, shard, row, claims, now, end)
+                self.leases.set_end(txn, shard, before_end, row.first_end)
+                usage.add(row, [number for number in row.claims if number not in counted], 1)
                 data = row.encode()
                 if data != old:
                     txn.put(shard, data, db=self._rows)
+            self._add_usage(txn, usage)
 
     def _append(self, records: Sequence[Data]) -> list[Location]:
         """Append records and make them durable."""
@@ -207,48 +210,131 @@ class ShardStore:
         self._on_disk += sum(place.length for place in places)
         return places
 
-    def _claimed(self, txn: Transaction, shard: ShardId, row: _Row, claims: Mapping[Claim, None], now: int) -> _Row:
+    def _claimed(
+        self, txn: Transaction, shard: ShardId, row: Row, claims: Mapping[Claim, None], now: int, end: int
+    ) -> Row:
         """Return the row with these claims, alive again if it was doomed."""
         if row.doomed:
-            txn.delete(_NUMBER.pack(row.doomed) + shard, db=self._doomed)
-        is_kept, found = row.is_kept, dict(row.claims)
+            txn.delete(NUMBER.pack(row.doomed) + shard, db=self._doomed)
+        is_kept, found, leases = row.is_kept, dict(row.claims), dict(row.leases)
         for claim in claims:
             if claim.deal:
-                found[self._deal_number(txn, claim)] = now
+                number = self._deal_number(txn, claim)
+                if end:
+                    leases[number] = max(end, leases.get(number, 0))  # what was promised before still holds
+                found[number] = now
             else:
                 is_kept = True
         if len(found) > CLAIMS_MAX:
-            is_kept, found = True, dict(row.claims)
-        return _Row(row.place, is_kept, 0, found)
+            is_kept, found, leases = True, dict(row.claims), dict(row.leases)
+        return Row(row.place, is_kept, 0, found, leases)
 
     def _deal_number(self, txn: Transaction, claim: Claim) -> int:
         known = txn.get(claim.deal, db=self._deals)
         if known is None:
             number = int(txn.stat(self._deals)["entries"]) + 1
         else:
-            number = int(_NUMBER.unpack_from(known)[0])
-        if known is None or (len(known) == _NUMBER.size and claim.owner):
-            txn.put(claim.deal, _NUMBER.pack(number) + claim.owner, db=self._deals)
+            number = int(NUMBER.unpack_from(known)[0])
+        if known is None or (len(known) == NUMBER.size and claim.owner):
+            txn.put(claim.deal, NUMBER.pack(number) + claim.owner, db=self._deals)
         return number
 
     def _count(self, txn: Transaction, place: Location, shards: int) -> None:
         """Note that `shards` (1 or -1) live shards came to or left a place's segment."""
         for key in (place.segment.to_bytes(8, "big"), _TOTAL):
-            count, total = _COUNT.unpack(txn.get(key, _COUNT.pack(0, 0), db=self._counts))
-            txn.put(key, _COUNT.pack(count + shards, total + shards * place.length), db=self._counts)
+            count, total = COUNT.unpack(txn.get(key, COUNT.pack(0, 0), db=self._counts))
+            txn.put(key, COUNT.pack(count + shards, total + shards * place.length), db=self._counts)
+
+    def _add_usage(self, txn: Transaction, usage: Usage) -> None:
+        for number, (shards, size) in usage.items():
+            key = NUMBER.pack(number)
+            count, total = COUNT.unpack(txn.get(key, COUNT.pack(0, 0), db=self._usage))
+            txn.put(key, COUNT.pack(count + shards, total + size), db=self._usage)
 
     def _is_intact(self, shard: ShardId, data: Data) -> bool:
         try:
             return self.get(shard) == data
-        except (StoreCorrupt, KeyError):
+        except (StoreError, KeyError):  # what the disk cannot read is stored anew
             return False
+
+    # ---- damage: the writer's thread ---------------------------------------------------------------------------------
+    def check(self, shard: ShardId, place: Location) -> bool:
+        """Read a shard from the disk; return whether it is damaged. Any thread.
+
+        False also when it does not lie there (any more). Raises StoreError when nobody can tell now.
+        """
+        try:
+            return blake3.blake3(self._segments.read(place, cached=False)).digest() != shard
+        except StoreError as exc:
+            if not isinstance(exc, StoreCorrupt) and getattr(exc.__cause__, "errno", 0) != errno.EIO:
+                raise
+            return self.locate(shard) == place
+
+    def condemn(self, shard: ShardId, place: Location) -> bool:
+        """Let go of a shard at `place` if it is damaged; return whether it was.
+
+        Decided here, where nothing is written or removed meanwhile: its row still names the place, and the bytes are still
+        wrong when they are read once more. Raises StoreError when nobody can tell now.
+        """
+        if self.locate(shard) != place or not self.check(shard, place):
+            return False
+        usage = Usage()
+        with self._env.write() as txn:
+            data = txn.pop(shard, db=self._rows)
+            assert data is not None, "only this thread changes rows"
+            row = Row.decode(data)
+            self._count(txn, place, -1)
+            usage.add(row, row.claims, -1)
+            self._add_usage(txn, usage)
+            self.leases.set_end(txn, shard, row.first_end, 0)
+            if row.doomed:
+                txn.delete(NUMBER.pack(row.doomed) + shard, db=self._doomed)
+            else:
+                txn.put(shard, row.encode(), db=self._damaged)
+        return True
+
+    def damaged_count(self) -> int:
+        """Return how many shards somebody stored here are damaged, and were not stored again. Any thread."""
+        with self._env.read() as txn:
+            return int(txn.stat(self._damaged)["entries"])
+
+    def next_places(self, first: tuple[int, int], last: bytes, limit: int, found: list[Place]) -> bytes:
+        """Look at the rows after `last` and add those that lie at or behind `first` (segment, offset) to `found`.
+
+        Keeps the `limit` foremost, sorted. Returns the last row looked at, b"" when it was the last of all. Any thread.
+        """
+        with self._env.read() as txn, txn.cursor(db=self._rows) as cursor:
+            more = cursor.set_range(last + b"\0") if last else cursor.first()
+            for _ in range(PLACES_STEP):
+                if not more:
+                    last = b""
+                    break
+                last, data = cursor.item()
+                segment, offset, length = PLACE.unpack_from(data)
+                if (segment, offset) >= first:
+                    found.append((segment, offset, length, ShardId(last)))
+                more = cursor.next()
+        if len(found) > 2 * limit or not last:
+            found.sort()
+            del found[limit:]
+        return last
+
+    def note(self, name: bytes) -> bytes:
+        """Return what `set_note` was given, b"" if nothing. Any thread."""
+        with self._env.read() as txn:
+            return bytes(txn.get(name, b"", db=self._notes))
+
+    def set_note(self, name: bytes, value: bytes) -> None:
+        """Keep some bytes durably under a name."""
+        with self._env.write() as txn:
+            txn.put(name, value, db=self._notes)
 
     # ---- deleting: the writer's thread ------------------------------------------------------------------------------
     def owner(self, deal: bytes) -> bytes:
         """Return the key whose grants may delete what the deal stored, b"" if there is none. Any thread."""
         with self._env.read() as txn:
             known = txn.get(deal, db=self._deals)
-        return b"" if known is None else known[_NUMBER.size :]
+        return b"" if known is None else known[NUMBER.size :]
 
     def delete_many(self, grant: Deletion, *, now: int) -> list[str]:
         """Drop the deal's claims; for each shard return "" when it has none (any more), else why it stays.
@@ -256,13 +342,16 @@ class ShardStore:
         Durable on return. Raises SealError when this grant was used before.
         """
         reasons: list[str] = []
+        usage = Usage()
         with self._env.write() as txn:
             self._use_grant(txn, grant, now)
             known = txn.get(grant.deal, db=self._deals)
-            number = _NUMBER.unpack_from(known)[0] if known is not None else 0
+            number = NUMBER.unpack_from(known)[0] if known is not None else 0
             for shard in grant.shards:
                 data = txn.get(shard, db=self._rows)
-                row = _Row.decode(data) if data is not None else None
+                row = Row.decode(data) if data is not None else None
+                if row is None:
+                    self._drop_damaged(txn, shard, number, grant.time)
                 time = row.claims.get(number) if row is not None else None
                 if row is None or time is None:
                     is_old = row is not None and row.is_kept and not row.claims
@@ -272,25 +361,40 @@ class ShardStore:
                     reasons.append("stored again since the grant was made")
                     continue
                 reasons.append("")
-                claims = {deal: at for deal, at in row.claims.items() if deal != number}
-                doomed = 0 if claims or row.is_kept else max(now, 1)
+                left = row.without((number,))
+                doomed = 0 if left.claims or row.is_kept else max(now, 1)
                 if doomed:
-                    txn.put(_NUMBER.pack(doomed) + shard, b"", db=self._doomed)
-                txn.put(shard, _Row(row.place, row.is_kept, doomed, claims).encode(), db=self._rows)
+                    txn.put(NUMBER.pack(doomed) + shard, b"", db=self._doomed)
+                self.leases.set_end(txn, shard, row.first_end, left.first_end)
+                txn.put(shard, left._replace(doomed=doomed).encode(), db=self._rows)
+                usage.add(row, (number,), -1)
+            self._add_usage(txn, usage)
         return reasons
+
+    def _drop_damaged(self, txn: Transaction, shard: ShardId, number: int, until: int) -> None:
+        """Forget that a deal had a shard that is damaged."""
+        data = txn.get(shard, db=self._damaged)
+        row = Row.decode(data) if data is not None else None
+        if row is None or row.claims.get(number, until + 1) > until:
+            return
+        left = row.without((number,))
+        if left.claims or row.is_kept:
+            txn.put(shard, left.encode(), db=self._damaged)
+        else:
+            txn.delete(shard, db=self._damaged)
 
     def _use_grant(self, txn: Transaction, grant: Deletion, now: int) -> None:
         """Note that a grant is used, and forget those that have expired."""
         with txn.cursor(db=self._grants) as cursor:
-            while cursor.first() and _NUMBER.unpack_from(cursor.key())[0] <= now:
+            while cursor.first() and NUMBER.unpack_from(cursor.key())[0] <= now:
                 cursor.delete()
-        if not txn.put(_NUMBER.pack(grant.expires) + grant.deal + grant.nonce, b"", db=self._grants, overwrite=False):
+        if not txn.put(NUMBER.pack(grant.expires) + grant.deal + grant.nonce, b"", db=self._grants, overwrite=False):
             raise SealError("the grant was used already")
 
     def next_doomed(self) -> int | None:
         """Return since when the longest doomed shard is so (seconds since 1970), None when there is none."""
         with self._env.read() as txn, txn.cursor(db=self._doomed) as cursor:
-            return int(_NUMBER.unpack_from(cursor.key())[0]) if cursor.first() else None
+            return int(NUMBER.unpack_from(cursor.key())[0]) if cursor.first() else None
 
     def reap(self, doomed_before: int) -> int:
         """Remove some shards that were doomed before a time; return how many, 0 when there is none left.
@@ -303,14 +407,14 @@ class ShardStore:
         with self._env.write() as txn, txn.cursor(db=self._doomed) as cursor:
             while count < REAP_STEP and cursor.first():
                 key = cursor.key()
-                time, shard = _NUMBER.unpack_from(key)[0], key[_NUMBER.size :]
+                time, shard = NUMBER.unpack_from(key)[0], key[NUMBER.size :]
                 if time >= doomed_before:
                     break
                 cursor.delete()
                 count += 1
                 data = txn.get(shard, db=self._rows)
                 if data is not None:
-                    self._count(txn, _Row.decode(data).place, -1)
+                    self._count(txn, Row.decode(data).place, -1)
                     txn.delete(shard, db=self._rows)
         return count
 
@@ -324,7 +428,7 @@ class ShardStore:
             victims = self._choose_victims()
             if not victims:
                 return False
-            self._compaction = _Compaction(victims)
+            self._compaction = Compaction(victims)
         work = self._compaction
         if not work.is_scanned:
             self._scan(work)
@@ -339,7 +443,7 @@ class ShardStore:
         """Return the segments that are mostly dead, as many as one scan is good for; remove those that are dead wholly."""
         with self._env.read() as txn:
             live = {
-                segment: _COUNT.unpack(txn.get(segment.to_bytes(8, "big"), _COUNT.pack(0, 0), db=self._counts))
+                segment: COUNT.unpack(txn.get(segment.to_bytes(8, "big"), COUNT.pack(0, 0), db=self._counts))
                 for segment in self._segments.sizes()
             }
         victims: set[int] = set()
@@ -355,7 +459,7 @@ class ShardStore:
             self._segments.roll()
         return victims
 
-    def _scan(self, work: _Compaction) -> None:
+    def _scan(self, work: Compaction) -> None:
         """Look for the victims' shards in the next rows. New ones never get there: nothing is appended to a victim."""
         with self._env.read() as txn, txn.cursor(db=self._rows) as cursor:
             more = cursor.set_range(work.last + b"\0") if work.last else cursor.first()
@@ -364,11 +468,11 @@ class ShardStore:
                     work.is_scanned = True
                     return
                 work.last, data = cursor.item()
-                if _PLACE.unpack_from(data)[0] in work.victims:
+                if PLACE.unpack_from(data)[0] in work.victims:
                     work.shards.append(ShardId(work.last))
                 more = cursor.next()
 
-    def _move(self, work: _Compaction) -> None:
+    def _move(self, work: Compaction) -> None:
         """Copy some live shards to the current segment and let their rows name the copies."""
         moved: dict[ShardId, Location] = {}
         records: list[bytes] = []
@@ -380,8 +484,11 @@ class ShardStore:
                 continue  # removed, or repaired elsewhere
             try:
                 data = self._segments.read(place)
+                if blake3.blake3(data).digest() != shard:
+                    raise StoreCorrupt(f"shard {shard.hex()} is not what its id says")
             except StoreError:
-                self._unreadable.add(place.segment)
+                if not self.condemn(shard, place):
+                    self._unreadable.add(place.segment)
                 continue
             moved[shard] = place
             records.append(data)
@@ -394,7 +501,7 @@ class ShardStore:
                 for (shard, old), place in zip(moved.items(), places, strict=True):
                     row = txn.get(shard, db=self._rows)
                     assert row is not None, "only this thread changes rows"
-                    txn.put(shard, _Row.decode(row)._replace(place=place).encode(), db=self._rows)
+                    txn.put(shard, Row.decode(row)._replace(place=place).encode(), db=self._rows)
                     self._count(txn, old, -1)
                     self._count(txn, place, 1)
         except StoreError:  # they stay where they are, and are tried again
@@ -404,9 +511,9 @@ class ShardStore:
     def _finish(self, victims: set[int]) -> None:
         """Remove the segments that nothing names any more."""
         with self._env.read() as txn:
-            counts = {s: txn.get(s.to_bytes(8, "big"), _COUNT.pack(0, 0), db=self._counts) for s in victims}
+            counts = {s: txn.get(s.to_bytes(8, "big"), COUNT.pack(0, 0), db=self._counts) for s in victims}
         for segment, count in counts.items():
-            if _COUNT.unpack(count)[0] == 0:
+            if COUNT.unpack(count)[0] == 0:
                 self._remove(segment)
             else:
                 self._unreadable.add(segment)
@@ -421,11 +528,14 @@ class ShardStore:
     def get(self, shard: ShardId, offset: int = 0, length: int = 0) -> bytes:
         """Return `length` bytes of the shard from `offset`, all for 0.
 
-        Raises KeyError when it is not here, MalformedError when it is shorter, StoreCorrupt when its segment is damaged.
+        Raises KeyError when it is not here, MalformedError when it is shorter, StoreCorrupt when it was and is damaged.
         """
         place = self.locate(shard)
         while True:
             if place is None:
+                with self._env.read() as txn:
+                    if txn.get(shard, db=self._damaged) is not None:
+                        raise StoreCorrupt(f"shard {shard.hex()} was damaged on this disk")
                 raise KeyError(shard)
             part = place
             if offset or length:
@@ -440,21 +550,56 @@ class ShardStore:
                 if place == before:
                     raise
 
+    def get_cached(self, shard: ShardId, offset: int, length: int, buffer: memoryview) -> memoryview | None:
+        """As `get`, read into `buffer`, without waiting for the disk to read a segment; None where `get` is to be asked."""
+        place = self.locate(shard)
+        if place is None or offset + length > place.length:
+            return None
+        part = Location(place.segment, place.offset + offset, length or place.length - offset)
+        return self._segments.read_into(part, buffer, wait=False)
+
     def locate(self, shard: ShardId) -> Location | None:
         """Return where the shard lies, None if it is not here."""
         with self._env.read() as txn:
             row = txn.get(shard, db=self._rows)
-        return None if row is None else Location(*_PLACE.unpack_from(row))
+        return None if row is None else Location(*PLACE.unpack_from(row))
 
     def has_many(self, shards: Sequence[bytes]) -> tuple[bool, ...]:
         """Say for each shard whether it is here."""
         with self._env.read() as txn:
-            return tuple(txn.get(shard, db=self._rows) is not None for shard in shards)
+            rows = [txn.get(shard, db=self._rows) for shard in shards]
+        if not self._lost:
+            return tuple(row is not None for row in rows)
+        return tuple(row is not None and PLACE.unpack_from(row)[0] not in self._lost for row in rows)
+
+    def usage(self, deal: bytes) -> tuple[int, int]:
+        """Return how many shards a deal holds, and their bytes. What several deals hold counts for each."""
+        with self._env.read() as txn:
+            known = txn.get(deal, db=self._deals)
+            found = txn.get(known[: NUMBER.size], db=self._usage) if known is not None else None
+        count, size = COUNT.unpack(found) if found is not None else (0, 0)
+        return int(count), int(size)
+
+    def holders(self, limit: int) -> list[tuple[bytes, int, int]]:
+        """Return the deals that hold most: key, shards, bytes; at most `limit`."""
+        found = []
+        with self._env.read() as txn, txn.cursor(db=self._deals) as cursor:
+            for deal, known in cursor:
+                count, size = COUNT.unpack(txn.get(known[: NUMBER.size], COUNT.pack(0, 0), db=self._usage))
+                if count:
+                    found.append((bytes(deal), int(count), int(size)))
+        return sorted(found, key=lambda item: -item[2])[:limit]
+
+    def has_claim(self, deal: bytes, shard: ShardId) -> bool:
+        """Return whether the deal holds a shard that is here."""
+        with self._env.read() as txn:
+            known, data = txn.get(deal, db=self._deals), txn.get(shard, db=self._rows)
+        return known is not None and data is not None and NUMBER.unpack_from(known)[0] in Row.decode(data).claims
 
     def counts(self) -> tuple[int, int]:
         """Return how many shards there are, and their bytes."""
         with self._env.read() as txn:
-            count, size = _COUNT.unpack(txn.get(_TOTAL, _COUNT.pack(0, 0), db=self._counts))
+            count, size = COUNT.unpack(txn.get(_TOTAL, COUNT.pack(0, 0), db=self._counts))
         return int(count), int(size)
 
     def doomed_count(self) -> int:
@@ -481,8 +626,39 @@ class ShardStore:
         with self._env.read() as txn:
             for segment in self._segments.sizes():
                 row = txn.get(segment.to_bytes(8, "big"), db=self._counts)
-                if row is None or _COUNT.unpack(row)[0] == 0:
+                if row is None or COUNT.unpack(row)[0] == 0:
                     self._segments.remove(segment)
+
+    def _last_segment(self) -> int:
+        """Return the highest number of a segment that the index knows, 0 for none."""
+        with self._env.read() as txn, txn.cursor(db=self._counts) as cursor:
+            found = cursor.set_range(_TOTAL)
+            more = cursor.prev() if found else cursor.last()
+            return int.from_bytes(cursor.key(), "big") if more else 0
+
+    def _missing_segments(self) -> frozenset[int]:
+        """Return the segments that should hold live shards and are not on the disk (fault 58)."""
+        present = self._segments.sizes()
+        with self._env.read() as txn, txn.cursor(db=self._counts) as cursor:
+            return frozenset(
+                number
+                for key, count in cursor
+                if key != _TOTAL and (number := int.from_bytes(key, "big")) not in present and COUNT.unpack(count)[0]
+            )
+
+    def _complete_usage(self) -> None:
+        """Count what each deal holds, once: an older release did not."""
+        with self._env.read() as txn:
+            if txn.get(_COMPLETE, db=self._usage) is not None:
+                return
+        usage = Usage()
+        with self._env.write() as txn:
+            with txn.cursor(db=self._rows) as cursor:
+                for data in cursor.iternext(keys=False):
+                    row = Row.decode(data)
+                    usage.add(row, row.claims, 1)
+            self._add_usage(txn, usage)
+            txn.put(_COMPLETE, b"", db=self._usage)
 
     def close(self) -> None:
         """Close files and index."""
@@ -498,14 +674,24 @@ class ShardStore:
         self.close()
 
 
-class _Compaction:
-    """Segments that are being emptied, and what is known of their shards."""
+class _Shares:
+    """What the deals of one `put_many` may still take."""
 
-    __slots__ = ("is_scanned", "last", "shards", "victims")
+    def __init__(self, store: ShardStore) -> None:
+        self._store = store
+        self._left: dict[bytes, int] = {}
+        self._taken: set[tuple[bytes, ShardId]] = set()
 
-    def __init__(self, victims: set[int]) -> None:
-        self.victims = victims
-        self.last = b""
-        """The last row looked at."""
-        self.is_scanned = False
-        self.shards: list[ShardId] = []
+    def take(self, deal: bytes, shard: ShardId, size: int) -> bool:
+        """Return whether the deal may hold this shard, which then counts."""
+        store = self._store
+        if not store.deal_max or not deal or (deal, shard) in self._taken:
+            return True
+        if deal not in self._left:
+            self._left[deal] = store.deal_max - store.usage(deal)[1]
+        if not store.has_claim(deal, shard):
+            if size > self._left[deal]:
+                return False
+            self._left[deal] -= size
+        self._taken.add((deal, shard))
+        return True

@@ -16,7 +16,7 @@ SHARDS_MAX: Final = 48
 
 AUTO: Final = "auto"
 
-_STEPS: Final = ((30, 10), (12, 4), (6, 2), (3, 1))
+STEPS: Final = ((30, 10), (12, 4), (6, 2), (3, 1))
 """(peers needed = n, k), best first."""
 
 
@@ -57,7 +57,7 @@ def choose_redundancy(wanted: Redundancy | None, usable: int) -> tuple[Redundanc
     if wanted is not None:
         missing = wanted.n - usable
         return wanted, f"{missing} more peers are needed for redundancy {wanted}" if missing > 0 else ""
-    for n, k in _STEPS:
+    for n, k in STEPS:
         if usable >= n:
             return Redundancy(k, n), ""
     return Redundancy(1, 1), "fewer than 3 peers: every byte is stored once only and is lost with its peer"

@@ -75,6 +75,24 @@ def scan_leaves(get: Get, root: bytes, start: bytes, stop: bytes | None) -> Iter
         node = load_child(get, parent, index, upper)
 
 
+def leaf_at(get: Get, root: bytes, key: bytes) -> tuple[bytes, bytes | None]:
+    """Return what is missing on the path to `key`, b"" if nothing is, and the bound above all keys below it, or of the leaf.
+
+    For those who go on behind what cannot be had. The bound is None where there is none. Raises MalformedError.
+    """
+    ref, upper = root, None
+    try:
+        node = get(ref) if root else None
+        while isinstance(node, Inner):
+            index = max(bisect_right(node.keys, key) - 1, 0)
+            parent, above = node, upper
+            ref, upper = parent.refs[index], child_upper(parent, index, above)
+            node = load_child(get, parent, index, upper)
+    except NodeMissing:
+        return ref, upper
+    return b"", upper
+
+
 def scan_prefix(get: Get, root: bytes, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the (key, value) pairs whose key starts with `prefix`, ascending, as `scan` does."""
     return scan(get, root, prefix, prefix_end(prefix))

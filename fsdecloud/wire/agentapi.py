@@ -15,11 +15,13 @@ Calls, driver to agent (method: parameters -> result):
     submit: SubmitAnchor -> Empty              put an anchor transaction into the durable outbox
     ledger_volume: Empty -> LedgerVolume       the latest anchor of the volume in the ledger
     registry: Empty -> Registry                the peers known through the ledger
+    redundancy: WantedRedundancy -> Empty      store new blobs with this redundancy from now on
     gc_begin: Empty -> Empty                   a collection of garbage begins: the driver marks after this
     gc_sweep: GcSweep -> GcSwept               condemn what is not marked
     gc_grant: Empty -> GcGranted               have peers delete what is final; `sign_grant` calls come meanwhile
     gc_end: Empty -> Empty                     it is over
     known: EntryNames -> EntryNames            which of these entries (up to KNOWN_MAX) the location map does not know
+    unreachable: ReachQuery -> EntryNames      which of these entries (up to KNOWN_MAX) the peers that answer cannot give
     shards: ShardQuery -> ShardPage            ask the peers which shards of some blobs they have; repeat from `following`
     receipts: ShardQuery -> ReceiptPage        check the receipts that are kept of some blobs; repeat from `following`
     status: Empty -> AgentStatus
@@ -35,9 +37,12 @@ Notices, agent to driver:
     anchored: Anchored                         the outbox's anchor is in a block (or no longer: height None)
     ledger_tip: LedgerTip                      the ledger daemon has a new tip
     garbage: GarbageFinal                      an anchor is final: what may be deleted now, after marking once more
+    repaired: Repaired                         blobs have shards at new places, which an anchor should name
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import msgspec
 
@@ -47,7 +52,7 @@ GRANT_LIFE = 120
 """Seconds for which a deletion that the driver signs holds: it is sent at once."""
 
 KNOWN_MAX = 1024
-"""Entries in one `known`."""
+"""Entries in one `known` or `unreachable`."""
 
 
 class Empty(msgspec.Struct, frozen=True, array_like=True):
@@ -82,6 +87,28 @@ class AgentHello(msgspec.Struct, frozen=True, array_like=True):
     """The manifest's encoded host map (`swarm.hostmap`), b"" for a new volume."""
     map_sequence: int
     """Sequence number of the anchor that `map_root` comes from; 0 for a new volume."""
+    repair: bool = False
+    """Audit peers and repair blobs: the mount that writes the volume has its agent do it."""
+    up: int = 0
+    down: int = 0
+    """Limits of the traffic with peers, bytes per second; 0 for none."""
+    bootstrap: tuple[str, ...] = ()
+    """Addresses of peers to ask for others, besides those of the registry."""
+    lan: bool = False
+    """Listen for peers on the same link (`net.lan`)."""
+
+
+class WantedRedundancy(msgspec.Struct, frozen=True, array_like=True):
+    """What `swarm.policy.parse_redundancy` understands: "auto" or "k/n"."""
+
+    redundancy: str
+
+
+class Bandwidth(msgspec.Struct, frozen=True, array_like=True):
+    """Limits of the traffic with peers, bytes per second; 0 for none, None to leave one as it is."""
+
+    up: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    down: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class PeerName(msgspec.Struct, frozen=True, array_like=True):
@@ -155,6 +182,9 @@ class MapCommit(msgspec.Struct, frozen=True, array_like=True):
     map_root: bytes
     """64-byte reference of its root node, b"" while it is empty."""
     host_map: bytes
+    host_map_copy: bytes = b""
+    """64-byte reference of the host map, which is stored as whole copies too, for repair keys, and up to three holders."""
+    holders: tuple[PeerId, ...] = ()
 
 
 class StoreManifest(msgspec.Struct, frozen=True, array_like=True):
@@ -247,6 +277,13 @@ class EntryNames(msgspec.Struct, frozen=True, array_like=True):
     entries: tuple[EntryId, ...]
 
 
+class ReachQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Some entries that are not on this machine; with `probe`, all peers are asked for a sign of life before."""
+
+    entries: tuple[EntryId, ...]
+    probe: bool = False
+
+
 class ShardQuery(msgspec.Struct, frozen=True, array_like=True):
     """Look at the blobs after this one; b"" begins."""
 
@@ -318,6 +355,10 @@ class RegistryPeer(msgspec.Struct, frozen=True, array_like=True):
     id: PeerId
     url: str
     capacity: int
+    sequence: int = 0
+    """Of its registration: when it was made, in seconds since 1970; 0 when a daemon of an earlier release answers."""
+    operator: bytes = b""
+    """The key under which it declares to be run together with others (`ledger.transactions.Operate`); b"" for none."""
 
 
 class Registry(msgspec.Struct, frozen=True, array_like=True):
@@ -332,12 +373,75 @@ class PeerState(msgspec.Struct, frozen=True, array_like=True):
     id: PeerId
     url: str
     state: str
-    """"up", "down", "refusing" or "corrupt" (it sent wrong bytes)."""
+    """"up", "down", "refusing", "leaving" (it can be read from), "corrupt" (it sent wrong bytes) or "distrusted" (it fails
+    audits)."""
     failures: int
     corrupt: int
     """How often it sent bytes that are not what their id says."""
     stored_bytes: int
     fetched_bytes: int
+    evidence: tuple[str, ...] = ()
+    """The latest of its wrong answers: which shard was asked for, and what came instead."""
+    way: bytes = b""
+    """The peer by way of which it is reached, while it is not reached directly; b"" else."""
+
+
+class RecodingStatus(msgspec.Struct, frozen=True, array_like=True):
+    """What is still stored with another redundancy than the volume has now, and what was changed."""
+
+    k: int = 0
+    n: int = 0
+    """What is stored is to have this redundancy; 0 for none: with `auto`, until enough peers have been there for long."""
+    blobs: int = 0
+    bytes: int = 0
+    """Still stored otherwise; bytes before coding."""
+    waiting: int = 0
+    """Of these blobs, those for which there were too few peers when they had their turn."""
+    done_blobs: int = 0
+    done_bytes: int = 0
+    """Coded anew since the agent started; bytes before coding."""
+    last_error: str = ""
+    is_counted: bool = False
+    """False while it is not known yet how many blobs are stored otherwise."""
+
+
+class RepairStatus(msgspec.Struct, frozen=True, array_like=True):
+    """How whole the stored blobs are, and what is done about it. All zero in an agent that does not repair."""
+
+    blobs: int = 0
+    """Blobs of the location map that were looked at last."""
+    degraded: int = 0
+    """Of these, those that lack shards and do not only wait for peers that went a short time ago."""
+    endangered: int = 0
+    """Of these, those at or below the threshold of repair."""
+    unreadable: int = 0
+    """Of these, those with fewer than k: they come back with their peers only."""
+    waiting: int = 0
+    """Blobs for whose shards there is no peer at the moment."""
+    moving: int = 0
+    """Blobs that lack nothing, but have shards with peers that leave."""
+    repaired_blobs: int = 0
+    repaired_shards: int = 0
+    repaired_bytes: int = 0
+    """Shards made again since the agent started."""
+    audits_passed: int = 0
+    audits_failed: int = 0
+    contained: int = 0
+    """Shards that a peer did not give and is asked for again before that counts."""
+    is_surveying: bool = False
+    last_error: str = ""
+    away: int = 0
+    """Blobs that lack nothing but what peers have that went a short time ago: they are whole when those return."""
+    recoding: RecodingStatus = RecodingStatus()
+
+
+class Repaired(msgspec.Struct, frozen=True, array_like=True):
+    """Blobs have shards at new places: the next anchor should have the location map that says so."""
+
+    blobs: int
+    """How many since the last notice; 0: some before the agent started."""
+    redundancy: str = ""
+    """They lacked nothing, and are stored with this redundancy now."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -364,3 +468,4 @@ class AgentStatus(msgspec.Struct, frozen=True, array_like=True):
     """Blobs that are to be deleted, and have not been everywhere."""
     freed_bytes: int = 0
     """Bytes that peers were told to delete, and took, since the agent started."""
+    repair: RepairStatus = RepairStatus()

@@ -7,6 +7,8 @@ log: LogQuery -> LogPage                     operation records, decrypted
 gc: GcRequest -> GcStatus                    begins to collect garbage; poll `gc_status` until `finished` is what
                                              `requested` says here
 gc_status: Empty -> GcStatus
+redundancy: agentapi.WantedRedundancy -> Empty    new blobs are stored with it from now on; the volume's document is not changed
+unreadable: UnreadableQuery -> UnreadablePage    which files cannot be read now
 unmount: Empty -> Empty                      begin a clean unmount (the driver exits when it is done)
 snapshots: SnapshotQuery -> SnapshotPage     the volume's snapshots, oldest first
 snapshot_keep: SnapshotKeep -> SnapshotInfo
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fsdecloud.wire.agentapi import PeerState
+from fsdecloud.wire.agentapi import PeerState, RepairStatus
 
 
 class Count(msgspec.Struct, frozen=True, array_like=True):
@@ -132,6 +134,42 @@ class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     """Inodes that the kernel was told of and has not forgotten."""
     integrity_errors: int = 0
     """Entries on this machine's disk that did not verify, since the mount; each was asked of the peers."""
+    repair: RepairStatus = RepairStatus()
+    redundancy: str = ""
+    """What was asked for, "auto" or "k/n"; `k` and `n` are what new blobs get. Empty when no new ones are stored."""
+    up_limit: int = 0
+    down_limit: int = 0
+    """Limits of the traffic with peers, bytes per second, 0 for none."""
+
+
+class UnreadableQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Look for what cannot be read now. `session` is 0 first, then what the last page says."""
+
+    session: int
+
+
+class Unreadable(msgspec.Struct, frozen=True, array_like=True):
+    """One name whose file cannot be read as a whole now; `path` is relative to the mount, b"" for its root."""
+
+    path: bytes
+    inode: int
+    lacks: str
+    """"contents" (of a file), "names" (in a directory), "attributes" (and with them the rest), or "path" (a directory above
+    lacks its attributes)."""
+    lost: int
+    """Bytes of contents that cannot be read, -1 where that is not known."""
+    ranges: tuple[tuple[int, int], ...]
+    """Where they are: from, to; at most `driver.unreadable.RANGES_MAX`, then more follow."""
+    has_more: bool = False
+    """Whether there are more ranges."""
+
+
+class UnreadablePage(msgspec.Struct, frozen=True, array_like=True):
+    """Some of them, how many names were looked at so far, and the session to ask for more (0: no more)."""
+
+    found: tuple[Unreadable, ...]
+    names: int
+    session: int
 
 
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):

@@ -26,6 +26,8 @@ from tests.bench.targets import READ_AHEAD, Decloud, Memory, Plain, Target, get_
 from tests.cluster.harness import Network
 
 PARTS: Final = ("steps", "network", "memory", "idle")
+PEERS: Final = 12
+"""As many as the goals name: redundancy 4/12."""
 TARGETS: Final = ("decloud", "memfs", "memfs-through", "plain")
 
 
@@ -41,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--files", type=int, help="small files (default 2000)")
     parser.add_argument("--seconds", type=float, help="for steps that repeat one thing (default 3)")
     parser.add_argument("--transport", type=int, metavar="MiB", help="moved by the bare connections (default 1024)")
+    parser.add_argument("--peers", type=int, default=PEERS, help=f"of the network (default {PEERS})")
     parser.add_argument("--memory", type=int, metavar="MiB", help="copied while memory is watched (default 4096)")
     parser.add_argument("--idle", type=float, metavar="S", help="how long to watch idleness (default 30)")
     parser.add_argument("--rest", type=float, default=10.0, metavar="S", help="rest before that (default 10)")
@@ -140,7 +143,7 @@ def main() -> int:
     if shutil.disk_usage(base).free < 8 << 30:
         print("less than 8 GiB of disk are free: figures will suffer", file=sys.stderr)
     start = time.time()
-    with Network(base=base) as network:
+    with Network(base=base, peers=options.peers) as network:
         found = measure(network, options)
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
     print(

@@ -414,6 +414,11 @@ def read_tree(place: Place) -> dict[str, float]:
     return {"cold_tree": seconds_of("sh", "-c", "tar -cf - . | cat > /dev/null", cwd=place.tree)}
 
 
+def create_2000(place: Place) -> dict[str, float]:
+    """Create 2,000 small files: a number of its own, because that is what the goal names."""
+    return create(Place(place.directory, place.size, 2000, place.seconds))
+
+
 def copy_in(place: Place) -> dict[str, float]:
     """Write `size` MiB that are made while writing, as a copy from elsewhere would be, and fsync."""
     start = time.perf_counter()
@@ -447,7 +452,7 @@ TABLE: Final = (
 WRITING: Final = frozenset(("sequential_write", "random_write", "appends", "create", "untar", "git", "sqlite"))
 """After these much is on its way to the peers; the next step waits for it, else it measures the upload as well."""
 
-_ALL: Final = {step.__name__: step for step in (*TABLE, read_large, read_tree, copy_in)}
+_ALL: Final = {step.__name__: step for step in (*TABLE, read_large, read_tree, create_2000, copy_in)}
 
 
 def main() -> None:

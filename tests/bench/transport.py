@@ -6,7 +6,10 @@ WINDOW bytes unanswered on a connection; *fetch* asks with a short message and g
 Nothing is hashed, coded or written. Buffers are tuned: 256 KiB reads, no compression
 (trio's SSLStream sizes its own reads).
 
-    python -m tests.bench.transport [--bytes N] [--connections N] [--message N]     prints one JSON object
+With `--channels` the same messages go over the connections that agent and peers use (`net.websocket`): these take TLS and
+frames apart with less work, which makes the bare ones a weak yardstick for storing (wsproto masks in Python).
+
+    python -m tests.bench.transport [--bytes N] [--connections N] [--message N] [--channels]     prints one JSON object
 """
 
 from __future__ import annotations
@@ -23,13 +26,18 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 import trio_websocket
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from fsdecloud.errors import PeerUnavailable
+from fsdecloud.net import websocket
+from fsdecloud.net.address import Address
+from fsdecloud.net.websocket import Channel
 
 MIB: Final = 1 << 20
 CONNECTIONS: Final = 6
@@ -39,6 +47,28 @@ BUFFER: Final = 256 << 10
 MESSAGE_MAX: Final = 2 * MIB
 HEADER: Final = 8
 """Every message begins with a request number; a fetch request is nothing but it and the length wanted."""
+
+SEED: Final = b"b" * 32
+SUBPROTOCOL: Final = "bench"
+"""Of the channels."""
+
+
+class Connection(Protocol):
+    """What carries the messages."""
+
+    async def send_message(self, message: bytes) -> None:
+        """Send one message."""
+
+    async def get_message(self) -> str | bytes:
+        """Return the next message."""
+
+
+class _Messages:
+    """A channel as a connection."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.send_message = channel.send
+        self.get_message = channel.receive
 
 
 def make_certificate(directory: Path) -> tuple[Path, Path]:
@@ -80,12 +110,26 @@ def _tls(stream: trio.SocketStream, context: ssl.SSLContext, *, server: bool) ->
     return trio.SSLStream(stream, context, server_hostname=None if server else "bench", server_side=server)
 
 
+_PAYLOAD: Final = os.urandom(MESSAGE_MAX)
+
+
 # ---- the server process -----------------------------------------------------------------------------------------
 
 
-async def _serve_connection(stream: trio.SocketStream, context: ssl.SSLContext, *, plain: bool) -> None:
+async def _answer(connection: Connection) -> None:
     """Acknowledge long messages; answer short ones with as many bytes as they ask for."""
-    payload = os.urandom(MESSAGE_MAX)
+    with contextlib.suppress(trio_websocket.ConnectionClosed, PeerUnavailable):
+        while True:
+            message = await connection.get_message()
+            assert isinstance(message, bytes)
+            if len(message) > 2 * HEADER:
+                await connection.send_message(message[:HEADER])
+            else:
+                length = int.from_bytes(message[HEADER:], "big")
+                await connection.send_message(message[:HEADER] + _PAYLOAD[:length])
+
+
+async def _serve_connection(stream: trio.SocketStream, context: ssl.SSLContext, *, plain: bool) -> None:
     transport: trio.abc.Stream = stream if plain else _tls(stream, context, server=True)
     with contextlib.suppress(trio_websocket.ConnectionClosed, trio.BrokenResourceError):
         async with trio.open_nursery() as nursery:
@@ -97,15 +141,27 @@ async def _serve_connection(stream: trio.SocketStream, context: ssl.SSLContext, 
                 receive_buffer_size=BUFFER,
             )
             connection = await request.accept()
-            with contextlib.suppress(trio_websocket.ConnectionClosed):
-                while True:
-                    message = await connection.get_message()
-                    if len(message) > 2 * HEADER:
-                        await connection.send_message(message[:HEADER])
-                    else:
-                        length = int.from_bytes(message[HEADER:], "big")
-                        await connection.send_message(message[:HEADER] + payload[:length])
+            await _answer(connection)
             nursery.cancel_scope.cancel()
+
+
+def _report(ready_fd: int, port: int) -> None:
+    os.write(ready_fd, f"{port}\n".encode())
+    os.close(ready_fd)
+
+
+async def serve_channels(ready_fd: int) -> None:
+    """Serve channels until killed."""
+
+    async def handler(channel: Channel) -> None:
+        channel.is_greeted = True
+        await _answer(_Messages(channel))
+
+    async with trio.open_nursery() as nursery:
+        port: int = await nursery.start(
+            lambda task_status: websocket.serve("127.0.0.1", 0, SEED, SUBPROTOCOL, handler, task_status=task_status)
+        )
+        _report(ready_fd, port)
 
 
 async def serve(directory: Path, ready_fd: int, *, plain: bool) -> None:
@@ -113,8 +169,7 @@ async def serve(directory: Path, ready_fd: int, *, plain: bool) -> None:
     context = _context(server=True, directory=directory)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
-    os.write(ready_fd, f"{port}\n".encode())
-    os.close(ready_fd)
+    _report(ready_fd, port)
 
     async def handler(stream: trio.SocketStream) -> None:
         await _serve_connection(stream, context, plain=plain)
@@ -126,9 +181,7 @@ async def serve(directory: Path, ready_fd: int, *, plain: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connect(
-    port: int, context: ssl.SSLContext, *, plain: bool
-) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+async def _connect(port: int, context: ssl.SSLContext, *, plain: bool) -> AsyncIterator[Connection]:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     transport: trio.abc.Stream = stream if plain else _tls(stream, context, server=False)
     async with trio.open_nursery() as nursery:
@@ -149,9 +202,13 @@ async def _connect(
             nursery.cancel_scope.cancel()
 
 
-async def _run_connection(
-    connection: trio_websocket.WebSocketConnection, count: int, message: int, payload: bytes | None
-) -> None:
+@contextlib.asynccontextmanager
+async def _connect_channel(port: int) -> AsyncIterator[Connection]:
+    async with websocket.connect(Address("127.0.0.1", port, None, None), subprotocol=SUBPROTOCOL) as channel:
+        yield _Messages(channel)
+
+
+async def _run_connection(connection: Connection, count: int, message: int, payload: bytes | None) -> None:
     """Send `count` requests, at most WINDOW bytes unanswered, and check that each is answered in order."""
     slots = trio.Semaphore(max(1, WINDOW // message))
 
@@ -173,33 +230,55 @@ async def _run_connection(
 
 
 async def measure(
-    port: int, directory: Path, *, total: int, connections: int, message: int, plain: bool
+    port: int, directory: Path, server: int, *, total: int, connections: int, message: int, plain: bool, channels: bool
 ) -> dict[str, float]:
-    """Return MB/s in both directions over all connections together."""
-    context = _context(server=False, directory=directory)
+    """Return MB/s in both directions over all connections together, and milliseconds of processor that both ends need for a
+    MiB. `server` is the server's process."""
+    context = None if channels else _context(server=False, directory=directory)
     count = max(1, total // message // connections)
     payload = os.urandom(message)
     figures: dict[str, float] = {}
     async with contextlib.AsyncExitStack() as stack:
-        opened = [await stack.enter_async_context(_connect(port, context, plain=plain)) for _ in range(connections)]
+        opened = [
+            await stack.enter_async_context(
+                _connect_channel(port) if context is None else _connect(port, context, plain=plain)
+            )
+            for _ in range(connections)
+        ]
         for name, body in (("store", payload), ("fetch", None)):
             for warm in (True, False):  # the first few messages grow TCP's windows
-                start = time.perf_counter()
+                start, used = time.perf_counter(), time.process_time() + processor_seconds(server)
                 async with trio.open_nursery() as nursery:
                     for connection in opened:
                         nursery.start_soon(_run_connection, connection, 8 if warm else count, message, body)
-                figures[name] = count * connections * message / 1e6 / (time.perf_counter() - start)
+                size = count * connections * message
+                figures[name] = size / 1e6 / (time.perf_counter() - start)
+                used = time.process_time() + processor_seconds(server) - used
+                figures[f"{name}_cpu"] = used * 1e3 / (size / MIB)
     return figures
 
 
-def run(*, total: int, connections: int = CONNECTIONS, message: int = MESSAGE, plain: bool = False) -> dict[str, float]:
-    """Start the server process, measure, end it. Returns {"store": MB/s, "fetch": MB/s}."""
+def processor_seconds(pid: int) -> float:
+    """Return what a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run(
+    *,
+    total: int,
+    connections: int = CONNECTIONS,
+    message: int = MESSAGE,
+    plain: bool = False,
+    channels: bool = False,
+) -> dict[str, float]:
+    """Start the server process, measure, end it. Returns {"store": MB/s, "store_cpu": ms/MiB, the same for "fetch"}."""
     with tempfile.TemporaryDirectory(prefix="decloud-bench-") as name:
         directory = Path(name)
         make_certificate(directory)
         reader, writer = os.pipe()
         command = [sys.executable, "-m", "tests.bench.transport", "--serve", name, "--ready-fd", str(writer)]
-        server = subprocess.Popen(command + ["--plain"] * plain, pass_fds=[writer])
+        server = subprocess.Popen(command + ["--plain"] * plain + ["--channels"] * channels, pass_fds=[writer])
         os.close(writer)
         try:
             with open(reader, "rb") as ready:
@@ -207,7 +286,16 @@ def run(*, total: int, connections: int = CONNECTIONS, message: int = MESSAGE, p
             if not port:
                 raise RuntimeError("the transport server did not start")
             return trio.run(
-                lambda: measure(port, directory, total=total, connections=connections, message=message, plain=plain)
+                lambda: measure(
+                    port,
+                    directory,
+                    server.pid,
+                    total=total,
+                    connections=connections,
+                    message=message,
+                    plain=plain,
+                    channels=channels,
+                )
             )
         finally:
             server.kill()
@@ -221,17 +309,22 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=CONNECTIONS)
     parser.add_argument("--message", type=int, default=MESSAGE)
     parser.add_argument("--plain", action="store_true", help="without TLS")
+    parser.add_argument("--channels", action="store_true", help="over the connections of agent and peers")
     parser.add_argument("--serve", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        trio.run(lambda: serve(Path(arguments.serve), arguments.ready_fd, plain=arguments.plain))
+        if arguments.channels:
+            trio.run(serve_channels, arguments.ready_fd)
+        else:
+            trio.run(lambda: serve(Path(arguments.serve), arguments.ready_fd, plain=arguments.plain))
         return
     figures = run(
         total=arguments.bytes,
         connections=arguments.connections,
         message=arguments.message,
         plain=arguments.plain,
+        channels=arguments.channels,
     )
     print(json.dumps({name: round(value, 1) for name, value in figures.items()}))
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from fsdecloud.swarm.policy import choose_redundancy
 from tests.bench import transport
 from tests.bench.steps import MIB
 from tests.bench.targets import STEP_DEADLINE, Decloud, run_step
@@ -19,36 +20,55 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def measure_transport(options: Any) -> dict[str, float]:
-    """Return MB/s of the bare connections, `bare_store` and `bare_fetch`."""
-    figures = transport.run(total=options.transport * MIB)
-    return {f"bare_{name}": value for name, value in figures.items()}
+    """Return MB/s of the bare connections, `bare_store` and `bare_fetch`: as many as there are peers, and messages as long as
+    a shard of a full chunk; as `channel_store` and `channel_fetch` those of our own connections with nothing behind them."""
+    redundancy, _ = choose_redundancy(None, options.peers)
+    size = MIB // redundancy.k
+    found: dict[str, float] = {}
+    for kind, channels in (("bare", False), ("channel", True)):
+        total = options.transport * MIB
+        figures = transport.run(total=total, connections=options.peers, message=size, channels=channels)
+        found |= {f"{kind}_{name}": value for name, value in figures.items()}
+    return found
 
 
 def measure_network(target: Decloud, options: Any, turn: int) -> dict[str, float]:
     """Store a large file and a tree; drop the cache; read them back from the peers.
 
     `store` is shard bytes per second from the end of the program's fsync until all shards have receipts, so that the time in
-    which upload and program share the machine does not count; `drain` is how long that took.
+    which upload and program share the machine does not count; `drain` is how long that took. `store_cpu` and
+    `cold_read_cpu` are milliseconds of processor that all processes together need for a MiB.
     """
     network = target.network
     directory = target.directory / f"cold-{turn}"
     network.run("mkdir", directory)
     run_step(network, "sequential_write", directory, options)
+    used = sum(processor_seconds(network).values())
     before, start = network.status(), time.perf_counter()
     network.sync("stored", deadline=STEP_DEADLINE)
     drain = time.perf_counter() - start
+    used = sum(processor_seconds(network).values()) - used
     after = network.status()
     figures = {"store": (after["uploaded_bytes"] - before["uploaded_bytes"]) / 1e6 / drain, "drain": drain}
     sent = after["uploaded_bytes"] - before["uploaded_bytes"]
     if sent < options.size * MIB // 4:
         figures.pop("store")  # nearly all of it was stored before the program ended: nothing left to measure
+    else:
+        figures["store_cpu"] = used * 1e3 / (sent / MIB)
+
+    start = time.perf_counter()
+    run_step(network, "create_2000", directory, options)
+    network.sync("stored", deadline=STEP_DEADLINE)
+    figures["small_store"] = time.perf_counter() - start
 
     run_step(network, "untar", directory, options)
     network.sync("anchored", deadline=STEP_DEADLINE)
     network.drop_cache()
     target.apply_pins()
     before = network.status()
+    used = sum(processor_seconds(network).values())
     figures |= run_step(network, "read_large", directory, options)
+    figures["cold_read_cpu"] = (sum(processor_seconds(network).values()) - used) * 1e3 / options.size
     fetched = network.status()["downloaded_bytes"] - before["downloaded_bytes"]
     if fetched < options.size * MIB:
         raise AssertionError(f"only {fetched} bytes came from the peers: the cold read was not cold")

@@ -248,14 +248,16 @@ class Network:
         return self.run(sys.executable, "-m", "tests.cluster.worker", operation, *args, deadline=deadline).json()
 
     def _explain_hang(self, process: subprocess.Popen[bytes]) -> str:
+        """Say where each thread of a program, and of the mount that it may wait for, waits in the kernel."""
+        mount = [p for p in self.processes() if re.search(r"fsdecloud\.(fuse|agent)", cleanup.command_line(p))]
         lines = []
-        for pid in [process.pid, *cleanup.descendants(process.pid)]:
-            try:
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                wait = Path(f"/proc/{pid}/wchan").read_text().strip()
-                lines.append(f"{name} {pid} waits in {wait or '?'}")
-            except OSError:
-                continue
+        for pid in dict.fromkeys([process.pid, *cleanup.descendants(process.pid), *mount]):
+            for thread in Path(f"/proc/{pid}/task").glob("*"):
+                try:
+                    name, wait = ((thread / file).read_text().strip() for file in ("comm", "wchan"))
+                    lines.append(f"{name} {pid} waits in {wait or '?'}")
+                except OSError:
+                    continue
         return ", ".join(lines)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
@@ -417,20 +419,24 @@ class Network:
         return directory
 
     # ---- waiting ------------------------------------------------------------------------------------------------
-    def wait_until(self, ready: Callable[[], T], deadline: float, what: str | Callable[[], str]) -> T:
-        """Return the first true value of `ready`, asked ten times a second. Raises Hung past the deadline.
+    def wait_until(
+        self, ready: Callable[[], T], deadline: float, what: str | Callable[[], str], *, every: float = 0.1
+    ) -> T:
+        """Return the first true value of `ready`, asked every so many seconds, of a long wait more and more rarely: most ask by
+        starting a program. Raises Hung past the deadline.
 
         `what` is a function where the failure is to show how things are then.
         """
-        end = time.monotonic() + deadline
+        start = time.monotonic()
         while True:
             value = ready()
             if value:
                 return value
-            if time.monotonic() > end:
+            waited = time.monotonic() - start
+            if waited > deadline:
                 told = what if isinstance(what, str) else what()
                 raise Hung(f"not within {deadline:g} s: {told} (last: {value!r}){self.logs()}")
-            time.sleep(0.1)
+            time.sleep(max(every, min(waited / 8, 1.0)))
 
     def wait_status(self, ready: Callable[[Status], bool], deadline: float, what: str) -> Status:
         """Return the first status for which `ready` is true."""
@@ -457,16 +463,19 @@ class Network:
         logs = sorted((self.home / "state" / "log").glob("*.log"))
         return [line for path in logs for line in _UNEXPECTED.findall(path.read_text(errors="replace"))]
 
+    def stop_programs(self) -> list[str]:
+        """Stop everything that was started for the network; return what went wrong."""
+        try:
+            result = self.decloud("down", check=False)
+        except Hung as exc:
+            return [str(exc)]
+        return [f"down: {result.describe()}"] if result.code != 0 else []
+
     def close(self) -> list[str]:
         """Stop everything, remove everything, and return what `decloud down` had left behind."""
         left: list[str] = []
         if self.home.exists():
-            try:
-                result = self.decloud("down", check=False)
-                if result.code != 0:
-                    left.append(f"down: {result.describe()}")
-            except Hung as exc:
-                left.append(str(exc))
+            left += self.stop_programs()
             end = time.monotonic() + 5
             while time.monotonic() < end and (self.processes() or cleanup.mounts_below(self.base)):
                 time.sleep(0.1)

@@ -13,7 +13,7 @@ from fsdecloud.crypto import sign
 from fsdecloud.errors import InvalidTransaction, RemoteError
 from fsdecloud.ledger.network import decode_network, encode_network, network_id
 from fsdecloud.ledger.reasons import ChainDamaged
-from fsdecloud.ledger.transactions import decode_tx, sign_register, sign_transfer, tx_id
+from fsdecloud.ledger.transactions import decode_tx, sign_operate, sign_register, sign_transfer, tx_id
 from fsdecloud.ledgerd.setup import chain_path
 from fsdecloud.ledgerd.verify import offline_verify
 from fsdecloud.wire.agentapi import Empty, Registry
@@ -65,7 +65,7 @@ def test_three_daemons_sync_from_genesis_and_agree(daemons: list[Daemon]) -> Non
     wait_until(lambda: a.status().height == 6 and agree(a, b, c), "the registration is in a block everywhere")
     for daemon in daemons:
         [peer] = daemon.call("registry", Empty(), Registry).peers
-        assert (peer.id, peer.capacity) == (sign.public_key(seed), 1 << 30)
+        assert (peer.id, peer.capacity, peer.sequence, peer.operator) == (sign.public_key(seed), 1 << 30, 1, b"")
         found = daemon.call("tx", TxQuery(registered.id), TxFound)
         assert (found.height, found.index, found.confirmations) == (6, 1, 1)
         latest = daemon.call("volume", KeyQuery(sign.public_key(VOLUME)), VolumeAnchor)
@@ -78,10 +78,15 @@ def test_three_daemons_sync_from_genesis_and_agree(daemons: list[Daemon]) -> Non
     b.submit(paid)
     wait_until(lambda: a.status().height == 7 and agree(a, b, c), "the transfer is in a block everywhere")
     assert c.call("account", KeyQuery(sign.public_key(VOLUME)), Account) == Account(1000, 0)
+    c.submit(sign_operate(network_id(document), seed, VOLUME, 1, bits=4))
+    wait_until(lambda: a.status().height == 8 and agree(a, b, c), "the declaration is in a block everywhere")
+    for daemon in daemons:
+        [peer] = daemon.call("registry", Empty(), Registry).peers
+        assert peer.operator == sign.public_key(VOLUME)
     for daemon in daemons:
         daemon.stop()
         verified = offline_verify(daemon.paths)
-        assert verified.height == 7
+        assert verified.height == 8
 
 
 def key_of(daemon: Daemon) -> bytes:

@@ -31,6 +31,19 @@ def kill_peers(network: Network, count: int) -> list[str]:
     return [peer["id"] for peer in peers[count:]]
 
 
+def named_unreadable(network: Network, directory: Path) -> list[list[object]]:
+    """Return what `decloud unreadable` names below a directory of the mount, and the bytes of each."""
+    result = network.decloud("unreadable", network.mountpoint, "--json", deadline=180, check=False)
+    lines = result.json_lines()
+    assert result.code == (4 if lines else 0), result.describe()
+    assert all(line["lacks"] == "contents" for line in lines), result.describe()
+    for line in lines:
+        assert line["more_ranges"] or sum(end - start for start, end in line["ranges"]) == line["bytes"]
+    prefix = f"{directory.relative_to(network.mountpoint)}/"
+    assert all(line["path"].startswith(prefix) for line in lines), result.describe()
+    return sorted([line["path"].removeprefix(prefix), line["bytes"]] for line in lines)
+
+
 def flip_bytes(path: Path) -> None:
     """Change one byte in every 4 KiB of a file; a second time restores it."""
     with open(path, "r+b") as file:
@@ -77,13 +90,27 @@ def test_f61_more_than_n_minus_k_peers_killed(loaded: Loaded) -> None:
     diff_trees(network, loaded.source / known, loaded.copy / known)
     kill_peers(network, N - K + 1)
 
-    offsets = [str(i * MIB) for i in (60, 121, 182, 243)]
+    offsets = [str(BIG_SIZE * i // 17) for i in (4, 8, 12, 16)]
     answers = network.worker("read_at", loaded.copy / "big.bin", *offsets, deadline=DEADLINE + 30)
     assert [answer.get("errno") for answer in answers] == ["EIO"] * len(offsets), answers
     assert max(answer["seconds"] for answer in answers) < DEADLINE
 
     diff_trees(network, loaded.source / known, loaded.copy / known)
     network.run("ls", "-lR", loaded.copy)
+    named = named_unreadable(network, loaded.copy)
+    assert ["big.bin", BIG_SIZE] in named
+    assert len(named) > 100
+    assert not any(str(path).startswith(known) for path, _lost in named)
+    assert named == network.worker("unreadable", loaded.copy, deadline=300), "exactly those that fail are named"
+    shown = network.decloud("unreadable", network.mountpoint, check=False)
+    assert shown.code == 4
+    assert "data/big.bin" in shown.out.splitlines()
+    assert len(shown.out.splitlines()) == len(named)
+    network.wait_until(
+        lambda: "decloud unreadable" in network.decloud("status", network.mountpoint, check=False).out,
+        60,
+        "status says what names the files",
+    )
     wrote = network.worker("write_and_sync", network.mountpoint / "written without peers", str(5 * MIB), "lonely")
     assert wrote["same"]
     network.run("mv", network.mountpoint / "written without peers", network.mountpoint / "renamed without peers")
@@ -98,5 +125,6 @@ def test_f61_more_than_n_minus_k_peers_killed(loaded: Loaded) -> None:
         return [answer.get("sha256") for answer in there] == [answer["sha256"] for answer in here]
 
     network.wait_until(same, 60, "the file is readable again once the peers are back")
+    network.wait_until(lambda: not named_unreadable(network, loaded.copy), 60, "and nothing is named any more")
     network.sync("stored")
     network.run("rm", network.mountpoint / "renamed without peers")

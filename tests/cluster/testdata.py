@@ -13,13 +13,13 @@ from typing import Final
 from tests.cluster.harness import Network, diff_trees
 
 MIB: Final = 1 << 20
-BIG_SIZE: Final = 256 * MIB
+BIG_SIZE: Final = 128 * MIB
 MARKER: Final = "xq7vzk-marker-mnpqw-83hd62"
 """Stands in the test data's contents and names and nowhere else in the world."""
 
 
 def make_source(tree: Path) -> None:
-    """Make `tree`: Python's own library, a 256 MiB random file, a few awkward files with the marker."""
+    """Make `tree`: Python's own library, a random file of BIG_SIZE, a few awkward files with the marker."""
     tree.mkdir()
     shutil.copytree(
         sysconfig.get_path("stdlib"),

@@ -252,6 +252,38 @@ def listing(root: Path) -> list[list[Any]]:
     return sorted(rows)
 
 
+def unreadable(root: Path) -> list[list[Any]]:
+    """Read something of every MiB of every file below `root`; return path and bytes of those that fail with EIO.
+
+    Files that fail in another way, and directories that cannot be listed, are errors.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[list[Any]] = []
+    for directory, _names, files in os.walk(root, onerror=fail):
+        for name in files:
+            path = os.path.join(directory, name)
+            if os.path.islink(path):
+                continue
+            lost, size = 0, os.stat(path).st_size
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                for offset in range(0, size, MIB):
+                    try:
+                        os.pread(fd, 1, offset)
+                    except OSError as exc:
+                        if exc.errno != errno.EIO:
+                            raise
+                        lost += min(MIB, size - offset)
+            finally:
+                os.close(fd)
+            if lost:
+                found.append([os.path.relpath(path, root), lost])
+    return sorted(found)
+
+
 def times(root: Path) -> list[list[Any]]:
     """Return path and modification time in nanoseconds of every file, link and directory below `root`."""
     found = []
@@ -275,7 +307,7 @@ def xattrs(root: Path) -> list[list[str]]:
 
 OPERATIONS = {
     function.__name__: function
-    for function in (load, check, read_at, write_and_sync, fill, database, editor, listing, times, xattrs)
+    for function in (load, check, read_at, write_and_sync, fill, database, editor, listing, times, xattrs, unreadable)
 }
 
 

@@ -19,7 +19,7 @@ from tests.crash.rounds import CLEAN, Rounds
 from tests.crash.workload import PAGE
 
 SEED = int(os.environ.get("CRASH_SEED", "20240611"))
-KILLS = 25
+KILLS = 6
 LONG_KILLS = 300
 
 

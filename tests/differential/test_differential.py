@@ -318,10 +318,10 @@ def _settings(examples: int, steps: int, *, fixed: bool) -> settings:
 
 
 def test_mount_and_ext4_never_differ(pair: Pair) -> None:
-    drive(pair, 32, 75, fixed=True)
-    assert pair.steps >= 2000
-    assert pair.remounts >= 5
-    assert pair.kills >= 5
+    drive(pair, 10, 75, fixed=True)
+    assert pair.steps >= 600
+    assert pair.remounts >= 2
+    assert pair.kills >= 2
     assert pair.refused < pair.steps * 2 / 3  # else it proved little
 
 

@@ -72,7 +72,7 @@ def test_read_only_errnos_are_those_of_ext4(network: Network) -> None:
 
 
 @pytest.mark.parametrize("acl", ["noacl", "acl"])
-def test_programs_and_devices(network: Network, acl: str) -> None:
+def test_fault_092_set_user_id_programs_and_devices_do_nothing_unless_root_says_so(network: Network, acl: str) -> None:
     """By default programs run, but nobody gets root by one, and a device is none; each option turns that round."""
     place = network.mountpoint
     network.remount("allow_other", acl)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -168,3 +170,12 @@ def failures(root: Path, fault: Fault, most: int = 400) -> Iterator[FailingDisk]
 def descriptors() -> int:
     """Return how many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def are_closed_but(before: int) -> bool:
+    """Say whether no more descriptors are open than `before`, once readers have ended that were given up."""
+    deadline = time.monotonic() + 20
+    while descriptors() > before and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    return descriptors() == before

@@ -1,4 +1,4 @@
-"""The table of tests/README.md: every fault of issue 3 has one row, and the tests that it names exist."""
+"""The table of tests/README.md: every fault that is dealt with has one row, and the tests that it names exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-NUMBERS = [*range(1, 45), *range(136, 159)]
+NUMBERS = [
+    *range(1, 45),
+    *range(45, 96),
+    *range(136, 159),
+]
 
 
 def table() -> list[tuple[int, str]]:

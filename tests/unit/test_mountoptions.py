@@ -130,6 +130,7 @@ printable = st.text(
         entry_timeout=st.integers(0, 86400).map(float), mount_timeout=st.integers(1, 3600).map(float),
         fsname=printable | st.just(""), credential=printable, passfile=printable.map(lambda s: "/" + s),
         kernel=st.lists(st.sampled_from(["noexec", "nosuid", "dev", "sync", "dirsync"]), unique=True).map(tuple),
+        up=st.none() | st.just(0) | st.integers(32 << 10, 1 << 60), down=st.none() | st.integers(32 << 10, 1 << 60),
         acl=st.booleans(), nodiratime=st.booleans(), atime=st.sampled_from(["relatime", "strictatime", "noatime"]),
     )
 )  # fmt: skip

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsdecloud.errors import UsageError
-from fsdecloud.units import SIZE_MAX, format_duration, format_size, parse_duration, parse_size
+from fsdecloud.units import SIZE_MAX, format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,27 @@ def test_sizes_for_people(size: int, text: str) -> None:
 )
 def test_times_for_people(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("0", 0),
+        ("off", 0),
+        ("64K", 65536),
+        ("1.5m/s", 3 << 19),
+        ("2 MiB/s", 2 << 20),
+        ("40000", 40000),
+        ("1G", 1 << 30),
+    ],
+)
+def test_161_rates(text: str, rate: int) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1", "31K", "fast", "1M/m", "/s"])
+def test_161_bad_rates_say_what_is_accepted(text: str) -> None:
+    with pytest.raises(UsageError, match="at least 32K, or 0 for no limit"):
+        parse_rate(text, "mount option up")
+    assert format_rate(0) == "no limit"
+    assert format_rate(1536 << 10) == "1.50 MiB/s"

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -37,6 +38,7 @@ DEAL = b"D" * 32
 class Info:
     admitted: bool = True
     reason: str = ""
+    free: int = 1 << 30
 
 
 @dataclass
@@ -47,12 +49,26 @@ class FakePeer:
     shards: dict = field(default_factory=dict)
     is_down: bool = False
     is_refusing: bool = False
+    is_leaving: bool = False
+    """It says that it leaves for good: it gives what it has, and takes nothing."""
     is_silent: bool = False
     """It takes requests and never answers."""
+    vanishes: float = 0.0
+    """Seconds after which whoever asks gives it up, as when its packets are lost; 0: it is there."""
+    is_withholding: bool = False
+    """It says what it has, and never gives it."""
+    delay: float = 0.0
+    """Seconds before it gives a shard or takes some."""
     refused: set = field(default_factory=set)
     corrupt: set = field(default_factory=set)
+    renewed: set = field(default_factory=set)
+    asked: int = 0
+    """How often it was asked for a shard, and how often it could answer."""
     gets: int = 0
     puts: int = 0
+    busy: int = 0
+    """Shards and messages of shards that it works at."""
+    busiest: int = 0
 
     @property
     def id(self):
@@ -79,6 +95,17 @@ class FakeTransport:
             for i, peer in enumerate(self.all())
         )
 
+    @asynccontextmanager
+    async def _work(self, peer):
+        peer.busy += 1
+        peer.busiest = max(peer.busiest, peer.busy)
+        try:
+            if peer.delay:
+                await trio.sleep(peer.delay)
+            yield
+        finally:
+            peer.busy -= 1
+
     async def _reach(self, address):
         await trio.lowlevel.checkpoint()
         peer = self.peers[address.id]
@@ -86,13 +113,18 @@ class FakeTransport:
             raise PeerUnavailable("connection refused")
         if peer.is_silent:
             await trio.sleep_forever()
+        if peer.vanishes:
+            await trio.sleep(peer.vanishes)
+            raise PeerUnavailable("no answer")
         return peer
 
     async def put(self, address, shards):
         peer = await self._reach(address)
         peer.puts += 1
-        if peer.is_refusing:
+        if peer.is_refusing or peer.is_leaving:
             raise PeerRefused("quota")
+        async with self._work(peer):
+            pass
         taken = []
         for shard, data in shards:
             data = bytes(data)
@@ -102,17 +134,27 @@ class FakeTransport:
                 taken.append(ShardItem(shard, len(data)))
         if not taken:
             raise PeerRefused("none taken")
-        return verify_receipt(sign_receipt(peer.seed, peer.id, DEAL, 1, tuple(taken)))
+        return verify_receipt(sign_receipt(peer.seed, peer.id, DEAL, int(time.time()), tuple(taken)))
+
+    async def renew(self, address, shards):
+        peer = await self._reach(address)
+        peer.renewed.update(shards)
+        items = tuple(ShardItem(shard, len(peer.shards[shard])) for shard in shards if shard in peer.shards)
+        return verify_receipt(sign_receipt(peer.seed, peer.id, DEAL, int(time.time()), items)) if items else None
 
     async def has(self, address, shards):
         peer = await self._reach(address)
         return tuple(shard in peer.shards for shard in shards)
 
     async def get(self, address, shard):
+        self.peers[address.id].asked += 1
         peer = await self._reach(address)
         peer.gets += 1
         if shard not in peer.shards:
             raise BlobMissing("no such shard")
+        async with self._work(peer):
+            if peer.is_withholding:
+                await trio.sleep_forever()
         if shard in peer.corrupt:
             raise BlobCorrupt("wrong bytes")
         return peer.shards[shard]
@@ -127,6 +169,8 @@ class FakeTransport:
 
     async def info(self, address):
         peer = await self._reach(address)
+        if peer.is_leaving:
+            return Info(False, "leaving")
         return Info(not peer.is_refusing, "full" if peer.is_refusing else "")
 
     @asynccontextmanager
@@ -220,14 +264,17 @@ class Driver:
         self.locations = {}
         self.stored = {}
         self.anchored = []
+        self.repaired = []
         self.tips = []
         self.changed = trio.Event()
         self.connection = connection_of
+        self.service = None
 
     def notices(self):
         return {
             "stored": (agentapi.Stored, self._take_stored),
             "anchored": (agentapi.Anchored, self._take(self.anchored)),
+            "repaired": (agentapi.Repaired, self._take(self.repaired)),
             "ledger_tip": (agentapi.LedgerTip, self._take(self.tips)),
         }
 
@@ -301,11 +348,14 @@ class Driver:
 
         return {"grant_key": (agentapi.PeerName, grant_key)}
 
-    async def wait_hosts(self, count):
-        """Wait until the host map has that many peers."""
+    async def wait_hosts(self, count, *, joined=None):
+        """Wait until that many peers are known, and that many (`joined`, if it is less) are in the host map."""
 
         async def known():
-            return sum(state.url != "" for state in (await self.status()).peers) >= count
+            if sum(state.url != "" for state in (await self.status()).peers) < count:
+                return False
+            # An agent in another process does not say who is in the map.
+            return self.service is None or len(self.service._stack.hosts.map.current) >= (joined or count)
 
         await until(known)
 
@@ -338,7 +388,8 @@ async def open_driver(path, transport, **changes):
     driver = Driver(path, None)
     opener = transport.open if isinstance(transport, FakeTransport) else transport
     async with open_background() as nursery:
-        nursery.start_soon(Service(opener).run, stream_from_fd(theirs.detach()))
+        driver.service = Service(opener)
+        nursery.start_soon(driver.service.run, stream_from_fd(theirs.detach()))
         async with open_rpc(stream_from_fd(ours.detach()), driver.methods(), driver.notices()) as connection:
             driver.connection = connection
             ready = await driver.call("hello", make_hello(path, **changes), AgentReady)

@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 from blake3 import blake3
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from agentworld import FakeTransport, open_driver, open_ledger, run
 
-from fsdecloud.errors import BlobMissing, NotEnoughPeers
+from fsdecloud.errors import BlobMissing, NotEnoughPeers, UsageError
 from fsdecloud.types import EntryId
 from fsdecloud.wire import agentapi
 from fsdecloud.wire.agentapi import Empty
@@ -82,3 +83,52 @@ def test_map_survives_on_the_peers(tmp_path):
                 await driver.fetch(fresh)
 
     run(work)
+
+
+def test_two_may_wait_for_the_same_nodes_of_the_map(tmp_path):
+    """One waits for the map when another one begins to."""
+
+    async def work():
+        net = FakeTransport(6)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            await driver.wait_hosts(6)
+            entry = driver.stage(os.urandom(1000))
+            await driver.store()
+            await driver.wait_stored([entry], 5)
+            for peer in net.all():
+                peer.delay = 0.1
+            commits = []
+
+            async def commit():
+                commits.append(await driver.call("commit_map", Empty(), agentapi.MapCommit))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(commit)
+            assert commits[0] == commits[1] == commits[2]
+
+    run(work)
+
+
+def test_new_blobs_get_the_redundancy_that_was_set_last(tmp_path):
+    async def main():
+        net = FakeTransport(6)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            await driver.wait_hosts(6)
+            old = driver.stage(os.urandom(300_000))
+            await driver.store([old])
+            await driver.wait_stored([old], 6)
+            assert (driver.stored[old][1].k, driver.stored[old][1].n) == (2, 6)
+            await driver.call("redundancy", agentapi.WantedRedundancy("3/5"), Empty)
+            new = driver.stage(os.urandom(300_000))
+            await driver.store([new])
+            await driver.wait_stored([new], 5)
+            assert (driver.stored[new][1].k, driver.stored[new][1].n) == (3, 5)
+            status = await driver.status()
+            assert (status.k, status.n, status.warning) == (3, 5, "")
+            with pytest.raises(UsageError):
+                await driver.call("redundancy", agentapi.WantedRedundancy("5/3"), Empty)
+            for entry in (old, new):
+                await driver.fetch(entry)
+
+    run(main)

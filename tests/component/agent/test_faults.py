@@ -14,6 +14,7 @@ from agentworld import FakeTransport, open_driver, open_ledger, run, until
 
 from fsdecloud.agent import hosts, ledgerlink, peers, upload
 from fsdecloud.errors import BlobMissing, MalformedError, NotEnoughPeers, StoreCorrupt
+from fsdecloud.swarm import score
 from fsdecloud.types import EntryId
 from fsdecloud.wire import agentapi
 from fsdecloud.wire.agentapi import Empty, StagedEntry, StoreEntries
@@ -57,6 +58,33 @@ def test_057_a_peer_that_refuses_is_replaced_by_the_next(tmp_path):
         shards = set(driver.stored[entry][1].shards)
         if sum(bool(set(p.shards) & shards) for p in net.all()[6:]) == 2:
             assert await driver.fetch(entry) == item
+
+    run(work)
+
+
+def test_057_a_peer_that_took_some_shards_only_gets_the_others_when_it_has_room_again(tmp_path):
+    class Some:
+        is_full = True
+
+        def __contains__(self, shard):
+            return self.is_full and shard[0] % 2 == 0
+
+    async def work():
+        net = FakeTransport(6)
+        peer = net.all()[0]
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net, redundancy="2/6") as driver:
+            await driver.wait_hosts(6)
+            peer.refused = Some()
+            entries = [driver.stage(os.urandom(300_000)) for _ in range(20)]
+            await driver.store()
+
+            async def parked():
+                status = await driver.status()
+                return 0 < status.partial_blobs <= 20 and status.queued_entries > 0 and len(driver.stored) == 20
+
+            await until(parked)
+            peer.refused.is_full = False
+            await driver.wait_stored(entries, 6)
 
     run(work)
 
@@ -108,7 +136,7 @@ def test_049_a_restart_goes_on_with_the_same_shards(tmp_path):
         net = FakeTransport(6)
         net.all()[5].is_silent = True
         async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net, redundancy="2/6") as driver:
-            await driver.wait_hosts(6)
+            await driver.wait_hosts(6, joined=5)
             data = [os.urandom(20_000 + i) for i in range(60)] + [os.urandom(1 << 20)]
             entries = [driver.stage(item) for item in data]
             await driver.store()
@@ -241,6 +269,73 @@ def test_061_too_few_peers_is_an_error_at_once_and_heals(tmp_path):
             for _ in range(3):
                 with trio.fail_after(1), pytest.raises(NotEnoughPeers):
                     await driver.fetch(entry)
+            for peer in net.all():
+                peer.is_down = False
+
+            async def heals():
+                try:
+                    return await driver.fetch(entry) == item
+                except NotEnoughPeers:
+                    return False
+
+            await until(heals)
+
+    run(work)
+
+
+def test_fault_046_nobody_waits_twice_for_peers_that_vanished(tmp_path, monkeypatch):
+    """All packets are lost: one read waits for that. Those after it are told at once and ask nobody, also when the time has
+    come to try again: a probe does that, and brings the peers back."""
+    monkeypatch.setattr(score, "_RETRY_MAX", 0.1)
+    monkeypatch.setattr(score, "CHEAP", 0.05)
+
+    async def work():
+        net = FakeTransport(6)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            items = [os.urandom(400_000 + i) for i in range(12)]
+            entries = [driver.stage(item) for item in items]
+            await driver.store()
+            await driver.wait_stored(entries, 6)
+            for peer in net.all():
+                peer.vanishes = 0.2
+            with pytest.raises(NotEnoughPeers):
+                await driver.fetch(entries[0])
+            asked = [peer.asked for peer in net.all()]
+            assert min(asked) == 1
+            for entry in entries[1:]:
+                await trio.sleep(0.06)
+                with pytest.raises(NotEnoughPeers):
+                    await driver.fetch(entry)
+            assert [peer.asked for peer in net.all()] == asked
+            for peer in net.all():
+                peer.vanishes = 0
+
+            async def heals():
+                return {state.state for state in (await driver.status()).peers} == {"up"}
+
+            await until(heals)
+            assert [await driver.fetch(entry) for entry in entries] == items
+
+    run(work)
+
+
+def test_fault_046_who_refuses_connections_is_found_again_by_a_read(tmp_path, monkeypatch):
+    """It costs nothing to ask: nobody has to wait for a probe."""
+    monkeypatch.setattr(peers, "PROBE_URGENT", 1e6)
+    monkeypatch.setattr(peers, "PROBE_IDLE", 1e6)
+    monkeypatch.setattr(score, "_RETRY_STEP", 0.05)
+
+    async def work():
+        net = FakeTransport(6)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            item = os.urandom(400_000)
+            entry = driver.stage(item)
+            await driver.store()
+            await driver.wait_stored([entry], 6)
+            for peer in net.all():
+                peer.is_down = True
+            with pytest.raises(NotEnoughPeers):
+                await driver.fetch(entry)
             for peer in net.all():
                 peer.is_down = False
 

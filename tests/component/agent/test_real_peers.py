@@ -147,3 +147,34 @@ def test_060_062_069_peers_and_agent_may_die_and_lie(tmp_path, peers):
             await until(is_back)
 
     run(work, seconds=60)
+
+
+def test_fault_048_a_peer_that_stops_is_read_and_written_around(tmp_path, peers):
+    """SIGSTOP: its system still takes what is sent to it, and nothing is ever answered."""
+    volume = tmp_path / "volume"
+    data = [os.urandom(300_000) for _ in range(40)]
+
+    async def work():
+        async with (
+            open_ledger(volume, tuple(peers.registry.values())),
+            open_agent(volume, peers.environment) as (driver, _),
+        ):
+            await driver.wait_hosts(PEERS)
+            entries = [driver.stage(item) for item in data[:20]]
+            await driver.store()
+            await driver.wait_stored(entries, PEERS)
+            await driver.fetch(entries[0])  # connections for reading are open
+            stopped = peers.processes["peer2"]
+            stopped.send_signal(signal.SIGSTOP)
+            try:
+                with trio.fail_after(40):
+                    for entry, item in zip(entries, data, strict=False):
+                        assert await driver.fetch(entry) == item
+                    later = [driver.stage(item) for item in data[20:]]
+                    await driver.store(later)
+                    await driver.wait_stored(later, 4)  # all may be anchored
+            finally:
+                stopped.send_signal(signal.SIGCONT)
+            await driver.wait_stored(later, PEERS)
+
+    run(work, seconds=100)

@@ -137,6 +137,33 @@ def test_a_full_staging_area_is_waited_for_and_then_no_space(run_driver, short, 
     run_driver(test, stage_size=STAGE if what == "bytes" else 1 << 30)
 
 
+def test_fault_047_who_waits_in_vain_waits_once(run_driver, monkeypatch):
+    """All requests of a file that finds no room do not wait one after another; what moves makes the next one patient again."""
+    monkeypatch.setattr(limits, "HANDLER_DEADLINE", 0.5)
+    monkeypatch.setattr(limits, "FULL_WAIT", 0.01)
+
+    async def test(driver):
+        await fill_staging(driver)
+        file = driver.new_file()
+        start = trio.current_time()
+        for _ in range(20):
+            with pytest.raises(NoSpace):
+                await write(driver, file, 0, b"x" * 100)
+        assert trio.current_time() - start < 5  # not 20 times 0.5
+        monkeypatch.setattr(limits, "HANDLER_DEADLINE", 20)
+        release_all(driver)
+        await write(driver, file, 0, b"x" * 100)
+        await driver.entries.stage([(Kind.CHUNK, os.urandom(MIB)) for _ in range(STAGE // MIB)])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, driver, file, 100, b"x" * 100)
+            await trio.sleep(0.1)  # longer than FULL_WAIT
+            assert file.size == 100
+            release_all(driver)
+        assert file.size == 200
+
+    run_driver(test, stage_size=STAGE)
+
+
 # ---- the disk -------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +180,21 @@ def test_fault_013_clean_blobs_leave_before_anybody_sees_a_full_disk(run_driver,
                 await driver.files.check_error(file)  # close
                 await driver.fsync(file)
         assert size_of(driver.cache.segment_directory) == 0
+        assert await driver.read(file.ino, 0, len(data) + 1) == data
+        assert driver.sealer.error is None
+
+    run_driver(test)
+
+
+def test_fault_013_clean_blobs_leave_though_the_cache_writer_is_busy(run_driver, monkeypatch):
+    async def test(driver):
+        fill_cache(driver, 6)
+        SmallDisk(driver, monkeypatch, MIB)
+        data = os.urandom(4 * MIB)
+        file = driver.new_file()
+        for offset in range(0, len(data), MIB):
+            await write(driver, file, offset, data[offset : offset + MIB])
+        await driver.fsync(file)
         assert await driver.read(file.ino, 0, len(data) + 1) == data
         assert driver.sealer.error is None
 

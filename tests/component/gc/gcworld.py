@@ -89,6 +89,7 @@ class GcPeer:
         self.used = set()
         self.owner = b""
         self.is_down = False
+        self.is_leaving = False
         self.deleted = 0
 
 
@@ -118,6 +119,8 @@ class GcTransport:
 
     async def put(self, address, shards):
         peer = await self._reach(address)
+        if peer.is_leaving:
+            raise PeerRefused("leaving")
         peer.owner = peer.owner or await self.owner(peer.id)
         for shard, data in shards:
             assert blake3(data).digest() == shard
@@ -125,7 +128,16 @@ class GcTransport:
             peer.stored_at[shard] = int(time.time())
         await trio.sleep(self.delay())
         items = tuple(ShardItem(shard, len(data)) for shard, data in shards)
-        return verify_receipt(sign_receipt(peer.seed, peer.id, peer.deal, 1, items))
+        return verify_receipt(sign_receipt(peer.seed, peer.id, peer.deal, int(time.time()), items))
+
+    async def renew(self, address, shards):
+        peer = await self._reach(address)
+        items = tuple(ShardItem(shard, len(peer.shards[shard])) for shard in shards if shard in peer.shards)
+        return verify_receipt(sign_receipt(peer.seed, peer.id, peer.deal, int(time.time()), items)) if items else None
+
+    async def has(self, address, shards):
+        peer = await self._reach(address)
+        return tuple(shard in peer.shards for shard in shards)
 
     async def get(self, address, shard):
         peer = await self._reach(address)
@@ -154,8 +166,8 @@ class GcTransport:
         return kept
 
     async def info(self, address):
-        await self._reach(address)
-        return Info()
+        peer = await self._reach(address)
+        return Info(False, "leaving") if peer.is_leaving else Info()
 
     @asynccontextmanager
     async def open(self, _hello, owner):

@@ -11,7 +11,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gcworld import Crash, content, make_world, run
+from gcworld import Crash, content, make_world, run, until
 
 from fsdecloud.driver import garbage
 from fsdecloud.errors import LocalProtocolError
@@ -327,3 +327,41 @@ def test_any_long_history_keeps_what_is_needed(world, seed):
         await settle(world, files)
 
     run(work, 400)
+
+
+def test_a_row_is_in_the_journal_or_in_the_tree_at_every_moment(world):
+    """A fold's transaction takes rows out of the journal in a worker thread; whoever looks before the event loop goes on there
+    still finds them, and not the older ones of the tree."""
+    looked = []
+
+    async def look(locations, rows):
+        found = await locations.find(sorted(rows))
+        assert found == [rows[key] for key in sorted(rows)]
+        assert dict(await locations.rows_after(b"", b"\xff", 1000)).items() >= rows.items()
+        assert locations.newer_rows().items() >= rows.items()
+        looked.append(len(rows))
+
+    async def work():
+        async with world.open():
+            locations = world.agent.locations
+            journal = locations._journal
+            apply = journal.apply
+
+            def apply_and_look(writes, *, folded=None):
+                rows = dict(folded or {})
+                apply(writes, folded=folded)
+                if rows:
+                    trio.from_thread.run(look, locations, rows)
+
+            journal.apply = apply_and_look
+            for i in range(3):
+                for name in range(10):
+                    await world.write(f"small-{name}", content(10 * i + name))
+                await world.anchor()
+                await until(world.is_stored)
+            await world.anchor()
+            assert not locations._folding
+            await world.check_everything()
+        assert sum(looked) > 30
+
+    run(work)

@@ -1,5 +1,6 @@
 """Our framing and wsproto's own say the same about every stream of bytes, however it is cut."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsproto import ConnectionType, WSConnection
@@ -167,3 +168,22 @@ def test_endless_heads_and_early_frames_are_refused():
         raise AssertionError("not refused")
     except RemoteProtocolError:
         pass
+
+
+@pytest.mark.parametrize(
+    "frame", [b"\x00\x80abcd", b"\x89\x80abcd", b"\x8a\x81abcdx"], ids=["fragments", "pings", "pongs"]
+)
+def test_fault_81_a_flood_of_small_frames_is_refused_at_once(frame):
+    server = Framing(ConnectionType.SERVER)
+    shake(WSConnection(ConnectionType.CLIENT), server)
+    server.receive_data(b"\x02\x80abcd" if not frame[0] else b"")
+    with pytest.raises(RemoteProtocolError, match="flood"):
+        server.receive_data(frame * 300)
+
+
+def test_a_ping_in_a_while_goes_on_for_ever():
+    server = Framing(ConnectionType.SERVER)
+    shake(WSConnection(ConnectionType.CLIENT), server)
+    for _ in range(1000):
+        server.receive_data(b"\x89\x80abcd")
+        assert [type(e) for e in server.events()] == [Ping]

@@ -1,7 +1,8 @@
 """The pool against real peers and false ones, over loopback sockets."""
 
 import os
-from contextlib import asynccontextmanager
+import time
+from contextlib import asynccontextmanager, suppress
 
 import blake3
 import msgspec
@@ -13,6 +14,7 @@ from fsdecloud.errors import BlobCorrupt, BlobMissing, PeerRefused, PeerUnavaila
 from fsdecloud.limits import WINDOW_BYTES
 from fsdecloud.net import pool as pool_module
 from fsdecloud.net.address import Address
+from fsdecloud.net.nursery import open_background
 from fsdecloud.net.pool import _Window, open_pool
 from fsdecloud.net.websocket import serve
 from fsdecloud.peerd.server import PeerService
@@ -20,7 +22,9 @@ from fsdecloud.peerd.setup import Policy
 from fsdecloud.peerd.writer import ShardWriter
 from fsdecloud.store.shards import ShardStore
 from fsdecloud.wire import peer as wire
+from fsdecloud.wire import receipts
 from fsdecloud.wire.receipts import sign_receipt
+from fsdecloud.wire.session import ClientSession, ServerSession
 
 SEED, DEAL_SEED = b"s" * 32, b"d" * 32
 PEER, DEAL = sign.public_key(SEED), sign.public_key(DEAL_SEED)
@@ -73,15 +77,15 @@ def false_peer(answer):
     """A peer that greets rightly and then does what `answer(session, request)` returns."""
 
     async def handler(channel):
-        session = wire.ServerSession(
+        session = ServerSession(
             peer=PEER,
             network=NETWORK,
             nonce=os.urandom(32),
             certificate_hash=channel.certificate_hash,
             window=WINDOW_BYTES,
         )
-        await channel.send(session.challenge())
-        session.receive_hello(await channel.receive())
+        await channel.send(session.start())
+        session.receive(await channel.receive())
         await channel.send(session.welcome(admitted=True, free=1, reason=""))
         while True:
             reply = answer(session.receive(await channel.receive()))
@@ -194,9 +198,19 @@ def good_receipt(request, **changes):
         "peer": PEER,
         "deal": DEAL,
         "items": [(s.id, s.data.nbytes) for s in request.shards],
+        "time": time.time(),
+        "term": 1000,
     } | changes
     items = tuple(wire.ShardItem(*item) for item in values["items"])
-    return sign_receipt(values["seed"], values["peer"], values["deal"], 1, items)
+    return sign_receipt(values["seed"], values["peer"], values["deal"], int(values["time"]), items, int(values["term"]))
+
+
+def old_receipt(request):
+    """Return a receipt as a release without leases made it."""
+    items = [[s.id, s.data.nbytes] for s in request.shards]
+    fields = [1, PEER, sign.public_key(DEAL_SEED), int(time.time()), items, b""]
+    fields[-1] = sign.sign(SEED, receipts.DOMAIN, msgspec.msgpack.encode(fields))
+    return msgspec.msgpack.encode(fields)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +235,12 @@ def good_receipt(request, **changes):
             "not sent",
         ),
         (lambda r: wire.PutDone(r.request, good_receipt(r, items=[]), ()), PeerUnavailable, "not sent"),
+        (lambda r: wire.PutDone(r.request, good_receipt(r, time=time.time() - 1001), ()), PeerUnavailable, "expired"),
+        (lambda r: wire.PutDone(r.request, good_receipt(r, time=1), ()), PeerUnavailable, "expired"),
+        (lambda r: wire.PutDone(r.request, good_receipt(r, time=time.time() + 90_000), ()), PeerUnavailable, "future"),
+        (lambda r: wire.PutDone(r.request, good_receipt(r, term=0), ()), PeerUnavailable, "before it begins"),
+        (lambda r: wire.PutDone(r.request, good_receipt(r, term=-5), ()), PeerUnavailable, "does not hold"),
+        (lambda r: wire.PutDone(r.request, old_receipt(r), ()), PeerUnavailable, "without a term"),
         (lambda r: wire.PutDone(r.request, b"", ()), PeerRefused, "no reason"),
         (
             lambda r: wire.PutDone(r.request, b"", (wire.Refusal(r.shards[0].id, "\x1b[2Jno\n"),)),
@@ -381,6 +401,28 @@ def test_a_broken_connection_fails_all_its_requests_and_is_made_again(tmp_path, 
     run(work)
 
 
+@pytest.mark.parametrize("is_noticed", [True, False])
+def test_fault_055_a_connection_that_died_while_nobody_used_it_is_no_failure(tmp_path, monkeypatch, is_noticed):
+    """All do whose machine slept, or moved to another network."""
+    monkeypatch.setattr(pool_module, "QUIET", 0.0)
+    monkeypatch.setattr(pool_module, "BACKOFF", (3600.0, 3600.0))
+
+    async def work():
+        async with peer(tmp_path / "p") as address, proxy(address) as (line, cut), pool() as p:
+            item = shard(1, 500_000)
+            await p.put(line, [item])
+            assert await p.get(line, item[0]) == item[1]
+            for _ in range(3):
+                cut()
+                if is_noticed:
+                    while p.statistics()["connections"]:  # noqa: ASYNC110 - the pool tells nobody
+                        await trio.sleep(0.01)
+                assert (await p.has(line, [item[0]])) == (True,)
+                assert (await p.put(line, [item])).shards[0].id == item[0]
+
+    run(work)
+
+
 def test_fault_94_a_cancelled_request_leaves_the_connection_whole(tmp_path):
     async def work():
         async with (
@@ -415,6 +457,97 @@ def test_an_idle_connection_is_closed_and_opened_again(tmp_path, monkeypatch):
     run(work)
 
 
+@asynccontextmanager
+async def long_line(address, delay):
+    """A line on which everything takes `delay` seconds; yields the address, and who spoke in turn: "c" client, "s" server."""
+    turns = []
+
+    async def carry(near):
+        far = await trio.open_tcp_stream(address.host, address.port)
+
+        async def one_way(name, a, b):
+            send, receive = trio.open_memory_channel(1000)
+
+            async def deliver():
+                async for data, at in receive:
+                    await trio.sleep_until(at)
+                    await b.send_all(data)
+
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async with trio.open_nursery() as line:
+                    line.start_soon(deliver)
+                    async with send:
+                        while data := await a.receive_some(1 << 20):
+                            if turns[-1:] != [name]:
+                                turns.append(name)
+                            send.send_nowait((data, trio.current_time() + delay))
+
+        async with far, open_background() as nursery:
+            nursery.start_soon(one_way, "c", near, far)
+            await one_way("s", far, near)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, carry, 0)
+        yield Address("localhost", listeners[0].socket.getsockname()[1], address.id), turns
+        nursery.cancel_scope.cancel()
+
+
+def test_round_trips_of_a_read_with_a_connection_without_one_and_with_one_opened_ahead(tmp_path):
+    """Counted by who waits for whom: TLS; the certificate's proof and the websocket; Hello and the request."""
+
+    async def work():
+        name, data = shard(1)
+        async with peer(tmp_path / "p") as near, pool() as p:
+            await p.put(near, [(name, data)])
+            async with long_line(near, 0.15) as (address, turns):
+                assert await p.get(address, name) == data
+                assert "".join(turns) == "cscscs"
+                turns.clear()
+                assert await p.get(address, name) == data
+                assert "".join(turns) == "cs"
+            async with long_line(near, 0.0) as (address, turns):
+                p.open_ahead(address)
+                assert not p.is_open(address)
+                while not p.is_open(address):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                before = p.statistics()["connections"]
+                p.open_ahead(address)
+                assert await p.get(address, name) == data
+                assert p.statistics()["connections"] == before
+            gone = Address("localhost", 1, PEER)
+            p.open_ahead(gone)
+            with pytest.raises(PeerUnavailable):
+                await p.get(gone, name)
+
+    run(work)
+
+
+def test_who_is_turned_away_after_a_hello_without_a_deal_waits_longer_each_time(monkeypatch):
+    async def work():
+        greeted = 0
+
+        async def refuse(channel):
+            nonlocal greeted
+            session = ServerSession(
+                peer=PEER, network=NETWORK, nonce=bytes(32), certificate_hash=channel.certificate_hash, window=1 << 23
+            )
+            await channel.send(session.start())
+            session.receive(await channel.receive())
+            greeted += 1
+
+        monkeypatch.setattr(pool_module, "BACKOFF", (0.05, 5.0))
+        async with serving(refuse) as address, pool(deal_seed=None) as p:
+            for _ in range(6):
+                with pytest.raises(PeerUnavailable):
+                    await p.get(address, bytes(32))
+                await trio.sleep(0.1)
+            assert greeted < 6, "the pause between two attempts grows"
+            lane = next(iter(p._lanes.values()))
+            assert lane._failures == greeted
+
+    run(work)
+
+
 def test_fault_46_a_dead_peer_fails_fast(monkeypatch):
     async def work():
         async with serving(false_peer(lambda _r: None)) as address:
@@ -426,6 +559,23 @@ def test_fault_46_a_dead_peer_fails_fast(monkeypatch):
                 for _ in range(100):
                     with pytest.raises(PeerUnavailable):
                         await p.get(address, bytes(32))
+
+    run(work)
+
+
+def test_fault_76_addresses_that_lead_nowhere_are_forgotten(monkeypatch):
+    """Whoever tells of very many fills no memory with them; who is connected stays so."""
+    monkeypatch.setattr(pool_module, "LANES_MAX", 20)
+
+    async def work():
+        async with serving(false_peer(lambda r: wire.HasResult(r.request, (True,)))) as address, pool() as p:
+            assert await p.has(address, [bytes(32)]) == (True,)
+            for port in range(1, 101):
+                with pytest.raises(PeerUnavailable):
+                    await p.connect(Address("127.0.0.1", port, address.id))
+            assert len(p._lanes) <= 20
+            assert p.is_open(address)
+            assert p.statistics()["connections"] == 1
 
     run(work)
 
@@ -486,11 +636,12 @@ def test_flooding_a_peer_ends_only_the_flooders_connection(tmp_path):
             from fsdecloud.net.websocket import connect
 
             async with connect(address, subprotocol=wire.SUBPROTOCOL) as channel:
-                session = wire.ClientSession(
+                session = ClientSession(
                     peer=PEER, network=NETWORK, nonce=bytes(32), certificate_hash=channel.certificate_hash
                 )
-                await channel.send(session.receive_challenge(await channel.receive(), None))
-                session.receive_welcome(await channel.receive())
+                session.receive(await channel.receive())
+                await channel.send(session.hello())
+                session.receive(await channel.receive())
 
                 async def flood():
                     for number in range(100_000):

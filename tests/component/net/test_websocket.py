@@ -1,10 +1,11 @@
 """Channels over loopback sockets: what arrives, who is refused, and what a silent or hostile other side can do."""
 
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
+import trio.testing
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import Request
 
@@ -45,11 +46,12 @@ async def server(handler=echo, **options):
 
 
 @asynccontextmanager
-async def raw(address):
+async def raw(address, source=None):
     """A TLS connection without websocket."""
-    stream = TlsStream(await trio.open_tcp_stream(address.host, address.port), tls.client_context(), server_side=False)
-    await stream.do_handshake()
+    socket = await trio.open_tcp_stream(address.host, address.port, local_address=source)
+    stream = TlsStream(socket, tls.client_context(), server_side=False)
     try:
+        await stream.do_handshake()
         yield stream
     finally:
         await trio.aclose_forcefully(stream)
@@ -66,9 +68,9 @@ async def drain(stream):
 
 
 @asynccontextmanager
-async def upgraded(address):
+async def upgraded(address, source=None):
     """A hostile client: a raw stream after a right handshake."""
-    async with raw(address) as stream:
+    async with raw(address, source) as stream:
         ws = WSConnection(ConnectionType.CLIENT)
         await stream.send_all(ws.send(Request(host="h", target=f"/{KEY.hex()}", subprotocols=[SUB])))
         data = await stream.receive_some()
@@ -278,12 +280,93 @@ def test_fault_82_unfinished_handshakes_block_nobody(monkeypatch):
     run(work)
 
 
+def test_fault_82_who_comes_again_and_again_waits_and_others_do_not(monkeypatch):
+    monkeypatch.setattr(websocket, "ARRIVALS", 0.02)
+    monkeypatch.setattr(websocket, "ARRIVALS_BURST", 2.0)
+
+    async def work():
+        async with server() as address:
+
+            async def come(source):
+                async with raw(address, source):
+                    came.append(source)
+
+            came = []
+            for _ in range(3):  # whoever comes when nothing is owed does not wait
+                await come("127.0.0.1")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(come, "127.0.0.1")
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                await come("127.0.0.2")
+                assert came == ["127.0.0.1"] * 3 + ["127.0.0.2"]
+                nursery.cancel_scope.cancel()
+
+    run(work)
+
+
+async def greet_and_echo(channel):
+    await channel.receive()
+    channel.is_greeted = True
+    await echo(channel)
+
+
 def test_a_full_server_says_so():
     async def work():
-        async with server(connections_max=1) as address, connect(address, subprotocol=SUB):
+        async with (
+            server(greet_and_echo, connections_max=1) as address,
+            connect(address, subprotocol=SUB) as channel,
+        ):
+            for word in (b"hello", b"x"):
+                await channel.send(word)
+            assert await channel.receive() == b"x"
             with pytest.raises(PeerUnavailable, match="503 too many"):
                 async with connect(address, subprotocol=SUB):
                     pass
+            await channel.send(b"y")
+            assert await channel.receive() == b"y"
+
+    run(work)
+
+
+def test_fault_82_who_says_no_hello_gives_way_to_others(monkeypatch):
+    monkeypatch.setattr(websocket, "HOST_SHARE", 2.0)  # all of them come from one address
+
+    async def work():
+        async with (
+            server(greet_and_echo, connections_max=3) as address,
+            connect(address, subprotocol=SUB) as greeted,
+            connect(address, subprotocol=SUB) as oldest,
+            connect(address, subprotocol=SUB) as silent,
+        ):
+            for word in (b"hello", b"x"):
+                await greeted.send(word)
+            assert await greeted.receive() == b"x"
+            async with connect(address, subprotocol=SUB) as late:
+                with pytest.raises(PeerUnavailable):
+                    await oldest.receive()
+                for channel in (greeted, late, silent):
+                    for word in (b"hello", b"y"):
+                        await channel.send(word)
+                    while await channel.receive() != b"y":
+                        pass
+
+    run(work)
+
+
+def test_fault_82_one_address_leaves_a_quarter_to_the_others():
+    async def work():
+        async with AsyncExitStack() as stack:
+            address = await stack.enter_async_context(server(greet_and_echo, connections_max=8))
+            for _ in range(6):
+                channel = await stack.enter_async_context(connect(address, subprotocol=SUB))
+                for word in (b"hello", b"x"):
+                    await channel.send(word)
+                assert await channel.receive() == b"x"
+            with pytest.raises(PeerUnavailable, match="503 too many connections from your address"):
+                async with connect(address, subprotocol=SUB):
+                    pass
+            for _ in range(2):
+                await stack.enter_async_context(upgraded(address, "127.0.0.2"))
 
     run(work)
 
@@ -297,10 +380,10 @@ def test_fault_50_a_silent_line_is_noticed_on_both_sides(monkeypatch, delay):
     send_all = TlsStream.send_all
     sent = []
 
-    async def send_late(stream, data):
+    async def send_late(stream, data, **head):
         sent.append(stream)
         await trio.sleep(delay)
-        await send_all(stream, data)
+        await send_all(stream, data, **head)
 
     monkeypatch.setattr(TlsStream, "send_all", send_late)
 
@@ -404,6 +487,37 @@ def test_errors_of_a_handler_end_its_channel_only(caplog):
 
     run(work)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_fault_95_who_does_not_take_what_it_asked_for_is_dropped(monkeypatch, caplog):
+    """It pings, so it is alive; the answers that wait for it would lie in memory for ever."""
+    monkeypatch.setattr(websocket, "SILENCE_MAX", 1.0)
+    monkeypatch.setattr(websocket, "SEND_MAX", 0.3)
+    caplog.set_level("INFO", "fsdecloud.net.websocket")
+    ended = trio.Event()
+
+    async def pour(channel):
+        try:
+            while True:
+                await channel.send(bytes(MESSAGE_MAX))
+        finally:
+            ended.set()
+
+    async def work():
+        async with server(pour) as address, upgraded(address) as stream, trio.open_nursery() as nursery:
+
+            async def ping():
+                with suppress(trio.BrokenResourceError):
+                    while True:
+                        await stream.send_all(b"\x89\x80abcd")
+                        await trio.sleep(0.05)
+
+            nursery.start_soon(ping)
+            await ended.wait()
+            nursery.cancel_scope.cancel()
+
+    run(work)
+    assert "dropped" in caplog.text
 
 
 def test_a_port_in_use_is_a_usage_error():

@@ -1,5 +1,6 @@
 """Deleting with a peer: whose grants it takes, what they drop, and that the disk gets its space back."""
 
+import contextlib
 import time
 from contextlib import asynccontextmanager
 
@@ -257,5 +258,40 @@ def test_puts_and_gets_go_on_beside_deletions(tmp_path):
             await until(lambda: w.on_disk() <= 2 * 5000 * len(kept))
             for s, data in kept:
                 assert await a.get(w.address, s) == data
+
+    run(work)
+
+
+def test_fault_052_what_is_said_twice_is_done_once(tmp_path):
+    """Every request that changes something, again over another connection, as after an answer that got lost."""
+
+    async def work():
+        async with world(tmp_path / "p", grace=0) as peer:
+            item = shard(1)
+            sizes = []
+            for _ in range(2):
+                async with peer.client("a") as client:
+                    receipt = await client.put(peer.address, [item])
+                    assert [found.id for found in receipt.shards] == [item[0]]
+                sizes.append(peer.store.used_bytes)
+            used = sizes[0]
+            assert sizes == [used, used]
+            for _ in range(2):
+                async with peer.client("a") as client:
+                    renewed = await client.renew(peer.address, [item[0]])
+                    assert [found.id for found in renewed.shards] == [item[0]]
+            assert peer.store.used_bytes == used
+            grant = peer.grant("a", [item[0]])
+            async with peer.client("a") as client:
+                assert await client.delete(peer.address, grant) == {}
+            async with peer.client("a") as client:
+                with contextlib.suppress(PeerRefused):  # it was used
+                    assert await client.delete(peer.address, grant) == {}
+                with pytest.raises(BlobMissing):
+                    await client.get(peer.address, item[0])
+                await client.put(peer.address, [item])  # and a late copy of the grant takes nothing that came after it
+                with contextlib.suppress(PeerRefused):
+                    await client.delete(peer.address, grant)
+                assert await client.get(peer.address, item[0]) == item[1]
 
     run(work)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from fsdecloud.errors import SealError, StoreError, StoreFull
 from fsdecloud.store import shards as module
 from fsdecloud.store.environment import open_environment
-from fsdecloud.store.shards import Claim, Deletion, ShardStore
+from fsdecloud.store.shardrows import Claim, Deletion
+from fsdecloud.store.shards import ShardStore
 
 MAP = 1 << 28
 A, B = Claim(b"a" * 32, b"A" * 32), Claim(b"b" * 32, b"B" * 32)
@@ -357,7 +358,8 @@ CHURN = """
 import sys, blake3
 from pathlib import Path
 from fsdecloud.store import shards as module
-from fsdecloud.store.shards import Claim, Deletion, ShardStore
+from fsdecloud.store.shardrows import Claim, Deletion
+from fsdecloud.store.shards import ShardStore
 module.COMPACT_STEP = 50_000
 store = ShardStore(Path(sys.argv[1]), 1 << 30, reserve=0, map_size=1 << 28)
 claim, base = Claim(b"a" * 32, b"A" * 32), int(sys.argv[2])
@@ -446,6 +448,8 @@ def test_any_history_keeps_what_has_an_owner_and_nothing_else(steps):
                     store = open_store(path)
                 assert store.counts()[0] == len(owners)
                 assert store.doomed_count() == len(doomed)
+                for name, claim in deals.items():
+                    assert store.usage(claim.deal)[0] == sum(name in who for who in owners.values())
             for i in range(16):
                 assert store.locate(shard(i)[0]) is not None if i in owners else True
                 if i in owners:

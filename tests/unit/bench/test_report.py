@@ -35,14 +35,16 @@ def test_table_without_the_mount_has_no_ratios() -> None:
 
 def test_network_table() -> None:
     lines = report.network_table(
-        [{"store": 90.0, "cold_read": 130.0, "drain": 4.0}],
-        [{"bare_store": 170.0, "bare_fetch": 250.0}],
+        [{"store": 90.0, "cold_read": 180.0, "cold_read_cpu": 19.0, "drain": 4.0, "small_store": 4.2}],
+        [{"bare_store": 170.0, "bare_fetch": 250.0, "channel_store": 210.0, "bare_fetch_cpu": 13.0}],
         {"driver_peak": 299.0, "agent_peak": 80.0},
         {"idle": 2.5},
     )
     text = "\n".join(lines)
-    assert "| store to the peers, shard MB/s | 90.0 | 170 | 0.53 | ≥ 0.6: MISSED |" in text
-    assert "| cold read from the peers, MB/s | 130 | 250 | 0.52 | ≥ 0.5: met |" in text
+    assert "| store to the peers, shard MB/s | 90.0 | 170 | 210 | 0.53 | ≥ 0.8: MISSED |" in text
+    assert "| cold read from the peers, MB/s | 180 | 250 | - | 0.72 | ≥ 0.7: met |" in text
+    assert "| its processor time, all processes, ms/MiB | 19.0 | 13.0 | - |  |  |" in text
+    assert "written and stored, s | 4.20 |  |  |  | < 5 s: met |" in text
     assert "< 300 MiB: met" in text
     assert report.missed(lines) == 2, "the store rate and the idle processor use"
 

@@ -6,13 +6,15 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from fsdecloud.cli import network, settings, volumes
+from fsdecloud.cli import network, settings, volume, volumes
 from fsdecloud.cli.phrase import write_phrase_file
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.crypto.phrase import phrase_from_root
 from fsdecloud.errors import UsageError
+from fsdecloud.wire.agentapi import Bandwidth
 
 ROOT = bytes(range(32))
 NETWORK = bytes([7] * 32)
@@ -190,3 +192,44 @@ def test_what_up_remembers(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> Non
     settings.settings_file(paths).write_text('{"directory": "/x", "peers": 0}')
     with pytest.raises(UsageError, match=r"up\.json is damaged"):
         settings.load_settings(paths)
+
+
+def test_volume_set_limits_the_traffic(paths: Paths) -> None:
+    volumes.save_document(paths, volumes.make_document(paths, "photos", ROOT, bytes(32)))
+    before = volumes.load_document(paths, "photos")
+    assert b'"up"' not in paths.volume_config("photos").read_bytes(), "an earlier release could not read it"
+    assert not volume.set_bandwidth(paths, "photos", Bandwidth(up=65536))
+    assert not volume.set_bandwidth(paths, "photos", Bandwidth(down=1 << 20))
+    assert volumes.load_document(paths, "photos") == msgspec.structs.replace(before, up=65536, down=1 << 20)
+    assert not volume.set_bandwidth(paths, "photos", Bandwidth(0, 0))
+    assert volumes.load_document(paths, "photos") == before
+
+
+def test_volume_set_says_how_peers_are_found(paths: Paths) -> None:
+    volumes.save_document(paths, volumes.make_document(paths, "photos", ROOT, bytes(32)))
+    before = volumes.load_document(paths, "photos")
+    written = paths.volume_config("photos").read_bytes()
+    assert b"bootstrap" not in written, "an earlier release could not read it"
+    assert b"lan" not in written
+    address = f"wss://192.0.2.7:7711/{bytes(32).hex()}"
+    assert not volume.set_discovery(paths, "photos", (address,), "on")
+    assert volumes.load_document(paths, "photos") == msgspec.structs.replace(before, bootstrap=(address,), lan=True)
+    with pytest.raises(UsageError, match="which peer"):
+        volume.set_discovery(paths, "photos", ("wss://192.0.2.7:7711",), None)
+    assert not volume.set_discovery(paths, "photos", (), "off")
+    assert volumes.load_document(paths, "photos") == msgspec.structs.replace(before, bootstrap=(address,))
+
+
+def test_volume_set_changes_the_document_and_nothing_else(paths: Paths) -> None:
+    volumes.save_document(paths, volumes.make_document(paths, "photos", ROOT, bytes(32)))
+    before = volumes.load_document(paths, "photos")
+    assert not volume.set_redundancy(paths, "photos", "4/12")
+    after = volumes.load_document(paths, "photos")
+    assert after == msgspec.structs.replace(before, redundancy="4/12")
+    assert volumes.open_root(paths, "photos") == ROOT
+    for wrong in ("12/4", "0/3", "x", "1/99"):
+        with pytest.raises(UsageError, match="redundancy"):
+            volume.set_redundancy(paths, "photos", wrong)
+    with pytest.raises(UsageError, match="no volume"):
+        volume.set_redundancy(paths, "videos", "auto")
+    assert volumes.load_document(paths, "photos") == after

@@ -46,7 +46,13 @@ def test_install_twice_and_uninstall(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert first["sbin/umount.decloud"] == first["sbin/umount.fuse.decloud"] == os.fspath(programs / "umount.decloud")
     pages = {name.removeprefix("usr/local/share/man/") for name in first if name.startswith("usr/local/share/man/")}
     eighth = ("decloud-ledgerd", "decloud-peerd", "fsck.decloud", "mount.decloud", "umount.decloud")
-    assert pages == {"man1/decloud.1", "man7/decloud.7", *(f"man8/{name}.8" for name in eighth)}
+    assert pages == {
+        "man1/decloud.1",
+        "man7/decloud.7",
+        "man7/fsdecloud-durability.7",
+        "man7/fsdecloud-protocol.7",
+        *(f"man8/{name}.8" for name in eighth),
+    }
     assert install(tmp_path) == 0
     assert files(tmp_path) == first
     assert install(tmp_path, "--uninstall", "--dry-run") == 0

@@ -11,10 +11,11 @@ import pytest
 from fsdecloud.cli import drivers, mounts, network, parts, peers, view
 from fsdecloud.cli.mounts import Mounted
 from fsdecloud.cli.peers import LocalPeer
+from fsdecloud.cli.run import DEGRADED, OK
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import LedgerUnavailable, RemoteError
 from fsdecloud.types import BlockId, PeerId
-from fsdecloud.wire.agentapi import PeerState
+from fsdecloud.wire.agentapi import PeerState, RecodingStatus, RepairStatus
 from fsdecloud.wire.controlapi import Count, DriverStatus
 from fsdecloud.wire.ledgerapi import LedgerStatus
 
@@ -34,7 +35,7 @@ KEYS = {
     "ledger_height", "network", "ledger_url", "mempool", "k", "n", "files", "logical_bytes", "cache_bytes",
     "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems", "agent_restarts",
     "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents", "live_inodes", "kernel_inodes",
-    "integrity_errors",
+    "integrity_errors", "redundancy", "repair", "up_limit", "down_limit",
 }  # fmt: skip
 """The contract of `status --json`: a key is never renamed nor removed."""
 
@@ -78,10 +79,12 @@ def test_164_the_json_object(world: World, paths: Paths) -> None:
     assert shown["peers"] == [
         {
             "id": PEER.hex(), "name": "peer-1", "address": "wss://127.0.0.1:1/" + PEER.hex(), "pid": 20, "state": "up",
-            "failures": 0, "corrupt": 0, "stored_bytes": 1000, "fetched_bytes": 2000,
+            "failures": 0, "corrupt": 0, "stored_bytes": 1000, "fetched_bytes": 2000, "evidence": [],
+            "by_way_of": None,
         }
     ]  # fmt: skip
     assert shown["staged"] == {"entries": 2, "bytes": 200}
+    assert shown["repair"]["under_replicated"] == 0  # type: ignore[index]
     assert (shown["read_only"], shown["last_error"], shown["problems"]) == (None, None, [])
 
 
@@ -91,6 +94,55 @@ def test_164_the_same_keys_when_nothing_is_mounted(world: World, paths: Paths) -
     assert shown["volume"] is None
     assert shown["ledger_height"] == 6
     assert shown["dirty"] == {"entries": 0, "bytes": 0}
+
+
+def test_058_under_replicated_blobs_are_shown(world: World, paths: Paths) -> None:
+    repair = RepairStatus(blobs=9, degraded=4, endangered=3, unreadable=1, waiting=2, repaired_blobs=5, audits_failed=1)
+    world.driver = state(repair=repair)
+    found = view.take_view(paths, "photos")
+    assert found.exit_code == DEGRADED
+    text = "\n".join(view.as_lines(found))
+    assert "repair: 5 of 9 blobs whole, 4 under-replicated, 2 wait for a peer, 5 repaired" in text
+    assert "warning: under-replicated 4 blobs, 3 of them need repair" in text
+    assert "warning: 1 blobs have too few shards" in text
+    shown = view.as_json(found)["repair"]
+    assert isinstance(shown, dict)
+    assert (shown["under_replicated"], shown["repaired_blobs"], shown["waiting"]) == (4, 5, 2)
+
+
+def test_how_far_coding_anew_is_is_shown(world: World, paths: Paths) -> None:
+    recoding = RecodingStatus(2, 6, 12, 3 << 20, 4, 5, 1 << 20, "6 peers are needed", True)
+    world.driver = state(repair=RepairStatus(blobs=17, recoding=recoding))
+    found = view.take_view(paths, "photos")
+    assert found.exit_code == OK
+    line = next(line for line in view.as_lines(found) if "re-coding" in line)
+    assert line.endswith(
+        "to 2/6: 12 blobs (3.00 MiB) still stored otherwise, 5 blobs (1.00 MiB) done, 4 wait: 6 peers are needed"
+    )
+    shown = view.as_json(found)["repair"]
+    assert isinstance(shown, dict)
+    assert shown["recoding"] == {
+        "redundancy": "2/6",
+        "counted": True,
+        "blobs": 12,
+        "bytes": 3 << 20,
+        "waiting": 4,
+        "done_blobs": 5,
+        "done_bytes": 1 << 20,
+        "last_error": "6 peers are needed",
+    }
+    recoding = msgspec.structs.replace(recoding, blobs=0, bytes=0, waiting=0)
+    world.driver = state(repair=RepairStatus(blobs=17, recoding=recoding))
+    assert any("5 blobs (1.00 MiB) done, none left" in line for line in view.as_lines(view.take_view(paths, "photos")))
+    world.driver = state(repair=RepairStatus(blobs=17))
+    assert view.as_json(view.take_view(paths, "photos"))["repair"]["recoding"] is None  # type: ignore[index]
+
+
+def test_058_a_peer_that_went_a_moment_ago_is_no_alarm(world: World, paths: Paths) -> None:
+    world.driver = state(repair=RepairStatus(blobs=9, away=4))
+    found = view.take_view(paths, "photos")
+    assert found.exit_code == OK
+    assert "repair: 5 of 9 blobs whole, 4 whole again when their peers are back" in "\n".join(view.as_lines(found))
 
 
 def state(**change: Any) -> DriverStatus:
@@ -158,3 +210,24 @@ def test_a_local_peer_that_died_is_down_whatever_the_agent_still_thinks(world: W
         ("peer-2", "down", None),
     ]
     assert seen.exit_code == 4
+
+
+def test_status_says_what_redundancy_was_asked_for_and_what_new_data_gets(world: World, paths: Paths) -> None:
+    for asked, shown in (
+        ("auto", "redundancy 2/6 (auto)"),
+        ("2/6", "redundancy 2/6,"),
+        ("4/12", "redundancy 2/6 (4/12)"),
+    ):
+        world.driver = msgspec.structs.replace(STATUS, redundancy=asked)
+        found = view.take_view(paths, "photos")
+        assert view.as_json(found)["redundancy"] == asked
+        assert any(shown in line for line in view.as_lines(found))
+
+
+def test_the_limits_are_shown_where_there_are_any(world: World, paths: Paths) -> None:
+    assert not any("limits" in line for line in view.as_lines(view.take_view(paths, "photos")))
+    world.driver = msgspec.structs.replace(world.driver, up_limit=512 << 10)
+    found = view.take_view(paths, "photos")
+    assert "  limits: up 512 KiB/s, down no limit" in view.as_lines(found)
+    assert view.as_json(found)["up_limit"] == 512 << 10
+    assert view.as_json(found)["down_limit"] is None

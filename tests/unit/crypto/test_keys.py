@@ -85,6 +85,7 @@ FROZEN = {
     "placement_secret": "4caf81dfb4c54676e2932fc9d6b7ce73c8a2a4d07365d048db3b752da6d1ea33",
     "map_seal_secret": "15ed5043ac68a13aa327aa86e222ff4d2e4dd22066d294bbc290a8f991cc2cf7",
     "map_border_secret": "073e834583566d61d3776e2bfcd568b1c50f7aa7c6ec44cc3fefcc74e3365703",
+    "payload_key": "19046db9addaef47dd41e761c11a406c27406158c00c2a8b938a9688cff1affa",
     "deal_seed": "ef93efb0df98cea69264f955c9a5bee79dc7a2fe95d00dbfed195ad554f623e1",
     "grant_secret": "7185d697cdf9cad6d82f42a8b0f1ed539e45751ef509a2d70bc2f8482d26c19d",
     "grant_seed": "036bbdad072cd3a0807b1da5d5e2ca0045510ad94908c2788e9b7339b77ca61e",

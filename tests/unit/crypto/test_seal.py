@@ -81,7 +81,7 @@ def test_equal_content_is_one_entry_only_within_one_volume():
     assert len({ref.id for ref in refs}) == len({ref.key for ref in refs}) == 2 * len(Kind)
 
 
-def test_an_entry_opens_only_as_its_kind():
+def test_fault_070_an_entry_opens_only_as_its_kind():
     ref, sealed = seal.seal(SECRET, Kind.NODE, b"content")
     for kind in Kind:
         if kind is not Kind.NODE:

@@ -20,6 +20,7 @@ from fsdecloud.ledger.transactions import (
     encode_tx,
     link,
     sign_anchor,
+    sign_operate,
     sign_register,
     sign_transfer,
     tx_id,
@@ -113,6 +114,10 @@ class Maker:
     # ---- transactions ----------------------------------------------------------------------------------------------
     def transfer(self, seed: bytes, recipient: bytes, amount: int, nonce: int, fee: int = 1) -> bytes:
         return sign_transfer(self.network, seed, recipient, amount, fee, nonce)
+
+    def operate(self, seed: bytes, operator: bytes | None, sequence: int, **options: object) -> bytes:
+        """Declare who runs the peer with this seed."""
+        return sign_operate(self.network, seed, operator, sequence, bits=4, **options)
 
     def register(self, seed: bytes, sequence: int, url: str = "wss://127.0.0.1:7711", **options: object) -> bytes:
         return sign_register(self.network, seed, url, 1 << 30, sequence, bits=4, **options)

@@ -15,7 +15,7 @@ from fsdecloud.errors import InvalidBlock
 from fsdecloud.ledger import chain, reasons, verify
 from fsdecloud.ledger.blocks import Block, block_id, decode_block, decode_header, encode_block, encode_header
 from fsdecloud.ledger.network import network_id
-from fsdecloud.ledger.transactions import Coinbase, decode_tx
+from fsdecloud.ledger.transactions import Coinbase, decode_tx, encode_tx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from chainmaker import GENESIS_TIME, MINER, MINER_KEY, Maker, easy_network, mine, with_body, with_header
@@ -139,8 +139,32 @@ def test_98_transactions_that_no_state_allows():
     tx_rejected(make.anchor(VOLUME, 1), reasons.WrongPredecessor)
     tx_rejected(make.anchor(VOLUME, 2, previous=bytes(32)), reasons.WrongPredecessor)
     tx_rejected(make.register(ALICE, 3), reasons.WrongNonce)
+    tx_rejected(make.operate(VOLUME, MINER, 3), reasons.WrongPredecessor)  # which is no peer
+    tx_rejected(make.operate(ALICE, MINER, 3, fee=5), reasons.NotEnoughMoney)
+    tx_rejected(with_another_operator(make.operate(ALICE, MINER, 3)), reasons.BadSignature)
     two = [decode_tx(make.anchor(VOLUME, 2)), decode_tx(make.anchor(VOLUME, 3))]
     rejects(make, with_body(base, [coinbase, *two]), reasons.BadTransaction, "OneAnchorPerBlock")
+
+
+def with_another_operator(data: bytes) -> bytes:
+    """Return a declaration that names another operator than the one who signed."""
+    return encode_tx(msgspec.structs.replace(decode_tx(data), operator=sign.public_key(VOLUME)))
+
+
+def test_fault_076_operators_are_declared_changed_and_taken_back():
+    make = Maker()
+    make.add([make.register(ALICE, 3), make.operate(ALICE, MINER, 3)])
+    registered = list(make.state().registry())
+    assert make.state().operators() == {ALICE_KEY: MINER_KEY}
+    make.add([make.register(ALICE, 4, url="wss://127.0.0.1:9")])
+    assert make.state().operators() == {ALICE_KEY: MINER_KEY}  # one who moved is still the same operator's
+    with pytest.raises(reasons.BadTransaction, match="WrongNonce"):
+        make.add([make.operate(ALICE, VOLUME, 3)])
+    make.add([make.operate(ALICE, VOLUME, 4)])
+    assert make.state().operators() == {ALICE_KEY: sign.public_key(VOLUME)}
+    make.add([make.operate(ALICE, None, 5)])
+    assert make.state().operators() == {}
+    assert make.state().registration(ALICE_KEY).place == registered[0][1].place
 
 
 def test_the_lease():

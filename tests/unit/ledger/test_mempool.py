@@ -97,6 +97,22 @@ def test_a_register_is_replaced_by_a_newer_one():
     assert [r.url for _, r in make.state().registry()] == ["wss://127.0.0.1:9"]
 
 
+def test_a_declaration_waits_for_its_registration():
+    make = Maker()
+    pool = make.pool()
+    with pytest.raises(reasons.WrongPredecessor):
+        pool.add(make.operate(ALICE, VOLUME, 5), NOW)
+    pool.add(make.register(ALICE, 5), NOW)
+    pool.add(make.operate(ALICE, VOLUME, 5), NOW)
+    pool.add(make.operate(ALICE, None, 6), NOW)
+    with pytest.raises(reasons.Conflict):
+        pool.add(make.operate(ALICE, VOLUME, 4), NOW)
+    assert len(pool) == 2
+    make.add([encode_tx(tx) for tx in pool.select(NOW)])
+    assert make.state().operators() == {}
+    assert make.state().operated(sign.public_key(ALICE)).sequence == 6
+
+
 def test_the_best_paid_come_first_but_never_before_what_they_need():
     make = Maker()
     make.add()
@@ -172,6 +188,8 @@ def test_random_traffic_always_gives_valid_blocks():
             )
         else:
             data = make.register(seed, rng.randrange(20))
+            if rng.random() < 0.3:
+                data = make.operate(seed, rng.choice([None, *seeds]), rng.randrange(20))
         try:
             pool.add(data, NOW)
         except InvalidTransaction:

@@ -26,6 +26,7 @@ from chainmaker import GENESIS_TIME, Maker, easy_network
 VECTORS = Path(__file__).parents[2] / "vectors" / "ledger.json"
 SEED = bytes([1]) * 32
 VOLUME = bytes([2]) * 32
+OPERATOR = bytes([3]) * 32
 
 
 def samples() -> list[bytes]:
@@ -36,6 +37,8 @@ def samples() -> list[bytes]:
         make.anchor(VOLUME, 1),
         make.anchor(VOLUME, 2, takeover=True, lease_expiry=GENESIS_TIME + 60),
         t.encode_tx(t.Coinbase(1, 3, bytes(32), 9)),
+        make.operate(SEED, OPERATOR, 7),
+        make.operate(SEED, None, 8),
     ]
 
 
@@ -53,7 +56,7 @@ def test_an_anchor_fits_and_has_one_size_for_all_small_numbers():
 
 
 def test_110_the_id_does_not_depend_on_signatures():
-    for data in samples()[:4]:
+    for data in (*samples()[:4], samples()[5]):
         tx = t.decode_tx(data)
         fields = [name for name in tx.__struct_fields__ if "signature" in name]
         for field in fields:
@@ -73,7 +76,7 @@ def test_110_every_signed_field_matters():
         str: lambda v: v + "x",
         bool: lambda v: not v,
     }
-    for data in samples()[:4]:
+    for data in (*samples()[:4], samples()[5]):
         tx = t.decode_tx(data)
         for field in tx.__struct_fields__:
             if field == "version" or "signature" in field:
@@ -87,7 +90,7 @@ def test_110_every_signed_field_matters():
 
 def test_111_a_signature_for_another_network_is_none():
     other = networks.network_id(easy_network(salt=bytes([1]) * 32))
-    for data in samples()[:4]:
+    for data in (*samples()[:4], samples()[5]):
         with pytest.raises(BadSignature):
             t.check_signatures(other, t.decode_tx(data))
 
@@ -158,6 +161,27 @@ def test_120_any_bytes_decode_or_are_refused(data):
         t.decode_tx(data)
     with contextlib.suppress(MalformedError):
         networks.decode_network(data)
+
+
+def test_fault_076_nobody_is_made_anothers_peer():
+    """Peer and operator both have to sign for each other, in this network."""
+    make = Maker()
+    declared = t.decode_tx(make.operate(SEED, OPERATOR, 7))
+    t.check_signatures(make.network, declared)
+    stolen = msgspec.structs.replace(t.decode_tx(make.operate(VOLUME, OPERATOR, 7)), operator=sign.public_key(SEED))
+    other_peer = msgspec.structs.replace(declared, peer=sign.public_key(VOLUME))
+    unsigned = msgspec.structs.replace(declared, operator_signature=declared.signature)
+    for forged in (stolen, other_peer, unsigned, msgspec.structs.replace(declared, operator_signature=b"")):
+        with pytest.raises(BadSignature):
+            t.check_signatures(make.network, forged)
+    with pytest.raises(BadSignature):
+        t.check_signatures(bytes(32), declared)
+    for bad in (
+        msgspec.structs.replace(declared, operator=b"k" * 31),
+        msgspec.structs.replace(declared, operator=b""),  # and the signature of one
+    ):
+        with pytest.raises(MalformedTransaction):
+            t.decode_tx(t.encode_tx(bad))
 
 
 def test_network_documents():

@@ -40,11 +40,11 @@ def test_shares_are_even_and_only_slots_of_the_new_move():
     host_map = add_hosts(HostMap(), peers(6))
     assert host_map.epoch == 1
     assert host_map.current == tuple(peers(6))
-    assert set(Counter(host_map.tables[0].owners).values()) <= {42, 43}
+    assert set(Counter(host_map.tables[0].owners).values()) <= {SLOTS // 6, SLOTS // 6 + 1}
     grown = add_hosts(host_map, peers(8))
     assert grown.epoch == 2
     assert grown.current == tuple(peers(8))
-    assert set(Counter(grown.tables[0].owners).values()) <= {31, 32, 33}
+    assert set(Counter(grown.tables[0].owners).values()) <= {SLOTS // 8, SLOTS // 8 + 1}
     assert moved(host_map, grown) == 2 * (SLOTS // 8)
     assert grown.table(1) == host_map.tables[0]
     assert extends(grown, host_map)
@@ -94,7 +94,7 @@ GOOD = add_hosts(HostMap(), peers(3))
 @pytest.mark.parametrize(
     "bad",
     [
-        msgspec.structs.replace(GOOD, version=2),
+        msgspec.structs.replace(GOOD, version=3),
         msgspec.structs.replace(GOOD, hosts=(b"short",)),
         msgspec.structs.replace(GOOD, hosts=(peers(1)[0],) * 3),
         msgspec.structs.replace(GOOD, tables=()),

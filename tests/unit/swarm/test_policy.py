@@ -61,7 +61,7 @@ def test_a_slow_peer_is_expected_slow():
     assert fast.expected(1000) > slow.expected(1000)
 
 
-def test_failures_are_left_alone_for_as_long_as_they_cost():
+def test_fault_046_failures_are_left_alone_for_as_long_as_they_cost():
     refused, hole = PeerScore(), PeerScore()
     refused.failed(100.0, 0.001, 0.5)
     hole.failed(100.0, 10.0, 0.5)
@@ -70,8 +70,11 @@ def test_failures_are_left_alone_for_as_long_as_they_cost():
     assert not hole.may_try(129)
     assert hole.may_try(131)
     assert hole.is_failing
+    assert hole.fails_slowly, "whoever waits for an answer is not sent there"
+    assert not refused.fails_slowly
     hole.answered()
     assert not hole.is_failing
+    assert not hole.fails_slowly
     assert hole.may_try(0)
     for _ in range(100):
         refused.failed(200.0, 0.001, 0.99)

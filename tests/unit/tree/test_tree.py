@@ -20,7 +20,7 @@ from fsdecloud.limits import (
     TREE_VALUE_MAX,
 )
 from fsdecloud.tree.diff import diff, replaced, walk
-from fsdecloud.tree.lookup import lookup, missing, missing_range, prefix_end, scan, scan_prefix
+from fsdecloud.tree.lookup import leaf_at, lookup, missing, missing_range, prefix_end, scan, scan_prefix
 from fsdecloud.tree.node import ITEM_OVERHEAD, Inner, Leaf, NodeMissing, decode_node, encode_node
 from fsdecloud.tree.proof import check_proof, prove
 from fsdecloud.tree.update import LIGHT_ITEM, update, update_steps
@@ -481,3 +481,33 @@ def test_a_diff_of_a_range_is_that_part_of_the_diff(seed, start, stop):
     nodes.gets = 0
     assert list(diff(nodes.get, a, b, keys[0] if keys else b"", keys[0] if keys else b"")) == []
     assert nodes.gets < 12
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_what_is_missing_can_be_gone_round(seed):
+    """Whatever nodes are missing: `leaf_at` leads past them to all rows that can be had, and to no others."""
+    noise = random.Random(seed)
+    items = {b"%06d" % noise.randrange(10**6): noise.randbytes(noise.randrange(200)) for _ in range(1500)}
+    nodes = Nodes()
+    root = nodes.build(items)
+    whole = dict(nodes.store)
+    absent = set(noise.sample(sorted(whole), noise.randrange(1, 6)))
+    nodes.store = {ref: data for ref, data in whole.items() if ref not in absent}
+    wanted = {}
+    for key, value in items.items():
+        try:
+            if lookup(nodes.get, root, key) is not None:
+                wanted[key] = value
+        except NodeMissing:
+            continue
+    found, key = {}, b""
+    while key is not None:
+        ref, above = leaf_at(nodes.get, root, key)
+        assert (ref in absent) == bool(ref)
+        if not ref:
+            found.update(scan(nodes.get, root, key, above))
+        assert above is None or above > key
+        key = above
+    assert found == wanted
+    assert leaf_at(nodes.get, b"", b"x") == (b"", None)
