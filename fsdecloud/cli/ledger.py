@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, network, parts
+from fsdecloud.cli import client, network, parts, services
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.config import Paths, find_paths
@@ -35,8 +35,14 @@ def command() -> None:
 @click.option(
     "--mine/--no-mine", "mine", default=None, help="Whether to mine (the network's parameters decide otherwise)."
 )
+@services.wish_options
 def run_command(
-    listen: str | None, advertise: str | None, bootstrap: tuple[str, ...], network_file: str | None, mine: bool | None
+    listen: str | None,
+    advertise: str | None,
+    bootstrap: tuple[str, ...],
+    network_file: str | None,
+    mine: bool | None,
+    **wishes: str | None,
 ) -> None:
     """Run the ledger daemon in the foreground until SIGTERM or Ctrl-C.
 
@@ -45,6 +51,7 @@ def run_command(
     paths = find_paths()
     parts.require_stopped(paths, "ledger")
     arguments = ledger_arguments(listen, bootstrap, network_file, advertise=advertise, mine=mine)
+    arguments += services.wish_arguments(**wishes)
     part = parts.ledger_part(arguments)
     sys.stdout.flush()
     os.execv(sys.executable, part.command())
@@ -71,6 +78,10 @@ def ledger_arguments(
     if mine is not None:
         arguments.append("--mine" if mine else "--no-mine")
     return arguments
+
+
+command.add_command(services.explorer_command)
+command.add_command(services.mining_command)
 
 
 @command.command("status")
