@@ -67,9 +67,9 @@ def browser(tmp_path: Path) -> Iterator[Chromium]:
 def visit(browser: Chromium, url: str, page: str, word: str) -> None:
     """Go to a page and wait until it is there."""
     browser.open(url + page)
-    browser.wait(
-        f"{HEADING} && document.querySelector('main').innerText.includes({json.dumps(word)})", f"{page}: {word}"
-    )
+    there = f"document.querySelector('main').dataset.page === {json.dumps(page)}"
+    browser.wait(f"document.querySelector('main') && {HEADING} && {there}", page)
+    browser.wait(f"document.querySelector('main').innerText.includes({json.dumps(word)})", f"{page}: {word}")
 
 
 def test_the_pages_in_a_browser(ledger: Ledger, browser: Chromium) -> None:

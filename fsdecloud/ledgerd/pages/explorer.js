@@ -26,15 +26,19 @@ const short = (id) => (id.length > 20 ? `${id.slice(0, 12)}…${id.slice(-4)}` :
 const link = (kind, id, text) => el("a", { href: `#/${kind}/${id}`, class: "id", title: id }, text === undefined ? short(id) : text);
 const orDash = (value) => (value === null || value === undefined || value === "" ? "–" : value);
 
+// The roles are said again because on a phone the style sheet makes blocks of the table's parts, which takes them away.
 function table(caption, columns, rows, empty) {
   if (!rows.length) return el("p", { class: "quiet" }, empty);
-  const head = columns.map((name) => el("th", { scope: "col", ...(isNumber(name) ? { class: "number" } : {}) }, label(name)));
-  const body = rows.map((row) => el("tr", {}, ...row.map((cell, index) => el(
-    "td", { "data-label": label(columns[index]), ...(isNumber(columns[index]) ? { class: "number" } : {}) }, orDash(cell)))));
-  return el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
+  const kind = (name) => (isNumber(name) ? { class: "number" } : LONG.has(name) ? { class: "long" } : {});
+  const head = columns.map((name) => el("th", { role: "columnheader", scope: "col", ...kind(name) }, label(name)));
+  const body = rows.map((row) => el("tr", { role: "row" }, ...row.map((cell, index) => el(
+    "td", { role: "cell", "data-label": label(columns[index]), ...kind(columns[index]) }, orDash(cell)))));
+  return el("table", { role: "table" }, el("caption", {}, caption),
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, ...head)), el("tbody", { role: "rowgroup" }, ...body));
 }
 
-// A column of numbers is named with a # before its name.
+// A column of numbers is named with a # before its name; in some columns stand other people's words, however long.
+const LONG = new Set(["Address", "What it does"]);
 const isNumber = (name) => name.startsWith("#");
 const label = (name) => name.replace(/^#/, "");
 
@@ -219,7 +223,7 @@ async function waitingPage() {
   const pool = await get("/api/mempool");
   return [
     el("h1", {}, "Waiting transactions"),
-    el("p", { class: "quiet" }, `${pool.count} of ${bytes(pool.bytes)} wait for a block.`),
+    el("p", { class: "quiet" }, `Waiting for a block: ${pool.count}, ${bytes(pool.bytes)}.`),
     transactions(pool.list.length < pool.count ? `The first ${pool.list.length}` : "All, in the order of arrival", pool.list, "Nothing waits."),
   ];
 }
@@ -233,8 +237,8 @@ async function peersPage() {
   return [
     el("h1", {}, "Peers"),
     el("h2", {}, "Storage peers in the registry"),
-    el("p", { class: "quiet" }, `${found.count} are registered, with ${bytes(found.capacity)} on offer. Whether they answer, this daemon `
-      + "does not know: decloud status says it of those that hold your data."),
+    el("p", { class: "quiet" }, `${found.count === 1 ? "One is" : `${found.count} are`} registered, with ${bytes(found.capacity)} `
+      + "on offer. Whether a peer answers, this daemon does not know: decloud status says it of those that hold your data."),
     table(found.peers.length < found.count ? `The first ${found.peers.length}` : "By the order of their first registration",
       ["Peer", "Address", "Capacity", "Registered", "Run by"],
       found.peers.map((peer) => [
@@ -283,6 +287,7 @@ async function show(isNew) {
   if (mine !== turn) return;
   const focused = main.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
   main.replaceChildren(...parts);
+  main.dataset.page = location.hash;
   main.setAttribute("aria-busy", "false");
   document.title = `${title} · Ledger${overview ? ` ${overview.network.name}` : ""}`;
   for (const entry of document.querySelectorAll("nav a")) {
