@@ -8,6 +8,7 @@ page as text and nothing else. Not here: HTTP (`net.http`).
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib import resources
 from typing import Any, Final
@@ -16,7 +17,7 @@ import msgspec
 import trio
 
 from fsdecloud.errors import InvalidTransaction
-from fsdecloud.ledger.blocks import Block, Header, block_id, decode_block, decode_header
+from fsdecloud.ledger.blocks import Header, decode_block, decode_header
 from fsdecloud.ledger.chain import Point
 from fsdecloud.ledger.transactions import (
     Anchor,
@@ -34,7 +35,6 @@ from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.mining import Mining
 from fsdecloud.net.http import LiveSocket, Page, PageRequest, Refusal
-from fsdecloud.store.chain import ChainStore
 from fsdecloud.types import BlockId, TxId
 
 BLOCKS_MAX: Final = 100
@@ -45,6 +45,7 @@ TXS_MAX: Final = 500
 
 PEERS_MAX: Final = 1000
 ANCHORS_MAX: Final = 50
+SUMMARIES_MAX: Final = 1000
 RATE_BLOCKS: Final = 60
 """The network's hash rate is what the last so many blocks took."""
 
@@ -70,6 +71,8 @@ class Explorer:
         self._keeper = keeper
         self._hub = hub
         self._mining = mining
+        self._summaries: OrderedDict[BlockId, dict[str, Any]] = OrderedDict()
+        """Lines of blocks that were shown: a page that follows the chain reads each block once."""
         self._threads = trio.CapacityLimiter(1)
         """One reader of blocks at a time: the rest of the machine is for the chain itself."""
         directory = resources.files("fsdecloud.ledgerd") / "pages"
@@ -160,8 +163,29 @@ class Explorer:
             header = None if identity is None else store.header(identity)
             if identity is None or header is None:
                 break
-            found.append(_summary(store, identity, decode_header(header)))
+            found.append(self._summary(identity, decode_header(header)))
         return {"blocks": found}
+
+    def _summary(self, identity: BlockId, header: Header) -> dict[str, Any]:
+        """Return a line about a block. What is in it is None where only its header is kept."""
+        found = self._summaries.get(identity)
+        if found is None:
+            data = self._keeper.store.block(identity)
+            block = None if data is None else decode_block(data)
+            coinbase = None if block is None else decode_tx(block.transactions[0])
+            found = {
+                "height": header.height,
+                "id": identity.hex(),
+                "time": header.time,
+                "difficulty": str(work_of(header.target)),
+                "transactions": None if block is None else len(block.transactions),
+                "bytes": None if data is None else len(data),
+                "miner": coinbase.recipient.hex() if isinstance(coinbase, Coinbase) else None,
+            }
+            self._summaries[identity] = found
+            while len(self._summaries) > SUMMARIES_MAX:
+                self._summaries.popitem(last=False)
+        return found
 
     def _block(self, text: str) -> dict[str, Any]:
         store = self._keeper.store
@@ -179,7 +203,7 @@ class Explorer:
         transactions = [] if block is None else [_line(tx) for tx in block.transactions[:TXS_MAX]]
         following = store.best_at(decoded.height + 1) if is_best else None
         return {
-            **_summary(store, identity, decoded),
+            **self._summary(identity, decoded),
             "parent": decoded.parent.hex(),
             "next": None if following is None else following.hex(),
             "target": decoded.target.hex(),
@@ -309,25 +333,6 @@ def _bytes32(text: str) -> bytes:
     if not re.fullmatch("[0-9a-fA-F]{64}", text, re.ASCII):
         raise Refusal(400, "write a height, or an id of 64 hexadecimal digits")
     return bytes.fromhex(text)
-
-
-def _summary(store: ChainStore, identity: BlockId, header: Header) -> dict[str, Any]:
-    """Return a line about a block. What is in it is None where only its header is kept."""
-    data = store.block(identity)
-    block: Block | None = None if data is None else decode_block(data)
-    miner = None
-    if block is not None:
-        coinbase = decode_tx(block.transactions[0])
-        miner = coinbase.recipient.hex() if isinstance(coinbase, Coinbase) else None
-    return {
-        "height": header.height,
-        "id": block_id(header).hex(),
-        "time": header.time,
-        "difficulty": str(work_of(header.target)),
-        "transactions": None if block is None else len(block.transactions),
-        "bytes": None if data is None else len(data),
-        "miner": miner,
-    }
 
 
 def _line(data: bytes) -> dict[str, Any]:

@@ -216,6 +216,7 @@ def test_fault_119_what_makes_no_sense_is_refused(tmp_path, path, query, status)
 def test_lists_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TXS_MAX", 3)
     monkeypatch.setattr(module, "PEERS_MAX", 2)
+    monkeypatch.setattr(module, "SUMMARIES_MAX", 2)
 
     async def work(world):
         make = world.make
@@ -228,6 +229,10 @@ def test_lists_are_bounded(tmp_path, monkeypatch):
         assert (pool["count"], len(pool["list"])) == (5, 3)
         peers = await world.get("/api/peers")
         assert (peers["count"], len(peers["peers"])) == (5, 2)
+        for _ in range(3):
+            await world.add()
+        assert [block["height"] for block in (await world.get("/api/blocks"))["blocks"]] == [4, 3, 2, 1]
+        assert len(world.explorer._summaries) == 2
 
     explorer_test(tmp_path, work)
 
