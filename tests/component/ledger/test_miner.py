@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
@@ -127,6 +129,24 @@ def test_yields_to_others():
         send(process, easy(1))
         find(process, 1)
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7)
+
+
+def test_a_worker_keeps_to_its_duty():
+    """However busy the machine is: not more than its share of the time that has passed, and what it may make up for."""
+
+    def used(process):
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with worker(duty=25) as process:
+        send(process, easy(1))
+        find(process, 1)
+        before, begun = used(process), time.monotonic()
+        send(process, easy(2, target=NEVER, share=((1 << 256) // 3000).to_bytes(32)))
+        tries = 0
+        while tries < 2_000_000:  # about a second at full speed
+            tries += find(process, 2)[0]
+        assert used(process) - before <= 0.25 * (time.monotonic() - begun + CREDIT) + 0.03
 
 
 # ---- the share of a core, under a clock of its own -------------------------------------------------------------------
