@@ -66,7 +66,7 @@ COPY_SOURCES_MAX: Final = 64
 
 OPEN_AHEAD: Final = 12
 """Further holders of a blob to which connections are opened while it is fetched: a hedge then takes one round trip and not
-five, and so do the next files, which lie on others. They close when nobody needs them (`net.pool.IDLE_TIMEOUT`)."""
+five, and so do the next files, which lie on others. They close when nobody needs them (`net.link.IDLE_TIMEOUT`)."""
 
 HEDGE_SHARE: Final = 1 / 16
 HEDGE_BURST: Final = 8.0

@@ -46,6 +46,9 @@ PROBE_TIMEOUT: Final = 5.0
 PROBE_IDLE: Final = 30.0
 """Seconds between two rounds of probes while nothing waits for a failing peer."""
 
+READY_MAX: Final = 32
+"""In a network of no more peers there is a connection to each before something is to be read (`net.pool.KEPT_MAX`)."""
+
 RELAYS_MAX: Final = 64
 """Peers that are offered as relays at once."""
 
@@ -586,6 +589,8 @@ class PeerBook:
         self._wake.set()
 
     def _became_usable(self, peer: Peer) -> None:
+        if peer.address is not None and peer.is_readable and len(self.everybody()) <= READY_MAX:
+            self._open_ahead(peer.address)
         if peer.is_usable:
             for call in self.on_usable:
                 call(peer.id)
