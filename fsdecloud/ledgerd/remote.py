@@ -12,11 +12,12 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NoReturn
 
 import trio
 
-from fsdecloud.errors import FsdecloudError, RemoteProtocolError, UsageError
+from fsdecloud.errors import FsdecloudError, PeerUnavailable, RemoteProtocolError, UsageError
 from fsdecloud.ledger.work import hash_header
 from fsdecloud.ledgerd.crew import Crew, CrewPlan
 from fsdecloud.ledgerd.miner import WorkerJob
@@ -146,11 +147,12 @@ class _Connection:
                 self._take(work.decode_from_daemon(await self._channel.receive()))
 
     async def _send_shares(self) -> None:
-        while True:
-            self._wake = trio.Event()
-            while self._shares:
-                await self._channel.send(work.encode_message(self._shares.popleft()))
-            await self._wake.wait()
+        with suppress(PeerUnavailable):  # the reader ends as well, and says so
+            while True:
+                self._wake = trio.Event()
+                while self._shares:
+                    await self._channel.send(work.encode_message(self._shares.popleft()))
+                await self._wake.wait()
 
     def _take(self, message: work.FromDaemon) -> None:
         if isinstance(message, work.Answer):

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hmac
 import logging
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from fsdecloud.errors import RemoteProtocolError, RemoteTimeout
+from fsdecloud.errors import PeerUnavailable, RemoteProtocolError, RemoteTimeout
 from fsdecloud.ledger.blocks import header_prefix
 from fsdecloud.ledger.work import hash_header
 from fsdecloud.ledgerd.mining import Job, Mining, slot_range
@@ -155,10 +156,11 @@ class _Miner:
     # ---- sending ---------------------------------------------------------------------------------------------------
     @staticmethod
     async def _send(channel: Channel, message: work.FromDaemon) -> None:
-        with trio.move_on_after(SEND_TIMEOUT) as scope:
+        """Send, or break the channel in the attempt: the reader then ends, and says that the connection has."""
+        with trio.move_on_after(SEND_TIMEOUT) as scope, suppress(PeerUnavailable):
             await channel.send(work.encode_message(message))
         if scope.cancelled_caught:
-            raise RemoteTimeout(f"{channel.remote} does not read what it is sent")
+            log.info("miner at %s does not read what it is sent; dropped", channel.remote)
 
     async def _watch_jobs(self) -> None:
         while True:

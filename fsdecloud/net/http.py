@@ -5,6 +5,7 @@ reaches a loopback port is not only what its owner meant to send there, because 
 
 * the Host header must name this machine, so that a name which an attacker lets point here (DNS rebinding) gets nothing;
 * a websocket's Origin must be the page's own, because browsers open them across origins;
+* what another server's page asks for is refused before it counts, where the browser says so (Fetch Metadata);
 * no answer allows another origin to read it, frame it or be sent to it, and scripts come from here alone (CONTENT_POLICY).
 
 What a client costs is bounded in connections, bytes, requests a second and time. Everything here runs in the trio thread. Not
@@ -290,6 +291,12 @@ def check_request(request: h11.Request) -> PageRequest:
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) != 1 or not names_this_machine(hosts[0].decode("latin-1")):
         raise Refusal(421, "this server is 127.0.0.1, [::1] or localhost, and nothing else")
+    fetched = dict(headers)
+    if (
+        fetched.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+        and fetched.get(b"sec-fetch-mode") != b"navigate"
+    ):
+        raise Refusal(403, "another server's page asks for this; open the address itself")
     for name, value in headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
             raise Refusal(400, "these requests have no body")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from fsdecloud.crypto import sign
 from fsdecloud.errors import PeerUnavailable, UsageError
@@ -17,6 +18,7 @@ from fsdecloud.ledgerd import remote as remote_module
 from fsdecloud.ledgerd import workserver as module
 from fsdecloud.ledgerd.crew import CrewPlan
 from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.miner import WorkerJob
 from fsdecloud.ledgerd.mining import Mining
 from fsdecloud.ledgerd.remote import RemoteMining
 from fsdecloud.ledgerd.shares import FIRST_WORK, SHARE_EVERY, STEP, ShareRate
@@ -274,6 +276,80 @@ def test_a_flood_of_shares_waits_for_its_turn(tmp_path, monkeypatch):
             assert isinstance(await other.hear(wire.Job), wire.Job)
 
     work_test(tmp_path, test, first_target=HARD)
+
+
+class DeafChannel:
+    """A connection whose other side says hello and takes nothing. Both directions end together, as a socket's do."""
+
+    def __init__(self):
+        self.certificate_hash, self.remote = bytes(32), "deaf"
+        self._broken = trio.Event()
+        self._has_greeted = False
+
+    async def receive(self):
+        if not self._has_greeted:
+            self._has_greeted = True
+            await trio.lowlevel.checkpoint()
+            return wire.encode_message(wire.Hello(wire.VERSION, wire.prove_token(TOKEN, bytes(32)), "deaf"))
+        await self._broken.wait()
+        raise PeerUnavailable("gone")
+
+    async def send(self, _message):
+        try:
+            await self._broken.wait()
+        except trio.Cancelled:
+            self._broken.set()
+            raise
+        raise PeerUnavailable("gone")
+
+    def break_off(self):
+        self._broken.set()
+
+
+@pytest.mark.parametrize("how", ["takes nothing", "breaks off"])
+def test_a_miner_that_goes_in_the_middle_of_a_message_ends_alone(tmp_path, monkeypatch, how):
+    if how == "takes nothing":
+        monkeypatch.setattr(module, "SEND_TIMEOUT", 0.05)
+
+    async def test(world):
+        channel = DeafChannel()
+        async with trio.open_nursery() as nursery:
+            if how == "breaks off":
+                nursery.start_soon(lambda: until_breaking(world, channel))
+            with pytest.raises(PeerUnavailable, match="gone"):
+                await world.server.serve(channel)
+        assert world.server.miners() == ()
+        assert world.mining.hash_rate == 0.0
+
+    async def until_breaking(world, channel):
+        await until(lambda: len(world.server.miners()) == 1)
+        await trio.testing.wait_all_tasks_blocked()
+        channel.break_off()
+
+    work_test(tmp_path, test)
+
+
+def test_shares_on_their_way_when_the_connection_goes_are_no_error():
+    async def run():
+        with trio.fail_after(10):
+            channel = DeafChannel()
+            mining = RemoteMining(Address("127.0.0.1", 1, KEY), TOKEN, "", CrewPlan(), lambda _text: None)
+            connection = remote_module._Connection(channel, mining)
+            channel._has_greeted = True
+            connection._job = WorkerJob(1, 0, 9, bytes(32), b"\xff" * 32, b"prefix")
+            connection.offer(1, bytes(8))
+            connection.offer(2, bytes(8))
+            assert len(connection._shares) == 1
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: breaking(channel))
+                with pytest.raises(PeerUnavailable, match="gone"):
+                    await connection.run()
+
+    async def breaking(channel):
+        await trio.testing.wait_all_tasks_blocked()
+        channel.break_off()
+
+    trio.run(run)
 
 
 def test_a_miner_finds_its_daemon_again(tmp_path, monkeypatch):

@@ -169,6 +169,23 @@ def test_a_name_that_was_led_here_gets_nothing(host):
     run(work)
 
 
+def test_what_another_servers_page_asks_for_is_refused_and_costs_nobody_a_turn(monkeypatch):
+    monkeypatch.setattr(http, "REQUEST_BURST", 1.0)
+    monkeypatch.setattr(http, "REQUEST_RATE", 0.001)
+
+    async def work():
+        async with server() as port:
+            for site in ("cross-site", "same-site"):
+                for mode in ("no-cors", "cors", "websocket"):
+                    data = request(extra=[f"Sec-Fetch-Site: {site}", f"Sec-Fetch-Mode: {mode}"])
+                    assert (await ask(port, data))[0] == 403
+            for site, mode in (("cross-site", "navigate"), ("same-origin", "cors")):
+                data = request(extra=[f"Sec-Fetch-Site: {site}", f"Sec-Fetch-Mode: {mode}"])
+                assert (await ask(port, data))[0] == 200, "a link to here may be followed"
+
+    run(work)
+
+
 def test_which_names_are_this_machine():
     for host in ("127.0.0.1", "localhost", "LOCALHOST:80", "[::1]", "[::1]:8080", "127.0.0.1:65535", "localhost:"):
         assert names_this_machine(host), host
