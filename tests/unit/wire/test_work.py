@@ -1,6 +1,12 @@
-"""The work protocol's messages: what decodes, what is refused, and what a proof is good for."""
+"""The work protocol's messages: what decodes, what is refused, and what a proof is good for.
+
+`python tests/unit/wire/test_work.py` writes tests/vectors/work.json anew.
+"""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,6 +24,29 @@ SHARE = ((1 << 256) // 8192 - 1).to_bytes(32)
 JOB = work.Job(3, header_prefix(HEADER), SHARE, 1 << 48, (1 << 49) - 1)
 FROM_MINER = (work.Hello(1, b"p" * 32, "näme"), work.Share(3, b"nonce678"))
 FROM_DAEMON = (JOB, work.Rest(), work.Answer(3, b"nonce678", work.Verdict.STALE), work.Refused("no"))
+
+VECTORS = Path(__file__).parents[2] / "vectors" / "work.json"
+
+
+def make_vectors():
+    """Return what another program can be compared with."""
+    token, certificate = bytes(range(32)), bytes(range(32, 64))
+    return {
+        "proof": {
+            "token": token.hex(),
+            "certificate_hash": certificate.hex(),
+            "proof": work.prove_token(token, certificate).hex(),
+        },
+        "messages": [
+            {"from": side, "name": type(message).__name__, "bytes": work.encode_message(message).hex()}
+            for side, messages in (("miner", FROM_MINER), ("daemon", FROM_DAEMON))
+            for message in messages
+        ],
+    }
+
+
+def test_the_vectors_hold():
+    assert json.loads(VECTORS.read_text()) == make_vectors()
 
 
 def test_messages_are_what_was_sent():
@@ -101,3 +130,7 @@ def test_a_proof_is_for_one_token_and_one_certificate():
     assert len(proof) == 32
     assert proof != work.prove_token(b"T" * 32, b"c" * 32)
     assert proof != work.prove_token(b"t" * 32, b"C" * 32)
+
+
+if __name__ == "__main__":
+    VECTORS.write_text(json.dumps(make_vectors(), indent=1) + "\n")
