@@ -28,6 +28,7 @@ def command() -> None:
 
 
 @command.command("run")
+@services.wish_options
 @click.option("--listen", metavar="HOST:PORT", help="Where other daemons reach this one (port 0: any; remembered).")
 @click.option("--advertise", metavar="HOST", help="The host name under which others reach this machine.")
 @click.option("--bootstrap", metavar="URL", multiple=True, help="A daemon of the network to join; may be repeated.")
@@ -35,14 +36,13 @@ def command() -> None:
 @click.option(
     "--mine/--no-mine", "mine", default=None, help="Whether to mine (the network's parameters decide otherwise)."
 )
-@services.wish_options
 def run_command(
+    wishes: list[str],
     listen: str | None,
     advertise: str | None,
     bootstrap: tuple[str, ...],
     network_file: str | None,
     mine: bool | None,
-    **wishes: str | None,
 ) -> None:
     """Run the ledger daemon in the foreground until SIGTERM or Ctrl-C.
 
@@ -51,10 +51,9 @@ def run_command(
     paths = find_paths()
     parts.require_stopped(paths, "ledger")
     arguments = ledger_arguments(listen, bootstrap, network_file, advertise=advertise, mine=mine)
-    arguments += services.wish_arguments(**wishes)
     part = parts.ledger_part(arguments)
     sys.stdout.flush()
-    os.execv(sys.executable, part.command())
+    os.execv(sys.executable, [*part.command(), *wishes])
 
 
 def ledger_arguments(

@@ -4,8 +4,9 @@ options of `decloud ledger run` and `decloud mine` for it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Final
 
 import click
 
@@ -16,6 +17,8 @@ from fsdecloud.errors import LedgerUnavailable, UsageError
 from fsdecloud.units import parse_percent
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.ledgerapi import ServicesInfo
+
+_WISHES: Final = ("mine_workers", "mine_duty", "mine_nice", "work", "explorer")
 
 
 class Percent(click.ParamType):
@@ -32,7 +35,13 @@ class Percent(click.ParamType):
 
 
 def wish_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that the daemon's services have."""
+    """Add the options that the daemon's services have; `function` gets the daemon's own arguments for them as `wishes`."""
+
+    @wraps(function)
+    def collecting(**given: Any) -> Any:
+        wishes = wish_arguments({name: given.pop(name) for name in _WISHES})
+        return function(wishes=wishes, **given)
+
     options = (
         click.option("--mine-workers", metavar="N", type=click.IntRange(0, 256), help="Mining processes (1)."),
         click.option(
@@ -44,12 +53,13 @@ def wish_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--work", metavar="[HOST:]PORT", help="Give work to miners elsewhere: see decloud mine."),
         click.option("--explorer", metavar="[HOST:]PORT", help="Show pages about the ledger on this machine."),
     )
+    wrapped: Callable[..., Any] = collecting
     for option in reversed(options):
-        function = option(function)
-    return function
+        wrapped = option(wrapped)
+    return wrapped
 
 
-def wish_arguments(**wishes: object) -> list[str]:
+def wish_arguments(wishes: Mapping[str, object]) -> list[str]:
     """Return the daemon's own arguments for what was given of these options."""
     found = []
     for name, value in wishes.items():

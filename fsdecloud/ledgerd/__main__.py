@@ -50,24 +50,25 @@ def _parse(argv: list[str]) -> Options:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run in the foreground until SIGTERM", allow_abbrev=False)
-    run.add_argument("--listen", metavar="HOST:PORT", help="where other daemons connect (default: as last time)")
-    run.add_argument("--advertise", metavar="HOST", help="the host name that others should use to reach this machine")
-    run.add_argument("--bootstrap", metavar="URL", action="append", default=[], help="another daemon; may be repeated")
-    run.add_argument("--network", metavar="FILE", type=Path, help="join the network of this document")
-    run.add_argument("--mine", action=argparse.BooleanOptionalAction, default=None, help="mine blocks")
     run.add_argument("--mine-workers", metavar="N", type=int, help="mining processes (1)")
     run.add_argument("--mine-duty", metavar="PERCENT", help="how much of one core each of them may use (100%%)")
     run.add_argument("--mine-nice", metavar="N", type=int, help="how much they yield to other programs, 0 to 19 (10)")
     run.add_argument("--work", metavar="[HOST:]PORT", help="give work to miners elsewhere (decloud mine)")
     run.add_argument("--explorer", metavar="[HOST:]PORT", help="show pages about the ledger on this machine")
+    run.add_argument("--listen", metavar="HOST:PORT", help="where other daemons connect (default: as last time)")
+    run.add_argument("--advertise", metavar="HOST", help="the host name that others should use to reach this machine")
+    run.add_argument("--bootstrap", metavar="URL", action="append", default=[], help="another daemon; may be repeated")
+    run.add_argument("--network", metavar="FILE", type=Path, help="join the network of this document")
+    run.add_argument("--mine", action=argparse.BooleanOptionalAction, default=None, help="mine blocks")
     run.add_argument("--ready-fd", metavar="N", type=int, help="write one line of JSON here when serving")
     given = parser.parse_args(argv)
     return Options(
+        wishes=Wishes(given.mine_workers, given.mine_duty, given.mine_nice, given.work, given.explorer),
         listen=given.listen,
         advertise=given.advertise,
         bootstrap=tuple(given.bootstrap),
         network_file=given.network,
-        wishes=Wishes(given.mine, given.mine_workers, given.mine_duty, given.mine_nice, given.work, given.explorer),
+        mine=given.mine,
         ready_fd=given.ready_fd,
     )
 

@@ -55,12 +55,14 @@ DEFAULT_LISTEN = "127.0.0.1:0"
 class Options:
     """What the command line says."""
 
+    wishes: Wishes = NO_WISHES
+    """Mining, work for others, pages."""
     listen: str | None = None
     advertise: str | None = None
     bootstrap: tuple[str, ...] = ()
     network_file: Path | None = None
-    wishes: Wishes = NO_WISHES
-    """Mining, work for others, pages."""
+    mine: bool | None = None
+    """None: as the settings say."""
     ready_fd: int | None = None
 
 
@@ -86,7 +88,9 @@ class _Daemon:
         node = PeerId(sign.public_key(seed))
         self._keeper = Keeper(store, SteadyClock())
         self._hub = Hub(self._keeper, node, secrets.token_bytes(32), changed=self._remember)
-        self._services = Services(paths, load_settings(paths, options.wishes), self._keeper, self._hub, seed)
+        self._services = Services(
+            paths, load_settings(paths, options.wishes, mine=options.mine), self._keeper, self._hub, seed
+        )
         self._api = LocalApi(self._keeper, self._hub, self._services)
         self._node = node
 

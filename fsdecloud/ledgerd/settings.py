@@ -60,7 +60,6 @@ class Settings:
 class Wishes:
     """What the command line says, None where it says nothing; forms as in ledgerd.toml."""
 
-    mine: bool | None = None
     workers: int | None = None
     duty: str | None = None
     nice: int | None = None
@@ -76,13 +75,13 @@ def settings_file(paths: Paths) -> Path:
     return paths.ledger_state / "ledgerd.toml"
 
 
-def load_settings(paths: Paths, wishes: Wishes) -> Settings:
+def load_settings(paths: Paths, wishes: Wishes, *, mine: bool | None = None) -> Settings:
     """Return the settings: the command line, else the file, else the defaults. Raises UsageError for what cannot be meant."""
     path = settings_file(paths)
     found = _read(path)
     try:
         settings = Settings(
-            mine=found.mine,
+            mine=found.mine if mine is None else mine,
             crew=CrewPlan(found.mine_workers, parse_percent(str(found.mine_duty), "mine_duty"), found.mine_nice),
             work=parse_port("work", str(found.work)),
             explorer=parse_loopback("explorer", str(found.explorer)),
@@ -101,8 +100,6 @@ def _with_wishes(settings: Settings, wishes: Wishes) -> Settings:
     if wishes.nice is not None:
         crew = replace(crew, nice=_within("--mine-nice", wishes.nice, NICE_MAX))
     settings = replace(settings, crew=crew)
-    if wishes.mine is not None:
-        settings = replace(settings, mine=wishes.mine)
     if wishes.work is not None:
         settings = replace(settings, work=parse_port("--work", wishes.work))
     if wishes.explorer is not None:

@@ -40,7 +40,7 @@ def test_the_command_line_goes_before_the_file(paths: Paths) -> None:
     )
     found = load_settings(paths, NO_WISHES)
     assert found == Settings(True, CrewPlan(2, 25, 3), "192.168.1.5:7790", "127.0.0.1:7780")
-    found = load_settings(paths, Wishes(False, 0, "7", 19, "[::1]:1", "localhost:0"))
+    found = load_settings(paths, Wishes(0, "7", 19, "[::1]:1", "localhost:0"), mine=False)
     assert found == Settings(False, CrewPlan(0, 7, 19), "[::1]:1", "localhost:0")
     assert load_settings(paths, Wishes(work="off", explorer="off")) == Settings(True, CrewPlan(2, 25, 3), "", "")
 
