@@ -62,7 +62,7 @@ class Options:
     bootstrap: tuple[str, ...] = ()
     network_file: Path | None = None
     mine: bool | None = None
-    """None: as the settings say."""
+    """None: mine unless the network mines idly."""
     ready_fd: int | None = None
 
 
