@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fsdecloud.cli.output import clean, note
-from fsdecloud.cli.services import Percent
+from fsdecloud.cli.services import take_percent
 from fsdecloud.config import find_paths
 from fsdecloud.errors import UsageError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--token-file", metavar="FILE", help="The daemon's token (this home's own by default).")
 @click.option("--workers", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
 @click.option(
-    "--duty", metavar="PERCENT", type=Percent(), default="100", help="How much of one core each may use (100%)."
+    "--duty", metavar="PERCENT", callback=take_percent, default="100", help="How much of one core each may use (100%)."
 )
 @click.option(
     "--nice",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     help="How much they yield to others.",
 )
 @click.option("--name", metavar="NAME", help="What the daemon's people see (this machine's host name by default).")
-def command(url: str, token_file: str | None, workers: int, duty: str, nice: int, name: str | None) -> int:
+def command(url: str, token_file: str | None, workers: int, duty: int, nice: int, name: str | None) -> int:
     """Mine for the ledger daemon at URL, which gives out work (`decloud ledger run --work`), until Ctrl-C.
 
     `decloud ledger mining` shows URL there. What is found belongs to that daemon.
@@ -59,7 +59,7 @@ def command(url: str, token_file: str | None, workers: int, duty: str, nice: int
     path = Path(token_file) if token_file is not None else own_token_file(find_paths())
     if token_file is None and not path.exists():
         raise UsageError(f"the token of the daemon is needed: copy its {path.name} here and name it with --token-file")
-    plan = CrewPlan(workers, int(duty), nice)
+    plan = CrewPlan(workers, duty, nice)
     mining = RemoteMining(address, read_token(path), name or socket.gethostname(), plan, lambda text: note(clean(text)))
     trio.run(_until_signal, mining)
     note("stopped")

@@ -21,17 +21,12 @@ from fsdecloud.wire.ledgerapi import ServicesInfo
 _WISHES: Final = ("mine_workers", "mine_duty", "mine_nice", "work", "explorer")
 
 
-class Percent(click.ParamType):
-    """PERCENT: 1 to 100, with the sign or without it."""
-
-    name = "percent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the number as text."""
-        try:
-            return str(parse_percent(str(value)))
-        except UsageError as exc:
-            self.fail(str(exc), param, ctx)
+def take_percent(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Read the value of an option PERCENT: 1 to 100, with the sign or without it (click's callback)."""
+    try:
+        return None if value is None else parse_percent(value)
+    except UsageError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from exc
 
 
 def wish_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,7 +40,7 @@ def wish_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--mine-workers", metavar="N", type=click.IntRange(0, 256), help="Mining processes (1)."),
         click.option(
-            "--mine-duty", metavar="PERCENT", type=Percent(), help="How much of one core each may use (100%)."
+            "--mine-duty", metavar="PERCENT", callback=take_percent, help="How much of one core each may use (100%)."
         ),
         click.option(
             "--mine-nice", metavar="N", type=click.IntRange(0, 19), help="How much they yield to others (10)."

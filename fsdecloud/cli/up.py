@@ -155,20 +155,19 @@ def choose_settings(
     "--mine-duty",
     "duty",
     metavar="PERCENT",
-    type=services.Percent(),
+    callback=services.take_percent,
     help="How much of one core mining may use (100% at first).",
 )
 @click.option("--detach", is_flag=True, help="Return once the mount answers; run again, it restarts whatever died.")
-def command(directory: str | None, count: int | None, duty: str | None, detach: bool) -> int:
+def command(directory: str | None, count: int | None, duty: int | None, detach: bool) -> int:
     """Start a ledger daemon and N storage peers on this machine, make a volume on first use, and mount it at DIR (default
     ~/decloud, or where it was last time).
 
     Shows the state and restarts what dies until Ctrl-C, or `decloud down` elsewhere, unmounts and stops everything.
     """
     paths = find_paths()
-    percent = None if duty is None else int(duty)
     if detach:
-        chosen = choose_settings(paths, directory, count, percent)
+        chosen = choose_settings(paths, directory, count, duty)
         running = Network(paths, chosen)
         settings.save_settings(paths, chosen)
         try:
@@ -182,7 +181,7 @@ def command(directory: str | None, count: int | None, duty: str | None, detach: 
     except StoreLocked as exc:
         raise UsageError("`decloud up` runs already in another shell: decloud status, decloud down", SYSTEM) from exc
     with lock:
-        chosen = choose_settings(paths, directory, count, percent)
+        chosen = choose_settings(paths, directory, count, duty)
         settings.save_settings(paths, chosen)
         return _stay(paths, Network(paths, chosen), chosen)
 

@@ -241,7 +241,7 @@ class Explorer:
         state = self._keeper.state()
         account = state.account(key)
         registration, operated, head = state.registration(key), state.operated(key), state.volume(key)
-        anchors = ()
+        anchors: tuple[tuple[bytes, int], ...] = ()
         if head is not None:
             first = max(1, head.sequence - ANCHORS_MAX + 1)
             anchors = self._keeper.store.anchors(key, first, ANCHORS_MAX)

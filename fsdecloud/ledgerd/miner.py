@@ -167,8 +167,9 @@ def _take_jobs(pending: bytearray) -> list[WorkerJob | None]:
             break
         body = bytes(pending[_LENGTH.size : _LENGTH.size + length])
         del pending[: _LENGTH.size + length]
+        number, first, last, target, share = _JOB.unpack_from(body)
         prefix = body[_JOB.size :]
-        jobs.append(WorkerJob(*_JOB.unpack_from(body), prefix) if prefix else None)
+        jobs.append(WorkerJob(number, first, last, target, share, prefix) if prefix else None)
     return jobs
 
 

@@ -70,11 +70,13 @@ def test_up_remembers_the_duty_and_passes_it_on(tmp_path: Path, monkeypatch: pyt
     assert given == [("run",), ("run", "--mine-duty", "25"), ("run", "--mine-duty", "25")]
 
 
-def test_percent_is_a_type_of_option() -> None:
-    kind = services.Percent()
-    assert kind.convert("30 %", None, None) == "30"
+def test_percent_of_an_option() -> None:
+    option = click.Option(["--duty"])
+    context = click.Context(click.Command("x"))
+    assert services.take_percent(context, option, "30 %") == 30
+    assert services.take_percent(context, option, None) is None
     with pytest.raises(click.BadParameter, match="from 1 to 100"):
-        kind.convert("half", None, None)
+        services.take_percent(context, option, "half")
 
 
 @pytest.mark.parametrize(
