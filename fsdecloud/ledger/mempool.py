@@ -2,27 +2,37 @@
 
 Pure, called from one thread. Every waiting transaction is valid on top of the tip's state and all that came before it
 here (a volume's anchors may queue for several blocks). Each claims a *slot*: a sender's nonce, a peer's registration,
-a volume's sequence number. A newcomer takes an occupied slot only if it outranks the occupant: by fee; then an anchor
-by the later lease expiry (who signs a sequence number again makes it later), a registration by its sequence.
+a volume's sequence number. A newcomer takes an occupied slot only if it outranks the occupant: by a fee that is higher by the
+least fee or more; at equal fees an anchor by the later lease expiry (who signs a sequence number again makes it later), a
+registration by its sequence. When the pool is full, a newcomer drives out what pays less for its size, or is refused.
+
+What others wait for here depends on it only through the state keys that both touch (`state.touched_keys`), so a replacement or
+an eviction applies again what is connected with it by such keys, and nothing else: what a newcomer costs does not grow with
+the pool, and one that is refused has changed nothing.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from sortedcontainers import SortedSet
+
 from fsdecloud.errors import InvalidTransaction
+from fsdecloud.ledger.blocks import TRANSACTION_MIN
 from fsdecloud.ledger.network import NetworkDocument, network_id
-from fsdecloud.ledger.reasons import Conflict, MisplacedCoinbase, PoolFull
-from fsdecloud.ledger.state import State, apply_transaction
+from fsdecloud.ledger.reasons import Conflict, MisplacedCoinbase, OneAnchorPerBlock, PoolFull
+from fsdecloud.ledger.state import State, apply_transaction, touched_keys
 from fsdecloud.ledger.transactions import (
     Anchor,
     Coinbase,
     Operate,
     Register,
     Transaction,
+    Transfer,
     check_fee,
     check_signatures,
     decode_tx,
@@ -34,6 +44,9 @@ from fsdecloud.types import TxId
 
 SENDER_MAX: Final = 64
 """Transactions of one sender that may wait: nobody fills the pool alone."""
+
+COUNT_MAX: Final = 32768
+"""Transactions that may wait in all: each takes about a kilobyte of memory beside its bytes."""
 
 _BLOCK_OVERHEAD: Final = 1024
 """Bytes of a block besides the chosen transactions: header, coinbase, array headers."""
@@ -51,27 +64,31 @@ class Waiting:
     id: TxId
     tx: Transaction
     data: bytes
+    place: int
+    """In the order of arrival; who replaces another takes its place."""
 
     @property
     def sender(self) -> bytes:
         """Whose limit it counts against."""
         return slot_of(self.tx)[1]
 
+    @property
+    def price(self) -> int:
+        """What it pays for a million bytes, rounded down."""
+        return price_of(self.tx, len(self.data))
+
 
 class Mempool:
     """The waiting transactions of one daemon. Call `rebase` before anything else and after each change of the tip."""
 
-    def __init__(self, document: NetworkDocument, limit: int = MEMPOOL_MAX) -> None:
+    def __init__(self, document: NetworkDocument, limit: int = MEMPOOL_MAX, count_limit: int = COUNT_MAX) -> None:
         self._document = document
         self._network = network_id(document)
         self._limit = limit
+        self._count_limit = count_limit
         self._open_state: Callable[[], State] | None = None
         self._height = 0
-        self._view: State | None = None
-        self._waiting: dict[TxId, Waiting] = {}
-        self._slots: dict[Slot, TxId] = {}
-        self._senders: Counter[bytes] = Counter()
-        self._bytes = 0
+        self._clear()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -86,7 +103,7 @@ class Mempool:
 
     def ids(self) -> tuple[TxId, ...]:
         """Return the ids in the order of arrival."""
-        return tuple(self._waiting)
+        return tuple(waiting.id for waiting in self._in_order())
 
     def get(self, identity: TxId) -> bytes | None:
         """Return an encoded waiting transaction."""
@@ -112,21 +129,24 @@ class Mempool:
         identity = tx_id(tx)
         if identity in self._waiting:
             return identity
-        occupant = self._slots.get(slot_of(tx))
-        if occupant is not None and _rank(tx, identity) <= _rank(self._waiting[occupant].tx, occupant):
-            raise Conflict(f"transaction {occupant.hex()} has its place, and this one does not outrank it")
-        sender = slot_of(tx)[1]
-        if occupant is None and self._senders[sender] >= SENDER_MAX:
-            raise PoolFull(f"{SENDER_MAX} transactions of {sender.hex()} are waiting already")
+        slot = slot_of(tx)
+        holder = self._slots.get(slot)
+        occupant = None if holder is None else self._waiting[holder]
+        if occupant is not None and not self._outranks(tx, identity, occupant):
+            raise Conflict(f"transaction {occupant.id.hex()} has its place, and this one does not outrank it")
+        if occupant is None and self._senders[slot[1]] >= SENDER_MAX:
+            raise PoolFull(f"{SENDER_MAX} transactions of {slot[1].hex()} are waiting already")
         check_fee(self._document, tx)
         check_signatures(self._network, tx)
-        self._make_room(tx, len(data), now)
-        newcomer = Waiting(identity, tx, data)
+        newcomer = Waiting(identity, tx, data, self._next_place if occupant is None else occupant.place)
+        victims = self._plan_room(newcomer, occupant)
         if occupant is None:
             apply_transaction(self._need_view(), tx, now, self._height, stacked=True)
             self._insert(newcomer)
         else:
             self._replace(occupant, newcomer, now)
+        if victims:
+            self._evict(victims, now)
         return identity
 
     def rebase(
@@ -135,90 +155,211 @@ class Mempool:
         """Continue on another tip: `open_state` gives its state, `height` is the next block's, `returned` are encoded
         transactions of blocks that are no longer in the best chain, oldest first. Returns what fell out, and why."""
         self._open_state, self._height = open_state, height
-        waiting: dict[TxId, Waiting] = {}
+        candidates: dict[TxId, tuple[Transaction, bytes]] = {}
         for data in returned:
             tx = decode_tx(data, self._document.transaction_max)
             if not isinstance(tx, Coinbase):
-                identity = tx_id(tx)
-                waiting[identity] = Waiting(identity, tx, data)
-        waiting.update(self._waiting)
-        return self._rebuild(waiting.values(), now)
+                candidates[tx_id(tx)] = tx, data
+        for waiting in self._in_order():
+            candidates.setdefault(waiting.id, (waiting.tx, waiting.data))
+        self._clear()
+        dropped: list[tuple[Waiting, InvalidTransaction]] = []
+        for identity, (tx, data) in candidates.items():
+            candidate = Waiting(identity, tx, data, self._next_place)
+            try:
+                apply_transaction(self._need_view(), tx, now, height, stacked=True)
+            except InvalidTransaction as exc:
+                dropped.append((candidate, exc))
+            else:
+                self._insert(candidate)
+        return (*dropped, *self._shrink(now))
 
     def select(self, time: int) -> tuple[Transaction, ...]:
-        """Return what the next block should hold, in a valid order: best paid for their size first, then by arrival."""
+        """Return what the next block should hold, in a valid order: best paid for their size first, then by arrival; one that
+        needs another comes after it."""
         assert self._open_state is not None, "rebase comes first"
         state = self._open_state()
         room = self._document.block_max - _BLOCK_OVERHEAD
-        left = sorted(self._waiting.values(), key=lambda w: -fee_of(w.tx) * 1000 // len(w.data))
+        ready = [
+            _by_worth(waiting) for waiting in self._waiting.values() if _predecessor(waiting.tx) not in self._slots
+        ]
+        heapq.heapify(ready)
+        # What is not valid yet waits for a change of one of its keys, so that it is tried once for each, not in rounds.
+        parked: defaultdict[bytes, dict[TxId, Waiting]] = defaultdict(dict)
         chosen: list[Transaction] = []
-        while left:  # one pass more for each transaction that waits for another in the list
-            later: list[Waiting] = []
-            for waiting in left:
-                size = len(waiting.data) + _PER_TX_OVERHEAD
-                if size > room:
-                    continue
-                try:
-                    apply_transaction(state, waiting.tx, time, self._height)
-                except InvalidTransaction:
-                    later.append(waiting)
-                else:
-                    chosen.append(waiting.tx)
-                    room -= size
-            if len(later) == len(left):
-                break
-            left = later
+        while ready and room >= TRANSACTION_MIN:
+            waiting = self._waiting[heapq.heappop(ready)[2]]
+            size = len(waiting.data) + _PER_TX_OVERHEAD
+            if size > room:
+                continue
+            keys = touched_keys(waiting.tx)
+            try:
+                apply_transaction(state, waiting.tx, time, self._height)
+            except OneAnchorPerBlock:
+                continue
+            except InvalidTransaction:
+                for key in keys[:1] if isinstance(waiting.tx, Transfer) else keys:
+                    parked[key][waiting.id] = waiting
+                continue
+            chosen.append(waiting.tx)
+            room -= size
+            if isinstance(waiting.tx, Transfer):
+                successor = self._slots.get(("transfer", waiting.tx.sender, waiting.tx.nonce + 1))
+                if successor is not None:
+                    heapq.heappush(ready, _by_worth(self._waiting[successor]))
+            for key in keys:
+                for again in parked.pop(key, {}).values():
+                    for other in touched_keys(again.tx):
+                        parked[other].pop(again.id, None)
+                    heapq.heappush(ready, _by_worth(again))
         return tuple(chosen)
 
     # ---- inner -----------------------------------------------------------------------------------------------------
+    def _clear(self) -> None:
+        self._view: State | None = None
+        self._waiting: dict[TxId, Waiting] = {}
+        self._slots: dict[Slot, TxId] = {}
+        self._senders: Counter[bytes] = Counter()
+        self._touching: dict[bytes, set[TxId]] = {}
+        self._by_price = SortedSet()
+        """(price, minus place, id): what is driven out first comes first."""
+        self._bytes = 0
+        self._next_place = 0
+
     def _need_view(self) -> State:
         assert self._open_state is not None, "rebase comes first"
         if self._view is None:
             self._view = self._open_state()
         return self._view
 
+    def _in_order(self) -> list[Waiting]:
+        return sorted(self._waiting.values(), key=lambda waiting: waiting.place)
+
+    def _outranks(self, tx: Transaction, identity: TxId, occupant: Waiting) -> bool:
+        fee, before = fee_of(tx), fee_of(occupant.tx)
+        if fee == before:
+            return _rank(tx, identity) > _rank(occupant.tx, occupant.id)
+        return fee >= before + self._document.minimum_fee and fee > before
+
     def _insert(self, waiting: Waiting) -> None:
         self._waiting[waiting.id] = waiting
         self._slots[slot_of(waiting.tx)] = waiting.id
         self._senders[waiting.sender] += 1
+        self._by_price.add(_cheapness(waiting))
         self._bytes += len(waiting.data)
+        self._next_place = max(self._next_place, waiting.place + 1)
+        for key in touched_keys(waiting.tx):
+            self._touching.setdefault(key, set()).add(waiting.id)
 
-    def _rebuild(self, waiting: Iterable[Waiting], now: int) -> tuple[tuple[Waiting, InvalidTransaction], ...]:
-        candidates = list(waiting)
-        self._view = None
-        self._waiting, self._slots, self._senders, self._bytes = {}, {}, Counter(), 0
+    def _remove(self, waiting: Waiting) -> None:
+        del self._waiting[waiting.id]
+        slot = slot_of(waiting.tx)
+        if self._slots.get(slot) == waiting.id:
+            del self._slots[slot]
+        self._senders[waiting.sender] -= 1
+        if not self._senders[waiting.sender]:
+            del self._senders[waiting.sender]
+        self._by_price.remove(_cheapness(waiting))
+        self._bytes -= len(waiting.data)
+        for key in touched_keys(waiting.tx):
+            self._touching[key].discard(waiting.id)
+            if not self._touching[key]:
+                del self._touching[key]
+
+    def _connected(self, seeds: Iterable[Transaction]) -> tuple[set[bytes], list[Waiting]]:
+        """Return the state keys that are connected with those of `seeds` by waiting transactions, and these in their order."""
+        keys: set[bytes] = set()
+        found: dict[TxId, Waiting] = {}
+        pending = [key for tx in seeds for key in touched_keys(tx)]
+        while pending:
+            key = pending.pop()
+            if key in keys:
+                continue
+            keys.add(key)
+            for identity in self._touching.get(key, ()):
+                if identity not in found:
+                    found[identity] = self._waiting[identity]
+                    pending.extend(touched_keys(found[identity].tx))
+        return keys, sorted(found.values(), key=lambda waiting: waiting.place)
+
+    def _apply_again(
+        self, keys: Iterable[bytes], waiting: Iterable[Waiting], now: int
+    ) -> list[tuple[Waiting, InvalidTransaction]]:
+        """Set `keys` back to the tip's state, apply `waiting` in this order, and return what is no longer valid."""
+        view = self._need_view()
+        for key in keys:
+            view.changes.pop(key, None)
         dropped: list[tuple[Waiting, InvalidTransaction]] = []
-        for candidate in candidates:
+        for one in waiting:
             try:
-                apply_transaction(self._need_view(), candidate.tx, now, self._height, stacked=True)
+                apply_transaction(view, one.tx, now, self._height, stacked=True)
             except InvalidTransaction as exc:
-                dropped.append((candidate, exc))
-            else:
-                self._insert(candidate)
-        return tuple(dropped)
+                dropped.append((one, exc))
+        return dropped
 
-    def _replace(self, occupant: TxId, newcomer: Waiting, now: int) -> None:
-        before = list(self._waiting.values())
-        after = [newcomer if waiting.id == occupant else waiting for waiting in before]
-        for waiting, reason in self._rebuild(after, now):
+    def _replace(self, occupant: Waiting, newcomer: Waiting, now: int) -> None:
+        keys, affected = self._connected((occupant.tx, newcomer.tx))
+        view = self._need_view()
+        before = {key: view.changes[key] for key in keys if key in view.changes}
+        after = [newcomer if waiting.id == occupant.id else waiting for waiting in affected]
+        dropped = self._apply_again(keys, after, now)
+        for waiting, reason in dropped:
             if waiting.id == newcomer.id:
-                self._rebuild(before, now)
+                for key in keys:
+                    view.changes.pop(key, None)
+                view.changes.update(before)
                 raise reason
+        self._remove(occupant)
+        for waiting, _ in dropped:
+            self._remove(waiting)
+        self._insert(newcomer)
 
-    def _make_room(self, tx: Transaction, size: int, now: int) -> None:
-        """Drop the worst paid when the pool is full and the newcomer pays better for its size; else raise PoolFull."""
-        if self._bytes + size <= self._limit:
-            return
-        by_price = sorted(self._waiting.values(), key=lambda w: fee_of(w.tx) / len(w.data))
-        victims: set[TxId] = set()
-        freed = 0
-        for waiting in by_price:
-            if fee_of(waiting.tx) * size >= fee_of(tx) * len(waiting.data):
-                raise PoolFull("the pool is full of transactions that pay as much")
-            victims.add(waiting.id)
-            freed += len(waiting.data)
-            if self._bytes - freed + size <= self._limit:
+    def _evict(self, victims: Iterable[Waiting], now: int) -> None:
+        """Drop `victims`, and what is not valid without them."""
+        gone = list(victims)
+        keys, affected = self._connected(waiting.tx for waiting in gone)
+        for waiting in gone:
+            self._remove(waiting)
+        left = [waiting for waiting in affected if waiting.id in self._waiting]
+        for waiting, _ in self._apply_again(keys, left, now):
+            self._remove(waiting)
+
+    def _plan_room(self, newcomer: Waiting, occupant: Waiting | None) -> list[Waiting]:
+        """Return what gives way to the newcomer: the worst paid, none of them connected with it. Raises PoolFull when too
+        little pays less than it does."""
+        excess = self._bytes + len(newcomer.data) - (0 if occupant is None else len(occupant.data)) - self._limit
+        surplus = len(self._waiting) + (occupant is None) - self._count_limit
+        if excess <= 0 and surplus <= 0:
+            return []
+        spared = {waiting.id for waiting in self._connected((newcomer.tx,))[1]}
+        victims: list[Waiting] = []
+        for price, _, identity in self._by_price:
+            if price >= newcomer.price:
                 break
-        self._rebuild([w for w in self._waiting.values() if w.id not in victims], now)
+            if identity in spared:
+                continue
+            victims.append(self._waiting[identity])
+            excess -= len(victims[-1].data)
+            surplus -= 1
+            if excess <= 0 and surplus <= 0:
+                return victims
+        raise PoolFull("the pool is full of transactions that pay as much")
+
+    def _shrink(self, now: int) -> list[tuple[Waiting, InvalidTransaction]]:
+        """Drop the worst paid until the pool is within its limits."""
+        before = dict(self._waiting)
+        excess, surplus = self._bytes - self._limit, len(self._waiting) - self._count_limit
+        victims: list[Waiting] = []
+        for _, _, identity in self._by_price:
+            if excess <= 0 and surplus <= 0:
+                break
+            victims.append(self._waiting[identity])
+            excess -= len(victims[-1].data)
+            surplus -= 1
+        if not victims:
+            return []
+        self._evict(victims, now)
+        return [(w, PoolFull("the pool is full")) for identity, w in before.items() if identity not in self._waiting]
 
 
 def slot_of(tx: Transaction) -> Slot:
@@ -234,9 +375,28 @@ def slot_of(tx: Transaction) -> Slot:
     return "transfer", tx.sender, tx.nonce
 
 
-def _rank(tx: Transaction, identity: TxId) -> tuple[int, int, bytes]:
+def price_of(tx: Transaction, size: int) -> int:
+    """Return what a transaction of `size` bytes pays for a million bytes, rounded down."""
+    return fee_of(tx) * 1_000_000 // size
+
+
+def _predecessor(tx: Transaction) -> Slot | None:
+    """Return the slot that has to be served before this transaction's, if it is waiting; None when there is none."""
+    kind, sender, number = slot_of(tx)
+    return (kind, sender, number - 1) if isinstance(tx, Transfer | Anchor) else None
+
+
+def _by_worth(waiting: Waiting) -> tuple[int, int, TxId]:
+    return -waiting.price, waiting.place, waiting.id
+
+
+def _cheapness(waiting: Waiting) -> tuple[int, int, TxId]:
+    return waiting.price, -waiting.place, waiting.id
+
+
+def _rank(tx: Transaction, identity: TxId) -> tuple[int, bytes]:
     if isinstance(tx, Anchor):
-        return tx.fee, tx.lease_expiry, identity
+        return tx.lease_expiry, identity
     if isinstance(tx, Register | Operate):
-        return tx.fee, tx.sequence, identity
-    return fee_of(tx), 0, b""
+        return tx.sequence, identity
+    return 0, b""

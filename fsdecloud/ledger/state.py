@@ -21,17 +21,19 @@ import msgspec
 from blake3 import blake3
 
 from fsdecloud import codec
+from fsdecloud.ledger.network import AMOUNT_MAX
 from fsdecloud.ledger.reasons import (
     AmountOutOfRange,
     LeaseHeld,
     MisplacedCoinbase,
     NotEnoughMoney,
+    NotRegistered,
+    OldSequence,
     OneAnchorPerBlock,
     WrongNonce,
     WrongPredecessor,
 )
 from fsdecloud.ledger.transactions import (
-    AMOUNT_MAX,
     NO_LINK,
     Anchor,
     Coinbase,
@@ -252,7 +254,7 @@ def _apply_transfer(state: State, tx: Transfer) -> None:
 def _apply_register(state: State, tx: Register, height: int) -> None:
     before = state.registration(tx.peer)
     if before is not None and tx.sequence <= before.sequence:
-        raise WrongNonce(f"the peer's registration {before.sequence} is not older than this one, {tx.sequence}")
+        raise OldSequence(f"the peer's registration {before.sequence} is not older than this one, {tx.sequence}")
     _check_funds(state, tx.peer, tx.fee)
     place = state.registrations() if before is None else before.place
     state.set_registration(tx.peer, Registration(place, tx.url, tx.capacity, tx.price, tx.sequence, height))
@@ -261,10 +263,10 @@ def _apply_register(state: State, tx: Register, height: int) -> None:
 
 def _apply_operate(state: State, tx: Operate) -> None:
     if state.registration(tx.peer) is None:
-        raise WrongPredecessor("a peer is registered before it says who runs it")
+        raise NotRegistered("a peer is registered before it says who runs it")
     before = state.operated(tx.peer)
     if before is not None and tx.sequence <= before.sequence:
-        raise WrongNonce(f"the peer's declaration {before.sequence} is not older than this one, {tx.sequence}")
+        raise OldSequence(f"the peer's declaration {before.sequence} is not older than this one, {tx.sequence}")
     _check_funds(state, tx.peer, tx.fee)
     state.set_operated(tx.peer, Operated(tx.operator, tx.sequence))
     _pay_fee(state, tx.peer, tx.fee)
@@ -298,6 +300,24 @@ def _pay_fee(state: State, payer: bytes, fee: int) -> None:
     if fee:
         account = state.account(payer)
         state.set_account(payer, Account(account.balance - fee, account.nonce))
+
+
+def touched_keys(tx: Transaction) -> tuple[bytes, ...]:
+    """Return the state keys by which the transaction may depend on others, and others on it; a transfer's payer first.
+
+    **Invariant:** whether a transaction is valid depends on no other transaction than those that touch one of its keys. The
+    number of registrations is none of them: it decides places, and no validity.
+    """
+    if isinstance(tx, Coinbase):
+        return (_ACCOUNT + tx.recipient,)
+    if isinstance(tx, Transfer):
+        return (_ACCOUNT + tx.sender, _ACCOUNT + tx.recipient)
+    if isinstance(tx, Anchor):
+        return (_VOLUME + tx.volume, _ACCOUNT + tx.volume) if tx.fee else (_VOLUME + tx.volume,)
+    paid = (_ACCOUNT + tx.peer,) if tx.fee else ()
+    if isinstance(tx, Operate):
+        return (_OPERATOR + tx.peer, _PEER + tx.peer, *paid)
+    return (_PEER + tx.peer, *paid)
 
 
 def is_coinbase_for(tx: Transaction, height: int) -> bool:

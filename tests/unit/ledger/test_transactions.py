@@ -200,6 +200,30 @@ def test_network_documents():
     assert networks.decode_network(networks.encode_network(networks.public_network("p", bytes(32), 5))).mine_when_idle
 
 
+def test_network_documents_of_version_2():
+    document = easy_network(version=2, halving=1000)
+    data = networks.encode_network(document)
+    assert networks.decode_network(data) == document
+    assert len(msgspec.msgpack.decode(data)) == len(msgspec.msgpack.decode(networks.encode_network(easy_network()))) + 1
+    fields = msgspec.msgpack.decode(data)
+    for bad in (
+        fields[:-1],
+        [1, *fields[1:]],
+        [3, *fields[1:]],
+        [*fields, 0],
+        [*fields[:-1], -1],
+        networks.encode_network(easy_network(version=2, halving=1 << 32, subsidy=1 << 30)),
+        networks.encode_network(easy_network(version=2, half_life=60, interval=30)),
+        networks.encode_network(easy_network(version=2, name="\u00e9")),
+        networks.encode_network(easy_network(half_life=60, interval=30)) + b"\0",
+        bytes(5000),
+    ):
+        with pytest.raises(MalformedError):
+            networks.decode_network(bad if isinstance(bad, bytes) else codec.encode(bad))
+    with pytest.raises(MalformedError):
+        networks.check_network(easy_network(halving=5))
+
+
 def test_golden_vectors():
     """Formats are promises: these bytes must not change within version 1."""
     make = Maker()
