@@ -142,8 +142,8 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
         genesis_time=time,
         interval=2,
         half_life=600,
-        first_target=_target(_EMBEDDED_WORK),
-        easiest_target=_target(_EMBEDDED_WORK // 4),
+        first_target=target_of(_EMBEDDED_WORK),
+        easiest_target=target_of(_EMBEDDED_WORK // 4),
         subsidy=1_000_000_000,
         minimum_fee=1,
         stamp_bits=STAMP_BITS,
@@ -156,16 +156,16 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
 
 
 def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
-    """Return the parameters of a network of strangers: one block a minute, always mined."""
+    """Return the parameters of a network of strangers: one block a minute, always mined, half the subsidy every four years."""
     return NetworkDocument(
-        version=1,
+        version=2,
         name=name,
         salt=salt,
         genesis_time=time,
         interval=60,
         half_life=6 * 3600,
-        first_target=_target(1 << 24),
-        easiest_target=_target(1 << 20),
+        first_target=target_of(1 << 24),
+        easiest_target=target_of(1 << 20),
         subsidy=1_000_000_000,
         minimum_fee=1000,
         stamp_bits=20,
@@ -174,9 +174,10 @@ def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
         block_max=BLOCK_MAX,
         transaction_max=TX_MAX,
         mine_when_idle=True,
+        halving=2_100_000,
     )
 
 
-def _target(work: int) -> bytes:
-    """Return the target that one in `work` hashes meets."""
+def target_of(work: int) -> bytes:
+    """Return the target that one in `work` hashes meets, for 1 to 2^256 - 1."""
     return ((1 << 256) // work - 1).to_bytes(32)

@@ -43,7 +43,8 @@ WHO = st.integers(0, len(SEEDS) - 1)
 FEE = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 500, naive.AMOUNT])
 OFF = st.sampled_from([0, 0, 0, 0, 0, 0, 1, -1])
 """How far a nonce or a sequence number is beside the right one."""
-FORGED = st.sampled_from([None] * 12 + ["signature", "network", "stamp", "encoding", "short", "kind", "weak key"])
+FORGERIES = ("signature", "network", "stamp", "encoding", "short", "kind", "weak key")
+FORGED = st.sampled_from([None] * 12 + [*FORGERIES])
 SPECS = st.one_of(
     st.tuples(st.just("transfer"), WHO, WHO, st.sampled_from([0, 1, 7, 900, naive.AMOUNT]), FEE, OFF, FORGED),
     st.tuples(st.just("register"), WHO, st.sampled_from(["wss://a", "x" * 300, "", "\t"]), FEE, OFF, FORGED),
@@ -75,6 +76,37 @@ STEPS = st.lists(
     min_size=1,
     max_size=14,
 )
+
+
+def random_steps(rng, length):
+    """Return a history most of whose blocks and transactions are valid, so that it goes deep; `STEPS` goes for the odd."""
+
+    def one_of(usual, *odd):
+        return rng.choice(odd) if rng.random() < 0.08 else usual
+
+    def spec():
+        who, other, fee = (rng.randrange(len(SEEDS)) for _ in range(3))
+        off, forged = one_of(0, 1, -1), one_of(None, *FORGERIES)
+        fee = rng.choice([0, 0, 2, 3, 40])
+        return rng.choice([
+            ("transfer", who, other, rng.choice([1, 7, 900, 5000]), max(2, fee), off, forged),
+            ("register", who, rng.choice(["wss://a", "wss://b"]), fee, off, forged),
+            ("anchor", who, other % 2, rng.randrange(-5, 20), rng.random() < 0.3, fee, off, True, forged),
+            ("anchor", who, 0, rng.randrange(-5, 20), False, fee, off, True, forged),
+            ("operate", who, one_of(other, None), fee, off, forged),
+        ])  # fmt: skip
+
+    return [
+        (
+            rng.choice([0, 0, 0, 0, 0, 1, 2]),
+            rng.choice([1, 2, 2, 3, 9, 100]) if rng.random() < 0.9 else 0,
+            [spec() for _ in range(rng.randrange(6))],
+            rng.random() < 0.2,
+            one_of(None, *HEADER_FLAWS, *BODY_FLAWS),
+            rng.randrange(len(SEEDS)),
+        )
+        for _ in range(length)
+    ]
 
 
 @cache
@@ -211,6 +243,43 @@ class Writer:
         elif forged == "kind":
             fields[0] = 4
         return naive.pack(fields) + (b"\0" if forged == "encoding" else b"")
+
+
+GOOD = (0, 2, [], True, None, 0)
+
+
+def plain(kind, who, *rest):
+    """Return the spec of a transaction that nobody forged."""
+    return (kind, who, *rest, None)
+
+
+def rule_breaking():
+    """Return histories whose last blocks break every rule of a block or of a transaction in one, each at least once."""
+    anchor = plain("anchor", 0, 1, 30, False, 0, 0, True)
+    found = [[GOOD, (0, 2, [anchor], True, flaw, 0)] for flaw in (*HEADER_FLAWS, *BODY_FLAWS)]
+    found.append([GOOD, (0, -50, [], True, None, 0)])
+    found += [
+        [GOOD, (0, 2, specs, True, None, 0)]
+        for specs in (
+            [plain("transfer", 0, 1, 0, 2, 0)],
+            [plain("transfer", 0, 1, 1, 2, 1)],
+            [plain("transfer", 0, 1, naive.AMOUNT, 2, 0)],
+            [plain("transfer", 0, 1, 1, 1, 0)],
+            [plain("register", 0, "wss://a", 0, -1), plain("register", 0, "wss://b", 0, -1)],
+            [plain("register", 0, "", 0, 0)],
+            [plain("register", 0, "\t", 0, 0)],
+            [plain("register", 1, "wss://a", 3, 0)],
+            [plain("operate", 0, 1, 0, 0)],
+            [plain("anchor", 0, 1, 9, False, 0, 1, True)],
+            [plain("anchor", 1, 1, 9, False, 500, 0, True)],
+            [anchor, anchor],
+            *([("anchor", 0, 1, 9, False, 0, 0, True, forged)] for forged in FORGERIES),
+        )
+    ]
+    taken = (0, 2, [anchor], True, None, 0)
+    for spec in (plain("anchor", 0, 2, 30, False, 0, 0, True), plain("anchor", 0, 1, 30, False, 0, 0, False)):
+        found.append([GOOD, taken, (0, 2, [spec], True, None, 0)])
+    return found
 
 
 class Fast:
