@@ -1,22 +1,23 @@
 """Which transactions wait for a block, and which of them the next block takes.
 
-Pure, called from one thread. Every waiting transaction is valid on top of the tip's state and all that came before it
-here (a volume's anchors may queue for several blocks). Each claims a *slot*: a sender's nonce, a peer's registration,
-a volume's sequence number. A newcomer takes an occupied slot only if it outranks the occupant: by a fee that is higher by the
+Pure, called from one thread. Every waiting transaction is valid on top of the tip's state and what came before it of the same
+owner (a volume's anchors may queue for several blocks). Each claims a *slot*: a sender's nonce, a peer's registration, a
+volume's sequence number. A newcomer takes an occupied slot only if it outranks the occupant: by a fee that is higher by the
 least fee or more; at equal fees an anchor by the later lease expiry (who signs a sequence number again makes it later), a
 registration by its sequence. When the pool is full, a newcomer drives out what pays less for its size, or is refused.
 
-What others wait for here depends on it only through the state keys that both touch (`state.touched_keys`), so a replacement or
-an eviction applies again what is connected with it by such keys, and nothing else: what a newcomer costs does not grow with
-the pool, and one that is refused has changed nothing.
+Transactions of different owners (senders, volumes, peers) do not depend on each other here: what a transfer brings may be spent
+once it is in a block, or if it was in one that is no longer in the chain. So a replacement or an eviction applies again what
+waits of one owner, SENDER_MAX at most, and nothing else: what a newcomer costs does not grow with the pool, and one that is
+refused has changed nothing.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sortedcontainers import SortedSet
@@ -24,8 +25,8 @@ from sortedcontainers import SortedSet
 from fsdecloud.errors import InvalidTransaction
 from fsdecloud.ledger.blocks import TRANSACTION_MIN
 from fsdecloud.ledger.network import NetworkDocument, network_id
-from fsdecloud.ledger.reasons import Conflict, MisplacedCoinbase, OneAnchorPerBlock, PoolFull
-from fsdecloud.ledger.state import State, apply_transaction, touched_keys
+from fsdecloud.ledger.reasons import AmountOutOfRange, Conflict, MisplacedCoinbase, PoolFull
+from fsdecloud.ledger.state import State, apply_transaction, credit, keys_of
 from fsdecloud.ledger.transactions import (
     Anchor,
     Coinbase,
@@ -66,6 +67,8 @@ class Waiting:
     data: bytes
     place: int
     """In the order of arrival; who replaces another takes its place."""
+    was_in_block: bool = False
+    """It comes from a block that is no longer in the best chain."""
 
     @property
     def sender(self) -> bytes:
@@ -134,7 +137,7 @@ class Mempool:
         occupant = None if holder is None else self._waiting[holder]
         if occupant is not None and not self._outranks(tx, identity, occupant):
             raise Conflict(f"transaction {occupant.id.hex()} has its place, and this one does not outrank it")
-        if occupant is None and self._senders[slot[1]] >= SENDER_MAX:
+        if occupant is None and len(self._of_sender.get(slot[1], ())) >= SENDER_MAX:
             raise PoolFull(f"{SENDER_MAX} transactions of {slot[1].hex()} are waiting already")
         check_fee(self._document, tx)
         check_signatures(self._network, tx)
@@ -155,23 +158,28 @@ class Mempool:
         """Continue on another tip: `open_state` gives its state, `height` is the next block's, `returned` are encoded
         transactions of blocks that are no longer in the best chain, oldest first. Returns what fell out, and why."""
         self._open_state, self._height = open_state, height
-        candidates: dict[TxId, tuple[Transaction, bytes]] = {}
+        left = self._in_order()
+        self._clear()
+        candidates: dict[TxId, Waiting] = {}
         for data in returned:
             tx = decode_tx(data, self._document.transaction_max)
             if not isinstance(tx, Coinbase):
-                candidates[tx_id(tx)] = tx, data
-        for waiting in self._in_order():
-            candidates.setdefault(waiting.id, (waiting.tx, waiting.data))
-        self._clear()
+                identity = tx_id(tx)
+                candidates[identity] = Waiting(identity, tx, data, len(candidates), was_in_block=True)
+        for waiting in left:
+            if waiting.id not in candidates:
+                candidates[waiting.id] = replace(waiting, place=len(candidates))
         dropped: list[tuple[Waiting, InvalidTransaction]] = []
-        for identity, (tx, data) in candidates.items():
-            candidate = Waiting(identity, tx, data, self._next_place)
+        for candidate in candidates.values():
             try:
-                apply_transaction(self._need_view(), tx, now, height, stacked=True)
+                apply_transaction(self._need_view(), candidate.tx, now, height, stacked=True)
             except InvalidTransaction as exc:
                 dropped.append((candidate, exc))
-            else:
-                self._insert(candidate)
+                continue
+            self._insert(candidate)
+            if candidate.was_in_block and isinstance(candidate.tx, Transfer):
+                with suppress(AmountOutOfRange):  # who spent it in that branch comes back too
+                    credit(self._need_view(), candidate.tx.recipient, candidate.tx.amount)
         return (*dropped, *self._shrink(now))
 
     def select(self, time: int) -> tuple[Transaction, ...]:
@@ -184,34 +192,29 @@ class Mempool:
             _by_worth(waiting) for waiting in self._waiting.values() if _predecessor(waiting.tx) not in self._slots
         ]
         heapq.heapify(ready)
-        # What is not valid yet waits for a change of one of its keys, so that it is tried once for each, not in rounds.
-        parked: defaultdict[bytes, dict[TxId, Waiting]] = defaultdict(dict)
+        parked: dict[bytes, list[Waiting]] = {}
         chosen: list[Transaction] = []
         while ready and room >= TRANSACTION_MIN:
             waiting = self._waiting[heapq.heappop(ready)[2]]
             size = len(waiting.data) + _PER_TX_OVERHEAD
             if size > room:
                 continue
-            keys = touched_keys(waiting.tx)
             try:
                 apply_transaction(state, waiting.tx, time, self._height)
-            except OneAnchorPerBlock:
-                continue
             except InvalidTransaction:
-                for key in keys[:1] if isinstance(waiting.tx, Transfer) else keys:
-                    parked[key][waiting.id] = waiting
+                parked.setdefault(waiting.sender, []).append(
+                    waiting
+                )  # until something of its owner's is in, or money comes
                 continue
             chosen.append(waiting.tx)
             room -= size
+            again = parked.pop(waiting.sender, [])
             if isinstance(waiting.tx, Transfer):
+                again += parked.pop(waiting.tx.recipient, [])
                 successor = self._slots.get(("transfer", waiting.tx.sender, waiting.tx.nonce + 1))
-                if successor is not None:
-                    heapq.heappush(ready, _by_worth(self._waiting[successor]))
-            for key in keys:
-                for again in parked.pop(key, {}).values():
-                    for other in touched_keys(again.tx):
-                        parked[other].pop(again.id, None)
-                    heapq.heappush(ready, _by_worth(again))
+                again += [] if successor is None else [self._waiting[successor]]
+            for one in again:
+                heapq.heappush(ready, _by_worth(one))
         return tuple(chosen)
 
     # ---- inner -----------------------------------------------------------------------------------------------------
@@ -219,8 +222,7 @@ class Mempool:
         self._view: State | None = None
         self._waiting: dict[TxId, Waiting] = {}
         self._slots: dict[Slot, TxId] = {}
-        self._senders: Counter[bytes] = Counter()
-        self._touching: dict[bytes, set[TxId]] = {}
+        self._of_sender: dict[bytes, set[TxId]] = {}
         self._by_price = SortedSet()
         """(price, minus place, id): what is driven out first comes first."""
         self._bytes = 0
@@ -244,50 +246,28 @@ class Mempool:
     def _insert(self, waiting: Waiting) -> None:
         self._waiting[waiting.id] = waiting
         self._slots[slot_of(waiting.tx)] = waiting.id
-        self._senders[waiting.sender] += 1
+        self._of_sender.setdefault(waiting.sender, set()).add(waiting.id)
         self._by_price.add(_cheapness(waiting))
         self._bytes += len(waiting.data)
         self._next_place = max(self._next_place, waiting.place + 1)
-        for key in touched_keys(waiting.tx):
-            self._touching.setdefault(key, set()).add(waiting.id)
 
     def _remove(self, waiting: Waiting) -> None:
         del self._waiting[waiting.id]
         slot = slot_of(waiting.tx)
         if self._slots.get(slot) == waiting.id:
             del self._slots[slot]
-        self._senders[waiting.sender] -= 1
-        if not self._senders[waiting.sender]:
-            del self._senders[waiting.sender]
+        self._of_sender[waiting.sender].remove(waiting.id)
+        if not self._of_sender[waiting.sender]:
+            del self._of_sender[waiting.sender]
         self._by_price.remove(_cheapness(waiting))
         self._bytes -= len(waiting.data)
-        for key in touched_keys(waiting.tx):
-            self._touching[key].discard(waiting.id)
-            if not self._touching[key]:
-                del self._touching[key]
-
-    def _connected(self, seeds: Iterable[Transaction]) -> tuple[set[bytes], list[Waiting]]:
-        """Return the state keys that are connected with those of `seeds` by waiting transactions, and these in their order."""
-        keys: set[bytes] = set()
-        found: dict[TxId, Waiting] = {}
-        pending = [key for tx in seeds for key in touched_keys(tx)]
-        while pending:
-            key = pending.pop()
-            if key in keys:
-                continue
-            keys.add(key)
-            for identity in self._touching.get(key, ()):
-                if identity not in found:
-                    found[identity] = self._waiting[identity]
-                    pending.extend(touched_keys(found[identity].tx))
-        return keys, sorted(found.values(), key=lambda waiting: waiting.place)
 
     def _apply_again(
-        self, keys: Iterable[bytes], waiting: Iterable[Waiting], now: int
+        self, sender: bytes, waiting: Iterable[Waiting], now: int
     ) -> list[tuple[Waiting, InvalidTransaction]]:
-        """Set `keys` back to the tip's state, apply `waiting` in this order, and return what is no longer valid."""
+        """Set what belongs to `sender` back to the tip's state, apply `waiting`, all his, and return what is not valid."""
         view = self._need_view()
-        for key in keys:
+        for key in keys_of(sender):
             view.changes.pop(key, None)
         dropped: list[tuple[Waiting, InvalidTransaction]] = []
         for one in waiting:
@@ -297,17 +277,17 @@ class Mempool:
                 dropped.append((one, exc))
         return dropped
 
+    def _of(self, sender: bytes) -> list[Waiting]:
+        found = [self._waiting[identity] for identity in self._of_sender.get(sender, ())]
+        return sorted(found, key=lambda waiting: waiting.place)
+
     def _replace(self, occupant: Waiting, newcomer: Waiting, now: int) -> None:
-        keys, affected = self._connected((occupant.tx, newcomer.tx))
-        view = self._need_view()
-        before = {key: view.changes[key] for key in keys if key in view.changes}
-        after = [newcomer if waiting.id == occupant.id else waiting for waiting in affected]
-        dropped = self._apply_again(keys, after, now)
+        before = self._of(newcomer.sender)
+        after = [newcomer if waiting.id == occupant.id else waiting for waiting in before]
+        dropped = self._apply_again(newcomer.sender, after, now)
         for waiting, reason in dropped:
             if waiting.id == newcomer.id:
-                for key in keys:
-                    view.changes.pop(key, None)
-                view.changes.update(before)
+                self._apply_again(newcomer.sender, before, now)
                 raise reason
         self._remove(occupant)
         for waiting, _ in dropped:
@@ -317,29 +297,27 @@ class Mempool:
     def _evict(self, victims: Iterable[Waiting], now: int) -> None:
         """Drop `victims`, and what is not valid without them."""
         gone = list(victims)
-        keys, affected = self._connected(waiting.tx for waiting in gone)
         for waiting in gone:
             self._remove(waiting)
-        left = [waiting for waiting in affected if waiting.id in self._waiting]
-        for waiting, _ in self._apply_again(keys, left, now):
-            self._remove(waiting)
+        for sender in dict.fromkeys(waiting.sender for waiting in gone):
+            for waiting, _ in self._apply_again(sender, self._of(sender), now):
+                self._remove(waiting)
 
     def _plan_room(self, newcomer: Waiting, occupant: Waiting | None) -> list[Waiting]:
-        """Return what gives way to the newcomer: the worst paid, none of them connected with it. Raises PoolFull when too
-        little pays less than it does."""
+        """Return what gives way to the newcomer: the worst paid of other owners. Raises PoolFull when too little pays less."""
         excess = self._bytes + len(newcomer.data) - (0 if occupant is None else len(occupant.data)) - self._limit
         surplus = len(self._waiting) + (occupant is None) - self._count_limit
         if excess <= 0 and surplus <= 0:
             return []
-        spared = {waiting.id for waiting in self._connected((newcomer.tx,))[1]}
         victims: list[Waiting] = []
         for price, _, identity in self._by_price:
             if price >= newcomer.price:
                 break
-            if identity in spared:
+            victim = self._waiting[identity]
+            if victim.sender == newcomer.sender:
                 continue
-            victims.append(self._waiting[identity])
-            excess -= len(victims[-1].data)
+            victims.append(victim)
+            excess -= len(victim.data)
             surplus -= 1
             if excess <= 0 and surplus <= 0:
                 return victims

@@ -214,13 +214,13 @@ def border_key(network: bytes) -> bytes:
 def apply_transaction(state: State, tx: Transaction, time: int, height: int, *, stacked: bool = False) -> None:
     """Apply one transaction at block time `time`, or raise an InvalidTransaction leaf and change nothing.
 
-    `stacked` lifts the one-anchor-per-block rule: the mempool holds what several blocks will take. The coinbase is
-    applied by `credit`.
+    `stacked` is for what waits, for several blocks: more than one anchor of a volume, and recipients get nothing yet, so that
+    nobody spends what he does not have in a block. The coinbase is applied by `credit`.
     """
     if isinstance(tx, Anchor):
         _apply_anchor(state, tx, time, height, stacked=stacked)
     elif isinstance(tx, Transfer):
-        _apply_transfer(state, tx)
+        _apply_transfer(state, tx, stacked=stacked)
     elif isinstance(tx, Register):
         _apply_register(state, tx, height)
     elif isinstance(tx, Operate):
@@ -237,7 +237,7 @@ def credit(state: State, key: bytes, amount: int) -> None:
     state.set_account(key, Account(account.balance + amount, account.nonce))
 
 
-def _apply_transfer(state: State, tx: Transfer) -> None:
+def _apply_transfer(state: State, tx: Transfer, *, stacked: bool) -> None:
     account = state.account(tx.sender)
     if tx.amount == 0:
         raise AmountOutOfRange("a transfer moves at least 1")
@@ -248,7 +248,8 @@ def _apply_transfer(state: State, tx: Transfer) -> None:
     if tx.recipient != tx.sender and state.account(tx.recipient).balance + tx.amount > AMOUNT_MAX:
         raise AmountOutOfRange(f"the balance of {tx.recipient.hex()} would pass {AMOUNT_MAX}")
     state.set_account(tx.sender, Account(account.balance - tx.amount - tx.fee, account.nonce + 1))
-    credit(state, tx.recipient, tx.amount)
+    if not stacked:
+        credit(state, tx.recipient, tx.amount)
 
 
 def _apply_register(state: State, tx: Register, height: int) -> None:
@@ -302,22 +303,13 @@ def _pay_fee(state: State, payer: bytes, fee: int) -> None:
         state.set_account(payer, Account(account.balance - fee, account.nonce))
 
 
-def touched_keys(tx: Transaction) -> tuple[bytes, ...]:
-    """Return the state keys by which the transaction may depend on others, and others on it; a transfer's payer first.
+def keys_of(owner: bytes) -> tuple[bytes, ...]:
+    """Return the state keys that belong to one public key: its account, and what it is as a volume and as a peer.
 
-    **Invariant:** whether a transaction is valid depends on no other transaction than those that touch one of its keys. The
-    number of registrations is none of them: it decides places, and no validity.
+    **Invariant:** whether a transaction is valid depends on no others than those of the same owner (`mempool.slot_of`), but for
+    the money that others bring. The number of registrations decides places, and no validity.
     """
-    if isinstance(tx, Coinbase):
-        return (_ACCOUNT + tx.recipient,)
-    if isinstance(tx, Transfer):
-        return (_ACCOUNT + tx.sender, _ACCOUNT + tx.recipient)
-    if isinstance(tx, Anchor):
-        return (_VOLUME + tx.volume, _ACCOUNT + tx.volume) if tx.fee else (_VOLUME + tx.volume,)
-    paid = (_ACCOUNT + tx.peer,) if tx.fee else ()
-    if isinstance(tx, Operate):
-        return (_OPERATOR + tx.peer, _PEER + tx.peer, *paid)
-    return (_PEER + tx.peer, *paid)
+    return (_ACCOUNT + owner, _VOLUME + owner, _PEER + owner, _OPERATOR + owner)
 
 
 def is_coinbase_for(tx: Transaction, height: int) -> bool:

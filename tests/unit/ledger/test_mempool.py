@@ -250,18 +250,44 @@ def test_a_higher_fee_replaces_only_by_the_least_fee_or_more():
     make.add()
     pool = make.pool()
     pool.add(make.transfer(MINER, ALICE_KEY, 5, 0, fee=10), NOW)
-    follower = make.transfer(ALICE, MINER_KEY, 1, 0, fee=10)
-    with pytest.raises(reasons.NotEnoughMoney):
-        pool.add(follower, NOW)
+    follower = make.transfer(MINER, ALICE_KEY, 5, 1, fee=10)
+    pool.add(follower, NOW)
     for fee in (10, 11, 19):
         with pytest.raises(reasons.Conflict):
             pool.add(make.transfer(MINER, ALICE_KEY, 100, 0, fee=fee), NOW)
     better = make.transfer(MINER, ALICE_KEY, 100, 0, fee=20)
     pool.add(better, NOW)
-    pool.add(follower, NOW)
-    worse = make.transfer(MINER, ALICE_KEY, 5, 0, fee=30)  # and now its follower cannot pay any more
-    pool.add(worse, NOW)
-    assert list(pool.ids()) == ids_of(worse)
+    assert list(pool.ids()) == ids_of(better, follower)
+    too_much = make.transfer(MINER, ALICE_KEY, make.document.subsidy, 0, fee=30)
+    with pytest.raises(reasons.NotEnoughMoney):
+        pool.add(too_much, NOW)
+    assert list(pool.ids()) == ids_of(better, follower)
+    everything = make.transfer(MINER, ALICE_KEY, make.document.subsidy - 30, 0, fee=30)
+    pool.add(everything, NOW)  # and now what followed cannot be paid any more
+    assert list(pool.ids()) == ids_of(everything)
+
+
+def test_what_is_not_in_a_block_yet_is_not_spent_and_what_was_in_one_is():
+    make = Maker()
+    make.add()
+    fork = make.tip
+    pool = make.pool()
+    funding, spending = make.transfer(MINER, ALICE_KEY, 50, 0, fee=1), make.transfer(ALICE, MINER_KEY, 20, 0, fee=9)
+    pool.add(funding, NOW)
+    with pytest.raises(reasons.NotEnoughMoney):
+        pool.add(spending, NOW)
+    left = [make.add([funding]).block, make.add([spending]).block]
+    pool.rebase(make.state, 4, NOW)
+    assert len(pool) == 0
+    make.tip = fork
+    for _ in range(3):
+        make.add(recipient=ALICE_KEY)
+    make.tip = fork  # where Alice has nothing of her own
+    pool.rebase(make.state, 2, NOW, returned=[data for block in left for data in block.transactions])
+    assert list(pool.ids()) == ids_of(funding, spending)
+    assert [encode_tx(tx) for tx in pool.select(NOW)] == [funding, spending]  # although the second one pays better
+    pool.rebase(make.state, 2, NOW)
+    assert list(pool.ids()) == ids_of(funding, spending)
 
 
 def test_a_replacement_looks_at_nothing_that_it_is_not_connected_with(monkeypatch):
@@ -336,6 +362,9 @@ def test_what_waits_is_at_any_time_what_applying_it_in_order_gives():
         ]
         assert pool.verified() == frozenset(waiting)
         make.check(make.build([encode_tx(tx) for tx in pool.select(make.tip.time + 2)]))
-        assert len(pool._touching) <= 4 * 4
+        assert set().union(*pool._of_sender.values()) == set(pool.ids())
+        assert [identity for _, _, identity in pool._by_price] == sorted(
+            pool.ids(), key=lambda identity: (pool._waiting[identity].price, -pool._waiting[identity].place)
+        )
         assert set(pool._slots.values()) == set(pool.ids())
     assert {reasons.PoolFull, reasons.Conflict, reasons.NotEnoughMoney, "in", "replaced or driven out"} <= outcomes
