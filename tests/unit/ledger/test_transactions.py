@@ -234,3 +234,33 @@ def test_golden_vectors():
         "transactions": [{"bytes": data.hex(), "id": t.tx_id(t.decode_tx(data)).hex()} for data in samples()],
     }
     assert json.loads(VECTORS.read_text()) == found
+
+
+@pytest.mark.parametrize("value", [-1, -(1 << 63), 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_fault_112_no_amount_is_negative_or_beyond_its_bound(value):
+    for data in samples():
+        fields = msgspec.msgpack.decode(data)
+        names = ["kind", *t.decode_tx(data).__struct_fields__]
+        for name in {"amount", "fee", "price"} & set(names):
+            changed = list(fields)
+            changed[names.index(name)] = value
+            with pytest.raises(MalformedTransaction):
+                t.decode_tx(codec.encode(changed))
+            changed[names.index(name)] = t.AMOUNT_MAX
+            t.decode_tx(codec.encode(changed))
+
+
+def test_an_anchor_costs_less_than_600_bytes_besides_its_payload():
+    """Whatever numbers are in it; how many operations it covers stands in its payload and commitment alone."""
+    largest = t.decode_tx(Maker().anchor(VOLUME, 1))
+    largest = msgspec.structs.replace(
+        largest,
+        lease_expiry=networks.TIME_MAX,
+        sequence=(1 << 53) - 1,
+        takeover=True,
+        fee=t.AMOUNT_MAX,
+        stamp=(1 << 63) - 1,
+    )
+    data = t.encode_tx(largest)
+    assert t.decode_tx(data) == largest
+    assert len(data) - t.ANCHOR_PAYLOAD < 600
