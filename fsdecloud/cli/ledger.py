@@ -1,4 +1,4 @@
-"""`decloud ledger run|status|blocks|show|verify`: the chain node of this machine. Networks' documents: `networkdocument`."""
+"""`decloud ledger run|status|blocks|show|verify`: the chain node of this machine."""
 
 from __future__ import annotations
 
