@@ -140,9 +140,9 @@ class Mempool:
         if occupant is None and len(self._of_sender.get(slot[1], ())) >= SENDER_MAX:
             raise PoolFull(f"{SENDER_MAX} transactions of {slot[1].hex()} are waiting already")
         check_fee(self._document, tx)
-        check_signatures(self._network, tx)
         newcomer = Waiting(identity, tx, data, self._next_place if occupant is None else occupant.place)
         victims = self._plan_room(newcomer, occupant)
+        check_signatures(self._network, tx)
         if occupant is None:
             apply_transaction(self._need_view(), tx, now, self._height, stacked=True)
             self._insert(newcomer)
@@ -177,9 +177,7 @@ class Mempool:
                 dropped.append((candidate, exc))
                 continue
             self._insert(candidate)
-            if candidate.was_in_block and isinstance(candidate.tx, Transfer):
-                with suppress(AmountOutOfRange):  # who spent it in that branch comes back too
-                    credit(self._need_view(), candidate.tx.recipient, candidate.tx.amount)
+            self._bring(candidate)
         return (*dropped, *self._shrink(now))
 
     def select(self, time: int) -> tuple[Transaction, ...]:
@@ -202,9 +200,8 @@ class Mempool:
             try:
                 apply_transaction(state, waiting.tx, time, self._height)
             except InvalidTransaction:
-                parked.setdefault(waiting.sender, []).append(
-                    waiting
-                )  # until something of its owner's is in, or money comes
+                # Until something of its owner's is in, or money comes.
+                parked.setdefault(waiting.sender, []).append(waiting)
                 continue
             chosen.append(waiting.tx)
             room -= size
@@ -223,6 +220,8 @@ class Mempool:
         self._waiting: dict[TxId, Waiting] = {}
         self._slots: dict[Slot, TxId] = {}
         self._of_sender: dict[bytes, set[TxId]] = {}
+        self._brought: dict[bytes, set[TxId]] = {}
+        """Transfers to a key that were in a block: their money may be spent."""
         self._by_price = SortedSet()
         """(price, minus place, id): what is driven out first comes first."""
         self._bytes = 0
@@ -250,15 +249,17 @@ class Mempool:
         self._by_price.add(_cheapness(waiting))
         self._bytes += len(waiting.data)
         self._next_place = max(self._next_place, waiting.place + 1)
+        if waiting.was_in_block and isinstance(waiting.tx, Transfer):
+            self._brought.setdefault(waiting.tx.recipient, set()).add(waiting.id)
 
     def _remove(self, waiting: Waiting) -> None:
         del self._waiting[waiting.id]
         slot = slot_of(waiting.tx)
         if self._slots.get(slot) == waiting.id:
             del self._slots[slot]
-        self._of_sender[waiting.sender].remove(waiting.id)
-        if not self._of_sender[waiting.sender]:
-            del self._of_sender[waiting.sender]
+        _discard(self._of_sender, waiting.sender, waiting.id)
+        if isinstance(waiting.tx, Transfer):
+            _discard(self._brought, waiting.tx.recipient, waiting.id)
         self._by_price.remove(_cheapness(waiting))
         self._bytes -= len(waiting.data)
 
@@ -269,6 +270,8 @@ class Mempool:
         view = self._need_view()
         for key in keys_of(sender):
             view.changes.pop(key, None)
+        for identity in self._brought.get(sender, ()):
+            self._bring(self._waiting[identity])
         dropped: list[tuple[Waiting, InvalidTransaction]] = []
         for one in waiting:
             try:
@@ -277,17 +280,26 @@ class Mempool:
                 dropped.append((one, exc))
         return dropped
 
+    def _bring(self, waiting: Waiting) -> None:
+        """Give a transfer's recipient its money if it had that in a branch that was left: who spent it there comes back too."""
+        if waiting.was_in_block and isinstance(waiting.tx, Transfer):
+            with suppress(AmountOutOfRange):
+                credit(self._need_view(), waiting.tx.recipient, waiting.tx.amount)
+
     def _of(self, sender: bytes) -> list[Waiting]:
         found = [self._waiting[identity] for identity in self._of_sender.get(sender, ())]
         return sorted(found, key=lambda waiting: waiting.place)
 
     def _replace(self, occupant: Waiting, newcomer: Waiting, now: int) -> None:
-        before = self._of(newcomer.sender)
-        after = [newcomer if waiting.id == occupant.id else waiting for waiting in before]
+        view = self._need_view()
+        before = {key: view.changes[key] for key in keys_of(newcomer.sender) if key in view.changes}
+        after = [newcomer if waiting.id == occupant.id else waiting for waiting in self._of(newcomer.sender)]
         dropped = self._apply_again(newcomer.sender, after, now)
         for waiting, reason in dropped:
             if waiting.id == newcomer.id:
-                self._apply_again(newcomer.sender, before, now)
+                for key in keys_of(newcomer.sender):
+                    view.changes.pop(key, None)
+                view.changes.update(before)
                 raise reason
         self._remove(occupant)
         for waiting, _ in dropped:
@@ -356,6 +368,15 @@ def slot_of(tx: Transaction) -> Slot:
 def price_of(tx: Transaction, size: int) -> int:
     """Return what a transaction of `size` bytes pays for a million bytes, rounded down."""
     return fee_of(tx) * 1_000_000 // size
+
+
+def _discard(sets: dict[bytes, set[TxId]], key: bytes, identity: TxId) -> None:
+    """Take an id out of the set of a key, if it is there; no empty sets are kept."""
+    found = sets.get(key)
+    if found is not None:
+        found.discard(identity)
+        if not found:
+            del sets[key]
 
 
 def _predecessor(tx: Transaction) -> Slot | None:

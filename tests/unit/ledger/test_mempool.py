@@ -288,6 +288,12 @@ def test_what_is_not_in_a_block_yet_is_not_spent_and_what_was_in_one_is():
     assert [encode_tx(tx) for tx in pool.select(NOW)] == [funding, spending]  # although the second one pays better
     pool.rebase(make.state, 2, NOW)
     assert list(pool.ids()) == ids_of(funding, spending)
+    with pytest.raises(reasons.NotEnoughMoney):
+        pool.add(make.transfer(ALICE, MINER_KEY, 50, 0, fee=10), NOW)
+    assert pool.next_nonce(ALICE_KEY) == 1
+    better = make.transfer(ALICE, MINER_KEY, 20, 0, fee=10)
+    pool.add(better, NOW)
+    assert list(pool.ids()) == ids_of(funding, better)
 
 
 def test_a_replacement_looks_at_nothing_that_it_is_not_connected_with(monkeypatch):
@@ -363,6 +369,7 @@ def test_what_waits_is_at_any_time_what_applying_it_in_order_gives():
         assert pool.verified() == frozenset(waiting)
         make.check(make.build([encode_tx(tx) for tx in pool.select(make.tip.time + 2)]))
         assert set().union(*pool._of_sender.values()) == set(pool.ids())
+        assert not pool._brought
         assert [identity for _, _, identity in pool._by_price] == sorted(
             pool.ids(), key=lambda identity: (pool._waiting[identity].price, -pool._waiting[identity].place)
         )
