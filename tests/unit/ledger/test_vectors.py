@@ -1,6 +1,6 @@
 """The ledger's rules are a promise: tests/vectors/ledger-rules.json has an example of everything, and it must not change.
 
-Whoever writes a second implementation tests it with the same file (fsdecloud-ledger(7)); `vectors.py` writes it.
+Whoever writes a second implementation tests it with the same file (fsdecloud-ledger(7)); `rulevectors.py` writes it.
 """
 
 import json
@@ -18,15 +18,15 @@ from fsdecloud.ledger.state import State, StateNodes
 
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
-import vectors
+import rulevectors
 from histories import Fast, outcome
 
-VECTORS = json.loads(vectors.FILE.read_text())
+VECTORS = json.loads(rulevectors.FILE.read_text())
 DOCUMENT = bytes.fromhex(VECTORS["network"])
 
 
 def test_golden_vectors():
-    assert json.loads(json.dumps(vectors.make())) == VECTORS
+    assert json.loads(json.dumps(rulevectors.make())) == VECTORS
 
 
 def test_list_roots():
@@ -84,7 +84,7 @@ def test_fault_098_blocks_are_taken_or_refused_for_just_that_reason(implementati
             cumulative = found.work if implementation is naive.Ledger else int.from_bytes(found.work)
             assert (found.id.hex(), found.lead, cumulative) == (vector["id"], vector["lead"], vector["work"])
             rows = found.state.rows() if implementation is naive.Ledger else ledger.rows(found)
-            assert vectors.hexed(rows) == vector["state"]
+            assert rulevectors.hexed(rows) == vector["state"]
             assert ledger.tip.id.hex() == vector["tip"]
 
 

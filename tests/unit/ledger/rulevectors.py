@@ -1,6 +1,6 @@
 """Writes tests/vectors/ledger-rules.json anew: an example of everything in fsdecloud-ledger(7), and of each rejection.
 
-    .venv/bin/python tests/unit/ledger/vectors.py
+    .venv/bin/python tests/unit/ledger/rulevectors.py
 
 Formats and rules are promises: what is written may get new parts, but what is there changes with a new version only. All of
 it is made by the second implementation (`naive`), and `test_vectors.py` holds the program to it.
