@@ -43,7 +43,7 @@ WHO = st.integers(0, len(SEEDS) - 1)
 FEE = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 500, naive.AMOUNT])
 OFF = st.sampled_from([0, 0, 0, 0, 0, 0, 1, -1])
 """How far a nonce or a sequence number is beside the right one."""
-FORGERIES = ("signature", "network", "stamp", "encoding", "short", "kind", "weak key")
+FORGERIES = ("signature", "network", "stamp", "encoding", "short", "kind", "weak key", "stray")
 FORGED = st.sampled_from([None] * 12 + [*FORGERIES])
 SPECS = st.one_of(
     st.tuples(st.just("transfer"), WHO, WHO, st.sampled_from([0, 1, 7, 900, naive.AMOUNT]), FEE, OFF, FORGED),
@@ -238,6 +238,8 @@ class Writer:
             fields[index] = signature(SEEDS[who], message)
         if forged == "signature":
             fields[-1] = bytes(64)
+        elif forged == "stray":
+            fields[-1] = fields[-1] or bytes(64)
         elif forged == "short":
             fields = fields[:-1]
         elif forged == "kind":
@@ -270,6 +272,8 @@ def rule_breaking():
             [plain("register", 0, "\t", 0, 0)],
             [plain("register", 1, "wss://a", 3, 0)],
             [plain("operate", 0, 1, 0, 0)],
+            [plain("register", 1, "wss://a", 0, 0), plain("operate", 1, 2, 0, 0), plain("operate", 1, 3, 0, -1)],
+            [plain("register", 1, "wss://a", 0, 0), ("operate", 1, None, 0, 0, "stray")],
             [plain("anchor", 0, 1, 9, False, 0, 1, True)],
             [plain("anchor", 1, 1, 9, False, 500, 0, True)],
             [anchor, anchor],
