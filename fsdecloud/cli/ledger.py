@@ -1,4 +1,4 @@
-"""`decloud ledger run|status|blocks|show|verify`: the chain node of this machine."""
+"""`decloud ledger run|status|blocks|show|verify|headers`: the chain node of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, network, parts
+from fsdecloud.cli import client, headers, network, parts
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.config import Paths, find_paths
@@ -236,6 +236,9 @@ def accept_tip_command(block: str) -> None:
         find_paths().socket("ledger"), "accept_tip", KeyQuery(identity), LedgerStatus, error=LedgerUnavailable
     )
     emit(f"the chain now ends at height {status.height}, block {status.tip.hex()}")
+
+
+command.add_command(headers.command)
 
 
 @command.command("verify")

@@ -1,0 +1,52 @@
+"""`decloud ledger headers FILE`: all headers of the best chain, for whoever verifies certificates without a ledger."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from fsdecloud.cli import client, network
+from fsdecloud.cli.output import clean, emit, emit_json
+from fsdecloud.config import find_paths
+from fsdecloud.errors import LedgerUnavailable, UsageError
+from fsdecloud.wire.ledgerapi import HEADERS_AT_ONCE, HeaderList, HeaderQuery
+
+
+@click.command("headers")
+@click.argument("file", metavar="FILE")
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(file: str, force: bool, as_json: bool) -> None:
+    """Write all headers of the best chain to FILE, about 200 bytes for each block.
+
+    `decloud verify-certificate --headers FILE` believes them where there is no ledger.
+    """
+    from fsdecloud.ledger.headerfile import MAGIC, encode_row
+
+    paths = find_paths()
+    network.require_ledger(paths)
+    if not force and os.path.lexists(file):
+        raise UsageError(f"{file} is there: use --force to overwrite it")
+    height = 0
+    temporary = f"{file}.new"
+    try:
+        with client.Client(paths.socket("ledger"), error=LedgerUnavailable) as ledger, open(temporary, "wb") as out:
+            out.write(MAGIC)
+            while True:
+                query = HeaderQuery(height + 1, HEADERS_AT_ONCE)
+                page = ledger.call("headers", query, HeaderList, timeout=60.0).headers
+                out.write(b"".join(map(encode_row, page)))
+                height += len(page)
+                if len(page) < HEADERS_AT_ONCE:
+                    break
+        os.replace(temporary, file)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+    size = os.stat(file).st_size
+    if as_json:
+        emit_json({"file": file, "height": height, "bytes": size})
+    else:
+        emit(f"{clean(file)}: {height} headers")
