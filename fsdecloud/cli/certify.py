@@ -13,9 +13,10 @@ import click
 
 from fsdecloud import codec
 from fsdecloud.cli import client, drivers, network, sync
+from fsdecloud.cli.newfile import check_free, new_file
 from fsdecloud.cli.output import Progress, clean, emit, emit_json
 from fsdecloud.config import find_paths
-from fsdecloud.errors import CertificateError, LedgerUnavailable, UsageError
+from fsdecloud.errors import CertificateError, LedgerUnavailable
 from fsdecloud.units import format_size, parse_duration
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.controlapi import Certified, CertifyRequest
@@ -55,7 +56,7 @@ _ANSWER_TIMEOUT: Final = 3600.0
 @click.option("--show-path", is_flag=True, help="Disclose where in the volume FILE is.")
 @click.option("--short", is_flag=True, help="Leave old headers out: the verifier then needs them, or a block to trust.")
 @click.option("--timeout", metavar="TIME", help="Give up waiting for a block after this (exit code 2 or 3).")
-@click.option("--force", is_flag=True, help="Overwrite what is there.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     file: str,
@@ -81,8 +82,7 @@ def command(
     paths = find_paths()
     volume, path = drivers.place_of(paths, file)
     target = dest if dest is not None else os.path.basename(os.fsdecode(path)) + SUFFIX
-    if not force and os.path.lexists(target):
-        raise UsageError(f"{target} is there: use --force to overwrite it, or --to another path")
+    check_free(target, force=force)
     network.require_ledger(paths)
     if at is None:
         sync.bring(paths, volume, "anchored", limit)
@@ -100,7 +100,8 @@ def command(
         certificate = _assemble(ledger, document, certified, show_path=show_path, short=short)
     data = encode_certificate(certificate)
     verdict = verify_certificate(decode_certificate(data), document, ids_of(certificate.headers).get)
-    _write(target, data, force=force)
+    with new_file(target, force=force) as out:
+        out.write(data)
     if as_json:
         emit_json({"certificate": target, "bytes": len(data), **verdict_fields(verdict)})
         return
@@ -161,15 +162,3 @@ def _headers(ledger: client.Client, first: int, count: int) -> tuple[bytes, ...]
         if len(page) < query.count:
             break
     return tuple(found)
-
-
-def _write(target: str, data: bytes, *, force: bool) -> None:
-    """Write the certificate. What was there is replaced as a whole, or stays."""
-    if not force:
-        with open(target, "xb") as file:
-            file.write(data)
-        return
-    temporary = f"{target}.new"
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, target)

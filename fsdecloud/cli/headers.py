@@ -7,15 +7,16 @@ import os
 import click
 
 from fsdecloud.cli import client, network
+from fsdecloud.cli.newfile import new_file
 from fsdecloud.cli.output import clean, emit, emit_json
 from fsdecloud.config import find_paths
-from fsdecloud.errors import LedgerUnavailable, UsageError
+from fsdecloud.errors import LedgerUnavailable
 from fsdecloud.wire.ledgerapi import HEADERS_AT_ONCE, HeaderList, HeaderQuery
 
 
 @click.command("headers")
 @click.argument("file", metavar="FILE")
-@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(file: str, force: bool, as_json: bool) -> None:
     """Write all headers of the best chain to FILE, about 200 bytes for each block.
@@ -26,25 +27,16 @@ def command(file: str, force: bool, as_json: bool) -> None:
 
     paths = find_paths()
     network.require_ledger(paths)
-    if not force and os.path.lexists(file):
-        raise UsageError(f"{file} is there: use --force to overwrite it")
     height = 0
-    temporary = f"{file}.new"
-    try:
-        with client.Client(paths.socket("ledger"), error=LedgerUnavailable) as ledger, open(temporary, "wb") as out:
-            out.write(MAGIC)
-            while True:
-                query = HeaderQuery(height + 1, HEADERS_AT_ONCE)
-                page = ledger.call("headers", query, HeaderList, timeout=60.0).headers
-                out.write(b"".join(map(encode_row, page)))
-                height += len(page)
-                if len(page) < HEADERS_AT_ONCE:
-                    break
-        os.replace(temporary, file)
-    except BaseException:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise
+    with client.Client(paths.socket("ledger"), error=LedgerUnavailable) as ledger, new_file(file, force=force) as out:
+        out.write(MAGIC)
+        count = HEADERS_AT_ONCE
+        while count == HEADERS_AT_ONCE:
+            query = HeaderQuery(height + 1, HEADERS_AT_ONCE)
+            page = ledger.call("headers", query, HeaderList, timeout=60.0).headers
+            out.write(b"".join(map(encode_row, page)))
+            count = len(page)
+            height += count
     size = os.stat(file).st_size
     if as_json:
         emit_json({"file": file, "height": height, "bytes": size})

@@ -38,6 +38,9 @@ from fsdecloud.types import BlockId, VolumeId
 CERTIFICATE_MAX: Final = 8 * MIB
 """No certificate is longer: about 40,000 headers."""
 
+HEADERS_MAX: Final = 1 << 16
+"""More than fit: bounds what decoding takes."""
+
 MAGIC: Final = b"fsdecloud certificate 1\n"
 DIGEST_SIZE: Final = 32
 
@@ -90,7 +93,9 @@ class Certificate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     """The anchor that the record is in."""
     state: Place | None
     """The anchor of the state that the statement is about; None where that is too far back to show."""
-    headers: Annotated[tuple[Annotated[bytes, Meta(max_length=HEADER_MAX)], ...], Meta(min_length=1)]
+    headers: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=HEADER_MAX)], ...], Meta(min_length=1, max_length=HEADERS_MAX)
+    ]
     """Encoded headers, one after the other, those of the two places among them. Beginning with block 1 they need no other
     proof than the network document."""
 
