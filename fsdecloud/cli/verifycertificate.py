@@ -6,7 +6,8 @@ whole chain. With a ledger daemon in this home, its chain is what is believed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -134,8 +135,8 @@ def read_headers(path: str, document: NetworkDocument, certificate: Certificate)
 
     wanted = ids_of(certificate.headers)
     with open(path, "rb") as stream:
-        pieces: Callable[[], bytes] = lambda: stream.read(PIECE)  # noqa: E731 - for iter()
-        return {p.height: p.id for p in verify_headers(document, iter(pieces, b"")) if p.height in wanted}
+        points = verify_headers(document, iter(partial(stream.read, PIECE), b""))
+        return {point.height: point.id for point in points if point.height in wanted}
 
 
 def _ask_ledger(paths: Paths, certificate: Certificate) -> Known:

@@ -27,7 +27,7 @@ from fsdecloud.driver.restore import walk_path
 from fsdecloud.driver.snapshots import Snapshots
 from fsdecloud.driver.views import DIRECTORY, View, Views
 from fsdecloud.errors import MalformedError, RemoteError, UsageError
-from fsdecloud.fs.history import Snapshot
+from fsdecloud.fs.history import Snapshot, directory_name
 from fsdecloud.fs.records import Operation, batch_root
 from fsdecloud.fs.statement import SALT_SIZE, PathOpening, Statement, path_commitment, statement_row
 from fsdecloud.ledger.transactions import link
@@ -90,7 +90,7 @@ class Certifier:
         sequence = await self._publish(record)
         found = await self._states.get(sequence)
         assert found is not None, "it was there a moment ago"
-        origin = b"/%s/%s%s" % (DIRECTORY, self._views.make(row).name, opening.path)
+        origin = b"/%s/%s%s" % (DIRECTORY, directory_name(row).encode(), opening.path)
         self._core.recorder.record(
             Operation.CERTIFY, caller, ino, opening.path, path2=origin, amount=size, program=b"decloud"
         )

@@ -33,12 +33,17 @@ def test_it_is_there_when_it_is_whole(tmp_path: Path, force: bool) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def write_half(path: str, *, force: bool) -> None:
+    with new_file(path, force=force) as file:
+        file.write(b"ne")
+        raise OSError(28, "full")
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_failure_leaves_what_was_there(tmp_path: Path, force: bool) -> None:
     path = tmp_path / "file"
     if force:
         path.write_text("old")
-    with pytest.raises(OSError, match="full"), new_file(str(path), force=force) as file:
-        file.write(b"ne")
-        raise OSError(28, "full")
+    with pytest.raises(OSError, match="full"):
+        write_half(str(path), force=force)
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == ([("file", "old")] if force else [])
