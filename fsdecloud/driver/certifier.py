@@ -22,15 +22,17 @@ from fsdecloud.driver.anchors import Anchors, open_anchor
 from fsdecloud.driver.committer import Committer
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.history import AnchoredStates
+from fsdecloud.driver.inodes import LiveInode
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.restore import walk_path
 from fsdecloud.driver.snapshots import Snapshots
 from fsdecloud.driver.views import DIRECTORY, View, Views
 from fsdecloud.errors import MalformedError, RemoteError, UsageError
 from fsdecloud.fs.history import Snapshot, directory_name
+from fsdecloud.fs.manifest import Manifest
 from fsdecloud.fs.records import Operation, batch_root
-from fsdecloud.fs.statement import SALT_SIZE, PathOpening, Statement, path_commitment, statement_row
-from fsdecloud.ledger.transactions import link
+from fsdecloud.fs.statement import PROGRAM, SALT_SIZE, PathOpening, Statement, path_commitment, statement_row
+from fsdecloud.ledger.transactions import Anchor, link
 from fsdecloud.limits import MIB
 from fsdecloud.wire.controlapi import Certified, CertifyRequest
 
@@ -87,12 +89,10 @@ class Certifier:
             os.urandom(SALT_SIZE),
         )
         record = statement_row(statement, time.time_ns())
-        sequence = await self._publish(record)
-        found = await self._states.get(sequence)
-        assert found is not None, "it was there a moment ago"
+        stated, beside = await self._publish(record)
         origin = b"/%s/%s%s" % (DIRECTORY, directory_name(row).encode(), opening.path)
         self._core.recorder.record(
-            Operation.CERTIFY, caller, ino, opening.path, path2=origin, amount=size, program=b"decloud"
+            Operation.CERTIFY, caller, ino, opening.path, path2=origin, amount=size, program=PROGRAM
         )
         self._core.changed()
         return Certified(
@@ -100,9 +100,9 @@ class Certifier:
             codec.encode(opening),
             record,
             bytes(self._core.keys.volume_id),
-            sequence,
-            bytes(open_anchor(self._core.keys, found[1]).manifest.id),
-            bytes(found[2].root.id),
+            stated.sequence,
+            bytes(open_anchor(self._core.keys, stated).manifest.id),
+            bytes(beside.root.id),
         )
 
     async def _read(self, row: Snapshot, path: bytes, caller: Caller) -> tuple[int, bytes, int]:
@@ -117,12 +117,12 @@ class Certifier:
                 raise UsageError(
                     f"{path.decode(errors='backslashreplace')} is no regular file: only those can be certified"
                 )
-            return live.ino, await _content(view, live.ino, path, caller), live.size
+            return live.ino, await _content(view, live, caller), live.size
         finally:
             del self._snapshots.pinned[pin]
 
-    async def _publish(self, record: bytes) -> int:
-        """Get a record into a block, as the only one of its anchor; return that anchor's sequence number."""
+    async def _publish(self, record: bytes) -> tuple[Anchor, Manifest]:
+        """Get a record into a block, as the only one of its anchor; return that anchor and its manifest."""
         root = batch_root([record])
         before = self._committer.meta.sequence
         self._committer.alone.add(root)
@@ -136,14 +136,13 @@ class Certifier:
         for sequence in range(before + 1, self._committer.meta.sequence + 1):
             found = await self._states.get(sequence)
             if found is not None and [batch.root for batch in found[2].batches] == [root]:
-                return sequence
+                return found[1], found[2]
         raise RemoteError("the ledger lost the block with the statement for now: try again")
 
 
-async def _content(view: View, ino: int, path: bytes, caller: Caller) -> bytes:
+async def _content(view: View, live: LiveInode, caller: Caller) -> bytes:
     """Return the BLAKE3 of a file's bytes, a MiB in memory at a time."""
-    live = await view.core.run(view.core.inodes.get, ino)
-    handle = view.open(live, os.O_RDONLY, caller, b"decloud", path)
+    handle = view.open(live, os.O_RDONLY, caller, PROGRAM, b"")
     try:
         hasher = blake3()
         offset = 0
