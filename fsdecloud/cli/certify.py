@@ -16,7 +16,7 @@ from fsdecloud.cli import client, drivers, network, sync
 from fsdecloud.cli.newfile import check_free, new_file
 from fsdecloud.cli.output import Progress, clean, emit, emit_json
 from fsdecloud.config import find_paths
-from fsdecloud.errors import CertificateError, LedgerUnavailable
+from fsdecloud.errors import CertificateError, LedgerUnavailable, UsageError
 from fsdecloud.units import format_size, parse_duration
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.controlapi import Certified, CertifyRequest
@@ -43,6 +43,8 @@ SHORT_CHAIN: Final = 4096
 after it."""
 
 SUFFIX: Final = ".certificate"
+
+SNAPSHOTS: Final = b".snapshots"
 
 _LEDGER_TIMEOUT: Final = 60.0
 _ANSWER_TIMEOUT: Final = 3600.0
@@ -81,6 +83,7 @@ def command(
     limit = None if timeout is None else parse_duration(timeout, "--timeout")
     paths = find_paths()
     volume, path = drivers.place_of(paths, file)
+    path, at = in_snapshot(path, at)
     target = dest if dest is not None else os.path.basename(os.fsdecode(path)) + SUFFIX
     check_free(target, force=force)
     network.require_ledger(paths)
@@ -109,6 +112,17 @@ def command(
     emit(f"content {verdict.content.hex()}, {verdict.size} bytes, as of anchor {verdict.state_sequence}")
     if verdict.work is None:
         emit("it does not hold the whole chain: who verifies it needs the network's headers, or a block to trust")
+
+
+def in_snapshot(path: bytes, at: str | None) -> tuple[bytes, str | None]:
+    """Return a path from the volume's root and the snapshot that is meant, also for a path below `.snapshots`."""
+    top, _slash, rest = path.removeprefix(b"/").partition(b"/")
+    directory, _slash, inside = rest.partition(b"/")
+    if top != SNAPSHOTS or not inside:
+        return path, at
+    if at is not None:
+        raise UsageError(f"{os.fsdecode(path)} is in a snapshot: leave --at out")
+    return b"/" + inside, os.fsdecode(directory)
 
 
 def _assemble(

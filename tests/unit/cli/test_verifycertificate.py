@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from blake3 import blake3
 
+from fsdecloud.cli.certify import in_snapshot
 from fsdecloud.cli.run import run
 from fsdecloud.cli.verifycertificate import PIECE, check_file, command, parse_checkpoints
 from fsdecloud.errors import CertificateError, UsageError
@@ -130,6 +131,15 @@ def test_blocks_to_trust() -> None:
             parse_checkpoints((text,))
     with pytest.raises(UsageError, match="cannot both"):
         parse_checkpoints((f"7:{'ab' * 32}", f"7:{'cd' * 32}"))
+
+
+def test_a_path_below_snapshots_says_which_one() -> None:
+    assert in_snapshot(b"/a/b", "7") == (b"/a/b", "7")
+    assert in_snapshot(b"/.snapshots/2026-11-22T18.30.05Z-000007/a/b", None) == (b"/a/b", "2026-11-22T18.30.05Z-000007")
+    assert in_snapshot(b"/.snapshots/label", None) == (b"/.snapshots/label", None)
+    assert in_snapshot(b"/a/.snapshots/x/y", None) == (b"/a/.snapshots/x/y", None)
+    with pytest.raises(UsageError, match="leave --at out"):
+        in_snapshot(b"/.snapshots/label/a", "7")
 
 
 def test_verifying_needs_no_driver_and_no_agent() -> None:
