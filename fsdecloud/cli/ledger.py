@@ -1,4 +1,4 @@
-"""`decloud ledger run|status|blocks|show|verify|headers`: the chain node of this machine."""
+"""`decloud ledger run|status|blocks|show|verify`: the chain node of this machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, headers, network, parts
+from fsdecloud.cli import client, network, parts
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
+from fsdecloud.cli.saveheaders import headers_command
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import LedgerUnavailable, UsageError
 from fsdecloud.units import format_duration
@@ -217,6 +218,9 @@ def transaction_fields(tx: Any) -> dict[str, object]:
     return fields
 
 
+command.add_command(headers_command)
+
+
 @command.command("accept-tip")
 @click.argument("block")
 def accept_tip_command(block: str) -> None:
@@ -236,9 +240,6 @@ def accept_tip_command(block: str) -> None:
         find_paths().socket("ledger"), "accept_tip", KeyQuery(identity), LedgerStatus, error=LedgerUnavailable
     )
     emit(f"the chain now ends at height {status.height}, block {status.tip.hex()}")
-
-
-command.add_command(headers.command)
 
 
 @command.command("verify")

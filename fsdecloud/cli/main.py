@@ -38,7 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "repair": ("repair", "Check and repair a volume with its repair key."),
     "phrase": ("phrase", "Show the 24 words of the volume NAME."),
     "peer": ("peer", "Store shards for others: init, run, status, leave."),
-    "ledger": ("ledger", "The ledger daemon: run, status, blocks, show, verify, headers."),
+    "ledger": ("ledger", "The ledger daemon: run, status, blocks, show, verify."),
     "install-system": ("install_system", "Put mount helpers, units and man pages in place."),
 }
 """Each command's module in this package, and what the list of commands says of it."""

@@ -2,7 +2,7 @@
 
     MAGIC | for each block from 1 on: length (u16, big-endian), encoded header
 
-About 200 bytes for each block. Pure: the file's pieces come in as an iterable. Not here: how the headers came (`cli.headers`).
+About 200 bytes for each block. Pure: the file's pieces come in as an iterable. Not here: how the headers came (`cli.saveheaders`).
 """
 
 from __future__ import annotations

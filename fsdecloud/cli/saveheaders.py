@@ -18,7 +18,7 @@ from fsdecloud.wire.ledgerapi import HEADERS_AT_ONCE, HeaderList, HeaderQuery
 @click.argument("file", metavar="FILE")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(file: str, force: bool, as_json: bool) -> None:
+def headers_command(file: str, force: bool, as_json: bool) -> None:
     """Write all headers of the best chain to FILE, about 200 bytes for each block.
 
     `decloud verify-certificate --headers FILE` believes them where there is no ledger.
