@@ -2,7 +2,7 @@
 
     MAGIC | for each block from 1 on: length (u16, big-endian), encoded header
 
-About 200 bytes for each block. Pure: the file's pieces come in as an iterable. Not here: how the headers came (`cli.saveheaders`).
+About 200 bytes for each block. Pure: pieces of the file come in as an iterable. Not here: who writes it (`cli.saveheaders`).
 """
 
 from __future__ import annotations
