@@ -63,7 +63,7 @@ def evidence() -> Iterator[Evidence]:
         network.run("sh", "-c", 'mkdir $0/docs && cp "$1" $0/docs/plan && echo x > $0/docs/planned', mount, one)
         network.sync("anchored")
         rows = network.decloud("snapshot", "list", network.volume, "--json").json_lines()
-        network.run("sh", "-c", 'cat "$1" > $0/docs/plan', mount, two)
+        network.run("sh", "-c", 'dd if="$1" of=$0/docs/plan status=none', mount, two)
         network.sync("anchored")
         made = network.decloud("certify", mount / "docs" / "plan", "--json").json()
         yield Evidence(network, first, second, rows[-1]["sequence"], made)
@@ -151,12 +151,12 @@ def test_the_log_with_filters(evidence: Evidence) -> None:
     assert set(paths("--path", plan.parent)) > set(of_plan)
     assert {operation for operation, _ in paths("--op", "write", "--op", "mkdir")} == {"write", "mkdir"}
     assert paths("--op", "write", "--program", "nosuch") == []
-    assert paths("--op", "write", "--program", "cat", "--path", plan) == [("write", "/docs/plan")]
+    assert paths("--op", "write", "--program", "dd", "--path", plan) == [("write", "/docs/plan")]
     assert ("write", "/docs/plan") in paths("--user", "0")
     assert paths("--user", "4242") == []
     assert paths("--since", "1d")[: len(everything)] == everything
     assert paths("--until", "1d") == []
-    write = network.decloud("log", network.volume, "--op", "write", "--program", "cat", "--json").json_lines()[0]
+    write = network.decloud("log", network.volume, "--op", "write", "--program", "dd", "--json").json_lines()[0]
     since = network.decloud("log", network.volume, "--json", "--since", write["time"][:19] + "Z").json_lines()
     assert write in since
     assert all(line["time"] >= write["time"][:19] for line in since)
@@ -194,13 +194,13 @@ def test_the_versions_of_a_file_and_one_of_them_back(evidence: Evidence) -> None
     file, copy = directory / "file", directory / "copy"
     network.run("sh", "-c", 'mkdir $0 && cp "$1" $0/file', directory, network.work / "one")
     network.sync("anchored")
-    network.run("sh", "-c", 'cat "$1" > $0/file', directory, network.work / "two")
+    network.run("sh", "-c", 'dd if="$1" of=$0/file status=none', directory, network.work / "two")
     network.sync("anchored")
     versions = network.decloud("history", file, "--json").json_lines()
     assert [row["bytes"] for row in versions] == [len(evidence.first), len(evidence.second)]
-    assert [(row["program"], row["operation"]) for row in versions] == [("cp", "write"), ("cat", "write")]
+    assert [(row["program"], row["operation"]) for row in versions] == [("cp", "write"), ("dd", "write")]
     old = str(versions[0]["sequence"])
-    assert "uid 0 cat (write)" in network.decloud("history", file).out
+    assert "uid 0 dd (write)" in network.decloud("history", file).out
     refused = network.decloud("history", file, "--restore", old, check=False)
     assert refused.code == 1
     assert "--force" in refused.err
