@@ -14,12 +14,11 @@ from typing import Final
 
 import trio
 
-from fsdecloud.errors import InvalidBlock
 from fsdecloud.ledger.blocks import Block, block_id, decode_block
 from fsdecloud.ledger.chain import Point, Switch, build_block, check_block, is_better, plan_switch
 from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
-from fsdecloud.ledger.reasons import BodyMismatch, KnownInvalid, ReorgTooDeep, TimeTooNew, UnknownParent
+from fsdecloud.ledger.reasons import COMMITTED, KnownInvalid, ReorgTooDeep, UnknownParent
 from fsdecloud.ledger.state import Registration, State, StateNodes
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.store.chain import ChainStore
@@ -33,9 +32,6 @@ PRUNE_EVERY: Final = 128
 
 PRUNE_MARGIN: Final = 28
 """States kept below the finality depth, for branches that begin just above it."""
-
-TEMPORARY: Final = (BodyMismatch, TimeTooNew, UnknownParent)
-"""Reasons that say nothing about the header for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +154,7 @@ class Keeper:
         parent = self._known_parent(block, identity)
         try:
             checked = check_block(self.document, parent, block, self._store.node, self.now(), verified)
-        except TEMPORARY:
-            raise
-        except InvalidBlock as exc:
+        except COMMITTED as exc:
             self._store.mark_invalid(identity, f"{type(exc).__name__}: {exc}")
             raise
         except NodeMissing as exc:
