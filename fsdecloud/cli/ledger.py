@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, network, networkdocument, parts
+from fsdecloud.cli import client, network, networkdocument, parts, services
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.cli.saveheaders import headers_command
@@ -33,6 +33,7 @@ command.add_command(networkdocument.show_network_command)
 
 
 @command.command("run")
+@services.wish_options
 @click.option("--listen", metavar="HOST:PORT", help="Where other daemons reach this one (port 0: any; remembered).")
 @click.option("--advertise", metavar="HOST", help="The host name under which others reach this machine.")
 @click.option("--bootstrap", metavar="URL", multiple=True, help="A daemon of the network to join; may be repeated.")
@@ -41,7 +42,12 @@ command.add_command(networkdocument.show_network_command)
     "--mine/--no-mine", "mine", default=None, help="Whether to mine (the network's parameters decide otherwise)."
 )
 def run_command(
-    listen: str | None, advertise: str | None, bootstrap: tuple[str, ...], network_file: str | None, mine: bool | None
+    wishes: list[str],
+    listen: str | None,
+    advertise: str | None,
+    bootstrap: tuple[str, ...],
+    network_file: str | None,
+    mine: bool | None,
 ) -> None:
     """Run the ledger daemon in the foreground until SIGTERM or Ctrl-C.
 
@@ -52,7 +58,7 @@ def run_command(
     arguments = ledger_arguments(listen, bootstrap, network_file, advertise=advertise, mine=mine)
     part = parts.ledger_part(arguments)
     sys.stdout.flush()
-    os.execv(sys.executable, part.command())
+    os.execv(sys.executable, [*part.command(), *wishes])
 
 
 def ledger_arguments(
@@ -76,6 +82,10 @@ def ledger_arguments(
     if mine is not None:
         arguments.append("--mine" if mine else "--no-mine")
     return arguments
+
+
+command.add_command(services.explorer_command)
+command.add_command(services.mining_command)
 
 
 @command.command("status")

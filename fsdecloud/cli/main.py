@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "phrase": ("phrase", "Show the 24 words of the volume NAME."),
     "peer": ("peer", "Store shards for others: init, run, status, leave."),
     "ledger": ("ledger", "The ledger daemon: run, status, blocks, show, verify."),
+    "mine": ("mine", "Mine for a ledger daemon on another machine."),
     "install-system": ("install_system", "Put mount helpers, units and man pages in place."),
 }
 """Each command's module in this package, and what the list of commands says of it."""

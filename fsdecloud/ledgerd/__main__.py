@@ -13,6 +13,7 @@ import trio
 from fsdecloud.config import find_paths
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledgerd.daemon import Options, run_daemon
+from fsdecloud.ledgerd.settings import Wishes
 from fsdecloud.readiness import report_failure
 
 EXIT_FAILURE = 2
@@ -49,6 +50,11 @@ def _parse(argv: list[str]) -> Options:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run in the foreground until SIGTERM", allow_abbrev=False)
+    run.add_argument("--mine-workers", metavar="N", type=int, help="mining processes (1)")
+    run.add_argument("--mine-duty", metavar="PERCENT", help="how much of one core each of them may use (100%%)")
+    run.add_argument("--mine-nice", metavar="N", type=int, help="how much they yield to other programs, 0 to 19 (10)")
+    run.add_argument("--work", metavar="[HOST:]PORT", help="give work to miners elsewhere (decloud mine)")
+    run.add_argument("--explorer", metavar="[HOST:]PORT", help="show pages about the ledger on this machine")
     run.add_argument("--listen", metavar="HOST:PORT", help="where other daemons connect (default: as last time)")
     run.add_argument("--advertise", metavar="HOST", help="the host name that others should use to reach this machine")
     run.add_argument("--bootstrap", metavar="URL", action="append", default=[], help="another daemon; may be repeated")
@@ -57,6 +63,7 @@ def _parse(argv: list[str]) -> Options:
     run.add_argument("--ready-fd", metavar="N", type=int, help="write one line of JSON here when serving")
     given = parser.parse_args(argv)
     return Options(
+        wishes=Wishes(given.mine_workers, given.mine_duty, given.mine_nice, given.work, given.explorer),
         listen=given.listen,
         advertise=given.advertise,
         bootstrap=tuple(given.bootstrap),

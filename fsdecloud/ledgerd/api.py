@@ -14,7 +14,7 @@ from fsdecloud.ledger.chain import Switch
 from fsdecloud.ledger.network import encode_network
 from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
-from fsdecloud.ledgerd.mining import Mining
+from fsdecloud.ledgerd.services import Services
 from fsdecloud.limits import MIB
 from fsdecloud.net.unix import Handler, Methods, RpcConnection
 from fsdecloud.types import BlockId
@@ -27,10 +27,10 @@ _COUNT_MAX: Final = 256
 class LocalApi:
     """Answers local callers. `methods_for` is for `net.unix.serve_unix`."""
 
-    def __init__(self, keeper: Keeper, hub: Hub, mining: Mining | None) -> None:
+    def __init__(self, keeper: Keeper, hub: Hub, services: Services) -> None:
         self._keeper = keeper
         self._hub = hub
-        self._mining = mining
+        self._services = services
         self._watchers: set[RpcConnection] = set()
         keeper.on_tip.append(self._notify)
 
@@ -56,13 +56,14 @@ class LocalApi:
             "headers": (ledgerapi.HeaderQuery, self._headers),
             "registry": (Empty, self._registry),
             "network": (Empty, self._network),
+            "services": (Empty, self._service_info),
             "accept_tip": (ledgerapi.KeyQuery, self._accept_tip),
         }
         return handlers, {}
 
     def status(self) -> ledgerapi.LedgerStatus:
         """Return the daemon's view of the chain."""
-        tip = self._keeper.tip
+        tip, mining = self._keeper.tip, self._services.mining
         return ledgerapi.LedgerStatus(
             pid=os.getpid(),
             network=self._keeper.network,
@@ -73,8 +74,8 @@ class LocalApi:
             tip_time=tip.time,
             work=tip.work,
             mempool=len(self._keeper.pool),
-            mining=self._mining is not None and self._mining.is_busy,
-            hash_rate=0.0 if self._mining is None else self._mining.hash_rate,
+            mining=mining is not None and mining.is_busy,
+            hash_rate=0.0 if mining is None else mining.hash_rate,
             peers=self._hub.peers(),
         )
 
@@ -129,6 +130,9 @@ class LocalApi:
 
     async def _network(self, _: Empty) -> ledgerapi.NetworkInfo:
         return ledgerapi.NetworkInfo(encode_network(self._keeper.document), self._keeper.alarm)
+
+    async def _service_info(self, _: Empty) -> ledgerapi.ServicesInfo:
+        return self._services.info()
 
     async def _accept_tip(self, query: ledgerapi.KeyQuery) -> ledgerapi.LedgerStatus:
         _check_key(query.key)

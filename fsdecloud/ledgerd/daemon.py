@@ -24,7 +24,8 @@ from fsdecloud.ledgerd.api import LocalApi
 from fsdecloud.ledgerd.clock import SteadyClock
 from fsdecloud.ledgerd.hub import INBOUND_MAX, Hub, fetch_network
 from fsdecloud.ledgerd.keeper import Keeper
-from fsdecloud.ledgerd.mining import Mining
+from fsdecloud.ledgerd.services import Services
+from fsdecloud.ledgerd.settings import NO_WISHES, Wishes, load_settings
 from fsdecloud.ledgerd.setup import (
     ADDRESSES_MAX,
     NodeConfig,
@@ -54,6 +55,8 @@ DEFAULT_LISTEN = "127.0.0.1:0"
 class Options:
     """What the command line says."""
 
+    wishes: Wishes = NO_WISHES
+    """Mining, work for others, pages."""
     listen: str | None = None
     advertise: str | None = None
     bootstrap: tuple[str, ...] = ()
@@ -85,9 +88,10 @@ class _Daemon:
         node = PeerId(sign.public_key(seed))
         self._keeper = Keeper(store, SteadyClock())
         self._hub = Hub(self._keeper, node, secrets.token_bytes(32), changed=self._remember)
-        mine = options.mine if options.mine is not None else not store.document.mine_when_idle
-        self._mining = Mining(self._keeper, node) if mine else None
-        self._api = LocalApi(self._keeper, self._hub, self._mining)
+        self._services = Services(
+            paths, load_settings(paths, options.wishes, mine=options.mine), self._keeper, self._hub, seed
+        )
+        self._api = LocalApi(self._keeper, self._hub, self._services)
         self._node = node
 
     async def run(self) -> None:
@@ -102,8 +106,7 @@ class _Daemon:
                 self._hub.learn(self._config.addresses, was_reached=True)
                 await nursery.start(serve_unix, self._paths.socket("ledger"), self._api.methods_for)
                 nursery.start_soon(self._hub.run)
-                if self._mining is not None:
-                    nursery.start_soon(self._mining.run)
+                await self._services.start(nursery, self._options.advertise or socket.gethostname())
                 tip = self._keeper.tip
                 log.info(
                     "network %s, height %d, listening at %s", self._keeper.network.hex(), tip.height, self._hub.url

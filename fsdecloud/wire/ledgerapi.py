@@ -12,6 +12,7 @@ headers: HeaderQuery -> HeaderList           encoded headers by height, paged
 network: Empty -> NetworkInfo
 accept_tip: KeyQuery -> LedgerStatus         follow the stored block with this id, however deep it reorganises
 registry: Empty -> agentapi.Registry
+services: Empty -> ServicesInfo              mining, work for others, pages
 watch: Empty -> LedgerStatus                 afterwards `tip: TipNotice` notices are sent on this connection
 """
 
@@ -157,3 +158,30 @@ class NetworkInfo(msgspec.Struct, frozen=True, array_like=True):
 
     document: bytes
     alarm: str
+
+
+class Miner(msgspec.Struct, frozen=True, array_like=True):
+    """A miner elsewhere that works for this daemon."""
+
+    name: str
+    remote: str
+    shares: int
+    blocks: int
+    hash_rate: float
+    """Hashes per second, as its shares prove."""
+
+
+class ServicesInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What the daemon does besides keeping its chain."""
+
+    explorer: str
+    """Address of its pages; empty: there are none."""
+    work: str
+    """Where miners of other machines get work; empty: nowhere."""
+    workers: int
+    """Mining processes of its own."""
+    duty: int
+    """Percent of one core that each of them may use."""
+    hash_rate: float
+    """Hashes per second of all who mine for it, while they last did."""
+    miners: tuple[Miner, ...]

@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
+import h11
 import msgspec
 from blake3 import blake3
 from wsproto import ConnectionType
@@ -32,11 +33,12 @@ from fsdecloud.errors import (
 from fsdecloud.fs import acl, chunks, history, inode, manifest, marks, records
 from fsdecloud.ledger import blocks, certificate, headerfile, network, transactions
 from fsdecloud.limits import MESSAGE_MAX
+from fsdecloud.net import http
 from fsdecloud.net.frames import Framing
 from fsdecloud.swarm import addressbook, hostmap
 from fsdecloud.tree import node
 from fsdecloud.types import PeerId
-from fsdecloud.wire import announcements, beacon, forwarding, gossip, grants, receipts, rpc
+from fsdecloud.wire import announcements, beacon, forwarding, gossip, grants, receipts, rpc, work
 from fsdecloud.wire import peer as wire
 from fsdecloud.wire.session import ClientSession, ServerSession
 
@@ -254,6 +256,26 @@ def repair_key(data):
     repairkey.decode_repair_key(data)
 
 
+def work_from_miner(data):
+    """Decode what a miner says."""
+    message = work.decode_from_miner(data)
+    assert work.decode_from_miner(work.encode_message(message)) == message
+
+
+def work_from_daemon(data):
+    """Decode what a daemon that gives out work says, and take its job."""
+    message = work.decode_from_daemon(data)
+    assert work.decode_from_daemon(work.encode_message(message)) == message
+    if isinstance(message, work.Job):
+        work.read_job(message)
+
+
+def browser_request(data):
+    """Read the head of a browser's request."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=http.HEAD_MAX)
+    http.check_request(http._parse(connection, data))
+
+
 MALFORMED = (MalformedError,)
 SEALED = (MalformedError, SealError)
 
@@ -266,6 +288,9 @@ TARGETS: dict[str, tuple[Decode, tuple[type[Exception], ...]]] = {
     "websocket frames": (frames, ()),
     "rpc frames": (rpc_frames, (ProtocolError,)),
     "gossip": (_again(gossip.decode_message, gossip.encode_message), (ProtocolError,)),
+    "work of a miner": (work_from_miner, (ProtocolError,)),
+    "work of a daemon": (work_from_daemon, (ProtocolError,)),
+    "browser request": (browser_request, (http.Refusal,)),
     "receipt": (receipts.verify_receipt, SEALED),
     "receipt's term": (lambda data: receipts.is_over(data, float(NOW)), SEALED),
     "grant": (grant, SEALED),
