@@ -43,6 +43,13 @@ def _first(group: BaseException) -> BaseException:
     return group
 
 
+def _hashes(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 1 << 256:
+        raise ValueError("work is a number of hashes, at least 0 and below 2^256")
+    return number
+
+
 def _parse(argv: list[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="decloud-ledgerd", description="Ledger daemon of fsdecloud.", allow_abbrev=False
@@ -54,6 +61,7 @@ def _parse(argv: list[str]) -> Options:
     run.add_argument("--bootstrap", metavar="URL", action="append", default=[], help="another daemon; may be repeated")
     run.add_argument("--network", metavar="FILE", type=Path, help="join the network of this document")
     run.add_argument("--mine", action=argparse.BooleanOptionalAction, default=None, help="mine blocks")
+    run.add_argument("--minimum-work", metavar="N", type=_hashes, default=0, help="follow no chain with less work")
     run.add_argument("--ready-fd", metavar="N", type=int, help="write one line of JSON here when serving")
     given = parser.parse_args(argv)
     return Options(
@@ -62,6 +70,7 @@ def _parse(argv: list[str]) -> Options:
         bootstrap=tuple(given.bootstrap),
         network_file=given.network,
         mine=given.mine,
+        minimum_work=given.minimum_work,
         ready_fd=given.ready_fd,
     )
 

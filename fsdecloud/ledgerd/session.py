@@ -1,9 +1,8 @@
-"""One connection to another ledger daemon: what it asks is answered, what it knows more is fetched (`wire.gossip`).
+"""One connection to another ledger daemon: what it asks is answered, what it says is taken (`wire.gossip`).
 
-Three tasks: the reader answers and takes; the writer sends answers and, coalesced, announcements, so that a slow reader on
-the other side costs bounded memory; the syncer fetches headers, then blocks, whenever the other claims more work. One
-session syncs at a time. Headers are checked before a single block is asked for, and only a branch with more work than ours
-is fetched. Everything here runs in the trio thread. Not here: who is connected to whom (`dialer`).
+Two tasks: the reader answers and takes; the writer sends answers and, coalesced, announcements, so that a slow reader on the
+other side costs bounded memory. Others ask through `ask`: answers come in the order of the questions. Everything here runs in
+the trio thread. Not here: who is connected to whom (`hub`), and what is asked when (`sync`).
 """
 
 from __future__ import annotations
@@ -11,16 +10,24 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
-from fsdecloud.errors import InvalidBlock, InvalidTransaction, RemoteProtocolError, RemoteTimeout
-from fsdecloud.ledger.blocks import Header, block_id, decode_header
-from fsdecloud.ledger.chain import Point, check_header, locator
+from fsdecloud.errors import (
+    FsdecloudError,
+    InvalidBlock,
+    InvalidTransaction,
+    PeerUnavailable,
+    RemoteProtocolError,
+    RemoteTimeout,
+)
+from fsdecloud.ledger.blocks import decode_header
 from fsdecloud.ledger.network import encode_network
-from fsdecloud.ledger.reasons import BadSignature, MalformedTransaction, ReorgTooDeep, TimeTooNew
+from fsdecloud.ledger.reasons import BadSignature, MalformedTransaction
+from fsdecloud.ledgerd.conduct import Misbehaviour, Points
 from fsdecloud.limits import REQUEST_TIMEOUT
+from fsdecloud.net.address import Address
 from fsdecloud.net.websocket import Channel
 from fsdecloud.types import BlockId, TxId
 from fsdecloud.wire import gossip
@@ -38,9 +45,6 @@ ANSWERS_MAX: Final = 8
 OFFERS_MAX: Final = 20_000
 """Unsent offers kept for one session; more are left out: a transaction comes by other ways."""
 
-FETCH_BATCH: Final = 32
-"""Blocks asked for at once."""
-
 SEND_TIMEOUT: Final = 60.0
 """The other side must take a message within this time."""
 
@@ -48,30 +52,42 @@ SEND_TIMEOUT: Final = 60.0
 class Session:
     """One connected daemon. `run` ends, or raises, when the connection does."""
 
-    def __init__(self, hub: Hub, channel: Channel, *, inbound: bool, url: str = "") -> None:
+    def __init__(self, hub: Hub, channel: Channel, *, inbound: bool, address: Address | None = None) -> None:
+        """`address` is what was dialled; None for someone who called."""
         self._hub = hub
         self._keeper = hub.keeper
         self._channel = channel
         self.inbound = inbound
-        self.url = url
-        """Where the other is reached, as dialled or as it says."""
+        self.address = address
         self.id = None if inbound else channel.server_key
         """The other's key if it proved it."""
+        self.url = ""
+        """Where the other is reached, as dialled or as it says."""
+        if address is not None:
+            self.url = str(Address(address.host, address.port, self.id, address.network))
+        self.since = trio.current_time()
+        self.last_block = 0.0
+        self.last_tx = 0.0
+        """When it came, and when it last gave us a new block and a new transaction; on trio's clock."""
         self.height = 0
         self.work = bytes(32)
         """What it claims."""
-        self._announced: bytes | None = None
+        self.asked_height = 0
+        """Of the last block that it asked for."""
+        self.announced: bytes | None = None
+        """The header of its tip, if it told that."""
+        self._points = Points(trio.current_time())
         self._answers: deque[bytes] = deque()
         self._offers: dict[TxId, None] = {}
         self._tip_pending = False
         self._wake_writer = trio.Event()
         self._room = trio.Event()
-        self._sync_wanted = trio.Event()
-        self._expected: type | None = None
-        self._answered = trio.Event()
-        self._answer: gossip.Message | None = None
+        self._questions: deque[_Question] = deque()
         self._asked_txs: dict[TxId, None] = {}
         self._greeted = False
+        self._scope: trio.CancelScope | None = None
+        self._failure: FsdecloudError | None = None
+        self._is_over = False
 
     @property
     def remote(self) -> str:
@@ -95,6 +111,7 @@ class Session:
         """Serve the connection until it ends. Raises PeerUnavailable, RemoteProtocolError or RemoteTimeout."""
         try:
             async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
                 nursery.start_soon(self._write)
                 self._send(self._hub.hello())
                 await self._greet()
@@ -102,7 +119,6 @@ class Session:
                 self._send(gossip.GetPeers())
                 for identity in self._keeper.pool.ids():
                     self.offer(identity)
-                nursery.start_soon(self._sync_when_wanted)
                 await self._read()
         except BaseExceptionGroup as group:
             rest = group.split(trio.Cancelled)[1]
@@ -110,7 +126,44 @@ class Session:
                 raise rest.exceptions[0] from None  # the one reason; the rest was cancelled by it
             raise
         finally:
+            self._is_over = True
+            for question in self._questions:
+                question.done.set()
             self._hub.remove(self)
+        if self._failure is not None:
+            raise self._failure
+
+    # ---- called by whoever asks ------------------------------------------------------------------------------------
+    def fail(self, error: FsdecloudError) -> None:
+        """End the session with this error; the first one counts."""
+        if self._failure is None:
+            self._failure = error
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def misbehave(self, points: float, why: str) -> None:
+        """Count points for what may be an accident; too many end the session (`conduct`)."""
+        log.debug("%s: %g points: %s", self.remote, points, why)
+        if self._points.add(points, trio.current_time()):
+            self.fail(Misbehaviour(f"it misbehaves too often, at last: {why}"))
+
+    def disclaim(self) -> None:
+        """Do as if the other claimed no more than we have, until it says something new."""
+        self.work, self.announced = min(self.work, self._keeper.tip.work), None
+
+    async def ask(self, question: gossip.Message, kind: type[M], timeout: float = REQUEST_TIMEOUT) -> M:
+        """Ask, and return the answer. Raises RemoteTimeout, or PeerUnavailable when the session ends meanwhile."""
+        waiting = _Question(kind)
+        if not self._is_over:
+            self._questions.append(waiting)
+            self._send(question)
+            with trio.move_on_after(timeout) as scope:
+                await waiting.done.wait()
+            if scope.cancelled_caught:
+                raise RemoteTimeout(f"{self.remote} did not answer {type(question).__name__}")
+        if waiting.answer is None:
+            raise PeerUnavailable(f"{self.remote} is gone")
+        return cast("M", waiting.answer)
 
     # ---- sending ---------------------------------------------------------------------------------------------------
     def _send(self, message: gossip.Message) -> None:
@@ -147,7 +200,11 @@ class Session:
 
     # ---- reading ---------------------------------------------------------------------------------------------------
     async def _receive(self) -> gossip.Message:
-        return gossip.decode_message(await self._channel.receive())
+        data = await self._channel.receive()
+        try:
+            return gossip.decode_message(data)
+        except RemoteProtocolError as exc:
+            raise Misbehaviour(str(exc)) from exc
 
     async def _greet(self) -> None:
         with trio.move_on_after(REQUEST_TIMEOUT) as scope:
@@ -172,10 +229,9 @@ class Session:
             raise RemoteProtocolError("we called ourselves")
         self._greeted = self._channel.is_greeted = True
         self.url = self.url or hello.url
-        self.height = hello.height
-        self._claim(hello.work, None)
+        self._claim(hello.work, hello.height, None)
         if hello.url:
-            self._hub.learn((hello.url,))
+            self._hub.hear((hello.url,), self.remote)
 
     async def _read(self) -> None:
         while True:
@@ -191,7 +247,7 @@ class Session:
                 self._send(gossip.Headers(store.headers_after(message.locator, gossip.HEADERS_MAX)))
             case gossip.GetBlocks():
                 asked = store.point(BlockId(message.ids[-1]))
-                self.height = max(self.height, 0 if asked is None else asked.height)
+                self.asked_height = max(self.asked_height, 0 if asked is None else asked.height)
                 self._send(gossip.Blocks(tuple(_fill(store.block(BlockId(i)) for i in message.ids))))
             case gossip.GetTxs():
                 self._send(gossip.Txs(tuple(_fill(self._keeper.pool.get(TxId(i)) for i in message.ids))))
@@ -200,25 +256,35 @@ class Session:
             case gossip.GetNetwork():
                 self._send(gossip.Network(encode_network(self._keeper.document)))
             case gossip.NewTip():
-                self._claim(message.work, message.header)
+                self._take_tip(message)
             case gossip.Offer():
                 self._take_offer(message)
             case gossip.Txs():
                 await self._take_txs(message)
             case gossip.Peers():
-                self._hub.learn(message.urls)
+                self._hub.hear(message.urls, self.remote)
             case gossip.Headers() | gossip.Blocks():
-                if self._expected is not type(message):
-                    raise RemoteProtocolError(f"{type(message).__name__} that nobody asked for")
-                self._expected, self._answer = None, message
-                self._answered.set()
+                self._take_answer(message)
             case _:
-                raise RemoteProtocolError(f"{type(message).__name__} out of place")
+                raise Misbehaviour(f"{type(message).__name__} out of place")
 
-    def _claim(self, work: bytes, header: bytes | None) -> None:
-        self.work, self._announced = work, header
-        if work > self._keeper.tip.work:
-            self._sync_wanted.set()
+    def _take_answer(self, message: gossip.Message) -> None:
+        if not self._questions or self._questions[0].kind is not type(message):
+            raise Misbehaviour(f"{type(message).__name__} that nobody asked for")
+        question = self._questions.popleft()
+        question.answer = message
+        question.done.set()
+
+    def _take_tip(self, message: gossip.NewTip) -> None:
+        try:
+            header = decode_header(message.header)
+        except InvalidBlock as exc:
+            raise Misbehaviour(f"it sent a malformed header: {exc}") from exc
+        self._claim(message.work, header.height, message.header)
+
+    def _claim(self, work: bytes, height: int, header: bytes | None) -> None:
+        self.work, self.height, self.announced = work, height, header
+        self._hub.sync.wake()
 
     def _take_offer(self, offer: gossip.Offer) -> None:
         unknown = [
@@ -237,144 +303,21 @@ class Session:
         for data in message.txs:
             try:
                 self._keeper.submit(data)
+                self.last_tx = trio.current_time()
             except (MalformedTransaction, BadSignature) as exc:
-                raise RemoteProtocolError(f"it relays an invalid transaction: {exc}") from exc
+                raise Misbehaviour(f"it relays an invalid transaction: {exc}") from exc
             except InvalidTransaction as exc:
                 log.debug("%s: transaction refused: %s", self.remote, exc)  # valid there, perhaps: another tip
             await trio.lowlevel.checkpoint()
 
-    # ---- syncing ---------------------------------------------------------------------------------------------------
-    async def _sync_when_wanted(self) -> None:
-        while True:
-            await self._sync_wanted.wait()
-            self._sync_wanted = trio.Event()
-            async with self._hub.sync_lock:
-                await self._sync()
 
-    async def _sync(self) -> None:
-        """Fetch what the other has beyond us, branch by branch."""
-        while self.work > self._keeper.tip.work:
-            try:
-                branch = await self._collect_headers()
-            except ReorgTooDeep as exc:
-                self._keeper.raise_alarm(str(exc))
-                branch = []
-            if not branch or not await self._fetch_blocks(branch):
-                # Its claim is not backed, or not yet: until it says something new there is nothing to fetch.
-                self.work, self._announced = min(self.work, self._keeper.tip.work), None
-                return
-            self.height = max(self.height, self._keeper.tip.height)
+class _Question:
+    """One question on its way. An answer to one that nobody waits for any more is dropped."""
 
-    async def _collect_headers(self) -> list[Point]:
-        """Return the points of a branch of the other's chain that has more work than ours; empty if it has none.
-
-        Raises RemoteProtocolError on an invalid header, ReorgTooDeep when the branch begins below our final blocks.
-        """
-        headers, more = await self._first_headers()
-        branch: list[Point] = []
-        last: Point | None = None
-        while headers:
-            last, is_complete = self._extend(branch, headers, last)
-            if branch and branch[-1].work > self._keeper.tip.work:
-                return branch
-            if not more or not is_complete or len(branch) > self._branch_max():
-                break
-            answer = await self._ask(gossip.GetHeaders((last.id,)), gossip.Headers)
-            headers, more = answer.headers, len(answer.headers) == gossip.HEADERS_MAX
-        return []
-
-    async def _first_headers(self) -> tuple[tuple[bytes, ...], bool]:
-        """Return the first headers to look at and whether the other may have more."""
-        announced = self._announced
-        if announced is not None:
-            header = self._decode_header(announced)
-            if self._keeper.store.point(BlockId(header.parent)) is not None:
-                return (announced,), False
-        ids = locator(self._keeper.tip, self._keeper.store.best_at)
-        answer = await self._ask(gossip.GetHeaders(ids[: gossip.LOCATOR_MAX]), gossip.Headers)
-        return answer.headers, len(answer.headers) == gossip.HEADERS_MAX
-
-    def _extend(self, branch: list[Point], headers: tuple[bytes, ...], last: Point | None) -> tuple[Point, bool]:
-        """Check headers that follow `last` (None: a stored block) and append those of blocks not stored yet.
-
-        Returns the last point, and False when a header's time says that the rest must wait.
-        """
-        store, document = self._keeper.store, self._keeper.document
-        for data in headers:
-            header = self._decode_header(data)
-            parent = last if last is not None else store.point(BlockId(header.parent))
-            if parent is None:
-                raise RemoteProtocolError("it sent headers that do not follow a block we named")
-            last = parent
-            identity = block_id(header)
-            reason = store.invalid_reason(identity)
-            if reason is not None:
-                raise RemoteProtocolError(f"its chain holds a block that is invalid: {reason}")
-            stored = None if branch else store.point(identity)
-            if stored is not None and stored.parent == parent.id:
-                last = stored
-                continue
-            if not branch and parent.height < self._keeper.tip.height - document.finality_depth:
-                raise ReorgTooDeep(
-                    f"{self.remote} has a chain with more work that leaves ours at block {parent.height}"
-                )
-            try:
-                last = check_header(document, parent, header, self._keeper.now())
-            except TimeTooNew as exc:
-                log.info("%s: %s", self.remote, exc)
-                return last, False
-            except InvalidBlock as exc:
-                raise RemoteProtocolError(f"it sent an invalid header: {type(exc).__name__}: {exc}") from exc
-            branch.append(last)
-        assert last is not None
-        return last, True
-
-    async def _fetch_blocks(self, branch: list[Point]) -> bool:
-        """Fetch and accept the branch's blocks; False when the other cannot give them."""
-        wanted = [point for point in branch if self._keeper.store.point(point.id) is None]
-        while wanted:
-            ids = tuple(point.id for point in wanted[:FETCH_BATCH])
-            answer = await self._ask(gossip.GetBlocks(ids), gossip.Blocks)
-            if not answer.blocks:
-                return False
-            if len(answer.blocks) > len(ids):
-                raise RemoteProtocolError("more blocks than were asked for")
-            for point, data in zip(wanted, answer.blocks, strict=False):
-                try:
-                    accepted = await self._keeper.accept(data)
-                except ReorgTooDeep:
-                    raise
-                except InvalidBlock as exc:
-                    raise RemoteProtocolError(
-                        f"it sent an invalid block {point.height}: {type(exc).__name__}: {exc}"
-                    ) from exc
-                if accepted.point.id != point.id:
-                    raise RemoteProtocolError("another block than was asked for")
-            wanted = wanted[len(answer.blocks) :]
-        return True
-
-    async def _ask(self, question: gossip.Message, kind: type[M]) -> M:
-        """Ask, and return the answer. Raises RemoteTimeout."""
-        self._expected, self._answered, self._answer = kind, trio.Event(), None
-        self._send(question)
-        with trio.move_on_after(REQUEST_TIMEOUT) as scope:
-            await self._answered.wait()
-        if scope.cancelled_caught:
-            raise RemoteTimeout(f"{self.remote} did not answer {type(question).__name__}")
-        answer = self._answer
-        assert isinstance(answer, kind)
-        return answer
-
-    def _branch_max(self) -> int:
-        """Headers kept in memory for one branch: it may begin no deeper than the final depth."""
-        return 4 * self._keeper.document.finality_depth + 2 * gossip.HEADERS_MAX
-
-    @staticmethod
-    def _decode_header(data: bytes) -> Header:
-        try:
-            return decode_header(data)
-        except InvalidBlock as exc:
-            raise RemoteProtocolError(f"it sent a malformed header: {exc}") from exc
+    def __init__(self, kind: type[Any]) -> None:
+        self.kind = kind
+        self.done = trio.Event()
+        self.answer: gossip.Message | None = None
 
 
 def _fill(items: Iterable[bytes | None]) -> list[bytes]:

@@ -19,7 +19,7 @@ Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -150,6 +150,11 @@ class ChainStore:
         with self._env.read() as txn:
             return txn.get(ref, db=self._nodes)
 
+    def node_count(self) -> int:
+        """Return how many state nodes are stored."""
+        with self._env.read() as txn:
+            return int(txn.stat(self._nodes)["entries"])
+
     def invalid_reason(self, identity: BlockId) -> str | None:
         """Return why a block was found invalid, None if it was not."""
         with self._env.read() as txn:
@@ -169,16 +174,22 @@ class ChainStore:
     # ---- writing ---------------------------------------------------------------------------------------------------
     def add(self, checked: CheckedBlock, data: bytes, switch: Switch | None) -> None:
         """Store a checked block whose bytes are `data`, and move the tip along `switch` (which ends with it), if given."""
-        point = checked.point
+        self.add_many(((checked, data),), switch)
+
+    def add_many(self, blocks: Sequence[tuple[CheckedBlock, bytes]], switch: Switch | None) -> None:
+        """Store checked blocks with their bytes, parents before children, and move the tip along `switch`, if given. All in
+        one transaction: after a crash either all of it is there or nothing."""
         with self._env.write() as txn:
-            for ref, node in checked.nodes.items():
-                txn.put(ref, node, db=self._nodes)
-            txn.put(point.id, encode_header(checked.block.header), db=self._headers)
-            txn.put(point.id, data, db=self._bodies)
-            txn.put(point.id, codec.encode(point), db=self._points)
-            txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
+            for checked, data in blocks:
+                point = checked.point
+                for ref, node in checked.nodes.items():
+                    txn.put(ref, node, db=self._nodes)
+                txn.put(point.id, encode_header(checked.block.header), db=self._headers)
+                txn.put(point.id, data, db=self._bodies)
+                txn.put(point.id, codec.encode(point), db=self._points)
+                txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
             if switch is not None:
-                self._move(txn, switch)
+                self._move(txn, switch, {checked.point.id: checked for checked, _ in blocks})
 
     def move_tip(self, switch: Switch) -> None:
         """Make a stored branch the best chain."""
@@ -186,13 +197,14 @@ class ChainStore:
             self._move(txn, switch)
 
     def mark_invalid(self, identity: BlockId, reason: str) -> None:
-        """Remember that no chain may hold this block."""
+        """Remember that no chain may hold this block. Of more than _INVALID_MAX those are forgotten whose ids are the largest:
+        they cost the least work, so that a flood of cheap ones does not drive out what was dear."""
         with self._env.write() as txn:
-            if txn.stat(self._invalid)["entries"] >= _INVALID_MAX:
-                with txn.cursor(db=self._invalid) as cursor:
-                    if cursor.first():
-                        cursor.delete()
             txn.put(identity, reason.encode()[:1000], db=self._invalid)
+            if txn.stat(self._invalid)["entries"] > _INVALID_MAX:
+                with txn.cursor(db=self._invalid) as cursor:
+                    if cursor.last():
+                        cursor.delete()
 
     def prune(self, depth: int) -> int:
         """Drop the state nodes that only states more than `depth` blocks below the tip need; return how many. States of
@@ -248,7 +260,8 @@ class ChainStore:
         elif stored != expected:
             raise StoreCorrupt(f"{self._env.path} holds the chain of another network: move it away to sync again")
 
-    def _move(self, txn: Transaction, switch: Switch) -> None:
+    def _move(self, txn: Transaction, switch: Switch, fresh: Mapping[BlockId, CheckedBlock] | None = None) -> None:
+        """Leave and enter the blocks of `switch`; those in `fresh` are at hand decoded."""
         for point in switch.leave:
             for identity, tx, _ in self._contents(txn, point):
                 txn.delete(identity, db=self._txs)
@@ -256,7 +269,7 @@ class ChainStore:
                     txn.delete(tx.volume + tx.sequence.to_bytes(8), db=self._anchors)
             txn.delete(point.height.to_bytes(8), db=self._best)
         for point in switch.enter:
-            for identity, tx, place in self._contents(txn, point):
+            for identity, tx, place in self._contents(txn, point, None if fresh is None else fresh.get(point.id)):
                 txn.put(identity, place, db=self._txs)
                 if isinstance(tx, Anchor):
                     txn.put(tx.volume + tx.sequence.to_bytes(8), place, db=self._anchors)
@@ -264,8 +277,14 @@ class ChainStore:
         tip = switch.enter[-1] if switch.enter else switch.fork
         txn.put(_TIP, tip.id, db=self._meta)
 
-    def _contents(self, txn: Transaction, point: Point) -> Iterator[tuple[TxId, object, bytes]]:
-        """Yield id, transaction and place of everything in a stored block."""
+    def _contents(
+        self, txn: Transaction, point: Point, checked: CheckedBlock | None = None
+    ) -> Iterator[tuple[TxId, object, bytes]]:
+        """Yield id, transaction and place of everything in a block: the checked one, else as it is stored."""
+        if checked is not None:
+            for index, (identity, known) in enumerate(zip(checked.ids, checked.transactions, strict=True)):
+                yield identity, known, _PLACE.pack(point.height, index)
+            return
         for index, data in enumerate(self._body(txn, point.id).transactions):
             tx = decode_tx(data)
             yield tx_id(tx), tx, _PLACE.pack(point.height, index)

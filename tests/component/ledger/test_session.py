@@ -35,7 +35,7 @@ class MemoryChannel:
     def __init__(self, outgoing, incoming):
         self._outgoing, self._incoming = outgoing, incoming
         self.server_key = bytes(32)
-        self.remote = "memory"
+        self.remote = "198.51.100.7:7713"
 
     async def send(self, message):
         assert len(message) <= gossip.MESSAGE_MAX
@@ -86,7 +86,11 @@ def session_test(tmp_path, work, nodes=1, **changes):
                     Node(stack.enter_context(open_chain(tmp_path / str(n), make.document, map_size=1 << 28)), n + 1)
                     for n in range(nodes)
                 ]
-                await work(make, *opened)
+                async with trio.open_nursery() as nursery:
+                    for node in opened:
+                        nursery.start_soon(node.hub.sync.run)
+                    await work(make, *opened)
+                    nursery.cancel_scope.cancel()
 
     trio.run(run)
 
@@ -206,7 +210,7 @@ def rogue_test(tmp_path, work, **changes):
             await work(Rogue(node, make, two))
             two.close()
         assert node.hub.peers() == ()
-        assert not node.hub.sync_lock.locked()
+        assert list(node.hub.sync.sessions()) == []
 
     session_test(tmp_path, run, **changes)
 
