@@ -11,13 +11,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from fsdecloud.errors import UsageError
 from fsdecloud.net.address import Address, parse_url
 from fsdecloud.net.discovery import is_private
+from fsdecloud.swarm import groups
 from fsdecloud.swarm.addressbook import AddressBook, Known
-from fsdecloud.swarm.groups import network_group
 from fsdecloud.types import PeerId
 
 DELAY_MIN: Final = 0.5
@@ -32,6 +33,9 @@ FAILURE_PAUSE: Final = 60
 
 RETRIES_KEPT: Final = 4096
 """Addresses whose failures are remembered."""
+
+network_group = lru_cache(maxsize=4096)(groups.network_group)
+"""Every choice looks at every address."""
 
 _GIVEN: Final = b"given"
 """Source, in the book, of what a person said and of what the last release remembered."""
@@ -128,10 +132,10 @@ class Addresses:
         self, active: Collection[Key], connected: Collection[PeerId], now: float, may_call: Callable[[Address], bool]
     ) -> Address | None:
         """Return one more address to call now: of nobody who is connected, and of no network group that is."""
-        groups = {network_group(host, port) for host, port in active}
+        taken = {network_group(host, port) for host, port in active}
 
         def fits(known: Known | None) -> bool:
-            return known is not None and self._fits(known, active, connected, groups) and may_call(_address(known))
+            return known is not None and self._fits(known, active, connected, taken) and may_call(_address(known))
 
         while self._anchors:
             known = self.book.known(self._anchors.pop(0))
@@ -149,11 +153,11 @@ class Addresses:
         """Return when the next address is due, later than `now`."""
         waiting = [self._due(key) for key in self._given if key not in active]
         if has_room:
-            groups = {network_group(host, port) for host, port in active}
+            taken = {network_group(host, port) for host, port in active}
             waiting += [
                 self._due((known.host, known.port))
                 for known in self.book.everybody()
-                if self._fits(known, active, connected, groups)
+                if self._fits(known, active, connected, taken)
             ]
         return min((due for due in waiting if due > now), default=float("inf"))
 
@@ -171,12 +175,12 @@ class Addresses:
 
     # ---- inner -----------------------------------------------------------------------------------------------------
     def _fits(
-        self, known: Known, active: Collection[Key], connected: Collection[PeerId], groups: Collection[bytes]
+        self, known: Known, active: Collection[Key], connected: Collection[PeerId], taken: Collection[bytes]
     ) -> bool:
         key = (known.host, known.port)
         if key in active or key in self._given or PeerId(known.peer) in connected:
             return False
-        return network_group(*key) not in groups
+        return network_group(*key) not in taken
 
     def _due(self, key: Key) -> float:
         retry = self._retries.get(key)

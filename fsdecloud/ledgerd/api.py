@@ -123,7 +123,8 @@ class LocalApi:
         )
 
     async def _network(self, _: Empty) -> ledgerapi.NetworkInfo:
-        return ledgerapi.NetworkInfo(encode_network(self._keeper.document), self._keeper.alarm)
+        alarm = self._keeper.alarm or self._hub.clock.warning()
+        return ledgerapi.NetworkInfo(encode_network(self._keeper.document), alarm)
 
     async def _accept_tip(self, query: ledgerapi.KeyQuery) -> ledgerapi.LedgerStatus:
         _check_key(query.key)

@@ -68,8 +68,10 @@ class _Asked:
 class Download:
     """Fetches and connects one branch. Used once."""
 
-    def __init__(self, keeper: Keeper, syncer: Syncer, branch: Branch, source: Session) -> None:
-        """`source` gave the headers."""
+    def __init__(
+        self, keeper: Keeper, syncer: Syncer, branch: Branch, source: Session, first: bytes | None = None
+    ) -> None:
+        """`source` gave the headers, and the first block if that is at hand."""
         self._keeper = keeper
         self._syncer = syncer
         self._branch = branch
@@ -86,6 +88,10 @@ class Download:
         self._asked: dict[int, _Asked] = {}
         self._ready: dict[int, tuple[bytes, Session]] = {}
         self._ready_bytes = 0
+        if first is not None:
+            self._ready[0] = first, source
+            self._ready_bytes = len(first)
+            self._unasked = 1
         self._lacking: set[Session] = set()
         self._changed = trio.Event()
         self._is_done = False

@@ -18,6 +18,7 @@ import trio
 
 from fsdecloud.errors import (
     FsdecloudError,
+    InvalidTransaction,
     MalformedError,
     PeerUnavailable,
     ProtocolError,
@@ -26,18 +27,24 @@ from fsdecloud.errors import (
     UsageError,
 )
 from fsdecloud.ledger.chain import Switch
+from fsdecloud.ledger.compact import shorten
+from fsdecloud.ledger.mempool import slot_of
 from fsdecloud.ledger.network import NetworkDocument, decode_network, network_id
+from fsdecloud.ledger.reasons import WrongNonce, WrongPredecessor
+from fsdecloud.ledger.transactions import Transaction, decode_tx, tx_id
 from fsdecloud.ledgerd.addresses import Addresses, Key
+from fsdecloud.ledgerd.clock import ClockWatch
 from fsdecloud.ledgerd.conduct import Bans, Misbehaviour
 from fsdecloud.ledgerd.eviction import Caller, choose_eviction
 from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.relay import Orphans, Pacer, Requests
 from fsdecloud.ledgerd.session import Session
 from fsdecloud.ledgerd.sync import Syncer
 from fsdecloud.limits import REQUEST_TIMEOUT
 from fsdecloud.net.address import Address, client_group, format_endpoint, parse_url
 from fsdecloud.net.websocket import Channel, connect
 from fsdecloud.swarm.addressbook import AddressBook
-from fsdecloud.types import PeerId, TxId
+from fsdecloud.types import BlockId, PeerId, TxId
 from fsdecloud.wire import gossip
 from fsdecloud.wire.ledgerapi import LedgerPeer
 
@@ -50,6 +57,9 @@ SPARE: Final = 8
 
 STABLE: Final = 30.0
 """A connection that lasted this long forgives its address the failures before it."""
+
+OFFER_MEAN_MAX: Final = 2.0
+"""Seconds; a network with quick blocks has quicker offers (a twentieth of its interval)."""
 
 FEELER_PAUSE: Final = 120.0
 """Seconds between two feelers; half of it random."""
@@ -78,6 +88,15 @@ class Hub:
         self.addresses = Addresses(
             AddressBook(secrets.token_bytes(32), node) if book is None else book, keeper.network, node, keeper.now
         )
+        self.requests: Requests[Session] = Requests()
+        self.orphans = Orphans()
+        self.clock = ClockWatch()
+        self.offer_mean = min(OFFER_MEAN_MAX, keeper.document.interval / 20)
+        """Mean seconds that an offer waits for its moment on a connection of ours; for those who called it is twice that."""
+        self.inbound_pacer = Pacer(2 * self.offer_mean)
+        self._requests_changed = trio.Event()
+        self._compact: tuple[BlockId, gossip.Compact] | None = None
+        self._clock_warning = ""
         self._secret = secrets.token_bytes(32)
         self._changed = changed
         self._sessions: dict[Session, None] = {}
@@ -91,7 +110,9 @@ class Hub:
     def hello(self) -> gossip.Hello:
         """Return what this daemon says first."""
         tip = self.keeper.tip
-        return gossip.Hello(gossip.VERSION, self.keeper.network, self.url, self.nonce, tip.height, tip.work, tip.id)
+        return gossip.Hello(
+            gossip.VERSION, self.keeper.network, self.url, self.nonce, tip.height, tip.work, tip.id, self.keeper.now()
+        )
 
     def add(self, session: Session) -> None:
         """Take note of a session that has been greeted."""
@@ -108,6 +129,8 @@ class Hub:
         """Forget a session; unknown ones do not matter."""
         if session in self._sessions:
             del self._sessions[session]
+            self.clock.gone(session)
+            self._ask_others(self.requests.gone(session, trio.current_time()))
             self.sync.remove(session)
             log.info("lost %s", session.url or session.remote)
             self._wake_up()
@@ -130,6 +153,24 @@ class Hub:
         if self.addresses.hear(urls, client_group(source) if source else ""):
             self._wake_up()
 
+    def compare_clocks(self, session: Session, time: int) -> None:
+        """Note what time it is for a daemon that we called; warn a person once when ours is far off."""
+        self.clock.heard(session, time - self.keeper.now())
+        warning = self.clock.warning()
+        if warning and not self._clock_warning:
+            log.warning("%s", warning)
+        self._clock_warning = warning
+
+    def compact(self, identity: BlockId) -> gossip.Compact:
+        """Return a stored block in its short form; an empty one when it is not at hand."""
+        if self._compact is None or self._compact[0] != identity:
+            data = self.keeper.store.block(identity)
+            parts = None if data is None else shorten(data)
+            if parts is None:
+                return gossip.Compact(b"", b"", b"")
+            self._compact = identity, gossip.Compact(*parts)
+        return self._compact[1]
+
     def known_urls(self) -> tuple[str, ...]:
         """Return the addresses of daemons that this one is or was connected to, those connected first."""
         live = [s.url for s in self._sessions if s.url]
@@ -138,6 +179,55 @@ class Hub:
     def peers(self) -> tuple[LedgerPeer, ...]:
         """Return the connected daemons for `status`."""
         return tuple(LedgerPeer(s.url, s.id or b"", s.inbound, max(s.height, s.asked_height)) for s in self._sessions)
+
+    # ---- transactions ----------------------------------------------------------------------------------------------
+    def offered(self, session: Session, ids: Iterable[TxId]) -> list[TxId]:
+        """Take an offer; return those that the session is to be asked for now."""
+        unknown = [
+            identity
+            for identity in ids
+            if identity not in self.keeper.pool
+            and identity not in self.orphans
+            and self.keeper.store.find_tx(identity) is None
+        ]
+        ask = self.requests.offered(session, unknown, trio.current_time())
+        if ask:
+            self._requests_changed.set()
+        return ask
+
+    def take(self, tx: Transaction, data: bytes) -> None:
+        """Put a transaction that somebody sent into the mempool. Raises an InvalidTransaction leaf."""
+        identity = tx_id(tx)
+        self.requests.arrived(identity)
+        try:
+            self.keeper.submit(data)
+        except (WrongNonce, WrongPredecessor):  # what it follows may come by another way, later
+            self.orphans.add(identity, slot_of(tx)[1], data)
+            raise
+        except InvalidTransaction:
+            self.requests.refuse(identity)
+            raise
+
+    def _retry(self, orphans: Iterable[bytes]) -> None:
+        for data in orphans:
+            tx = decode_tx(data)
+            try:
+                self.take(tx, data)
+            except InvalidTransaction as exc:
+                log.debug("transaction %s waits or is refused: %s", tx_id(tx).hex(), exc)
+
+    async def _ask_again(self) -> None:
+        """Ask somebody else for what does not come."""
+        while True:
+            self._requests_changed = trio.Event()
+            with trio.move_on_at(self.requests.next_due()):
+                await self._requests_changed.wait()
+            self._ask_others(self.requests.overdue(trio.current_time()))
+
+    @staticmethod
+    def _ask_others(asks: dict[Session, list[TxId]]) -> None:
+        for session, ids in asks.items():
+            session.ask_for(ids)
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
     async def serve(self, channel: Channel) -> None:
@@ -151,6 +241,7 @@ class Hub:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sync.run)
             nursery.start_soon(self._feel)
+            nursery.start_soon(self._ask_again)
             while True:
                 self._wake = trio.Event()
                 for address, is_given in self._next_calls():
@@ -163,10 +254,15 @@ class Hub:
     def _announce_tip(self, _switch: Switch) -> None:
         for session in self._sessions:
             session.announce_tip()
+        self.requests.forgive()
+        self._retry(self.orphans.take())
 
     def _offer(self, identity: TxId) -> None:
         for session in self._sessions:
             session.offer(identity)
+        data = self.keeper.pool.get(identity)
+        if data is not None and len(self.orphans):
+            self._retry(self.orphans.take(slot_of(decode_tx(data))[1]))
 
     def _wake_up(self) -> None:
         self._wake.set()

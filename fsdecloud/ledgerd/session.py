@@ -8,8 +8,9 @@ the trio thread. Not here: who is connected to whom (`hub`), and what is asked w
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
@@ -22,13 +23,16 @@ from fsdecloud.errors import (
     RemoteProtocolError,
     RemoteTimeout,
 )
-from fsdecloud.ledger.blocks import decode_header
+from fsdecloud.ledger.blocks import decode_block, decode_header
 from fsdecloud.ledger.network import encode_network
 from fsdecloud.ledger.reasons import BadSignature, MalformedTransaction
+from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.ledgerd.conduct import Misbehaviour, Points
+from fsdecloud.ledgerd.relay import Pacer
 from fsdecloud.limits import REQUEST_TIMEOUT
 from fsdecloud.net.address import Address
 from fsdecloud.net.websocket import Channel
+from fsdecloud.swarm.bucket import TokenBucket
 from fsdecloud.types import BlockId, TxId
 from fsdecloud.wire import gossip
 
@@ -43,7 +47,31 @@ ANSWERS_MAX: Final = 8
 """Unsent answers past which no further question is read."""
 
 OFFERS_MAX: Final = 20_000
-"""Unsent offers kept for one session; more are left out: a transaction comes by other ways."""
+"""Unsent offers kept for one session, ids remembered of what it was told and told; more are left out."""
+
+OFFER_RATE: Final = 1000.0
+OFFER_BURST: Final = 20_000.0
+OFFER_DEBT: Final = 10.0
+"""Offered transactions a second, at once after a silence, and seconds of debt from which on offers are spam."""
+
+TX_RATE: Final = 200.0
+TX_BURST: Final = 2000.0
+"""Transactions a second that one session may give, and at once after a silence: each costs a signature's check. More wait."""
+
+PEERS_RATE: Final = 1 / 60
+PEERS_BURST: Final = 3.0
+"""Questions for addresses that are answered."""
+
+URL_RATE: Final = 0.1
+URL_BURST: Final = 300.0
+"""Addresses a second that one session may tell; more are left out."""
+
+SPAM: Final = 20.0
+UNASKED: Final = 10.0
+"""Points for offers over the rate, and for a transaction that nobody asked for: it may have come late."""
+
+HEADROOM: Final = 64 << 10
+"""Bytes of a message that are not transactions, at most."""
 
 SEND_TIMEOUT: Final = 60.0
 """The other side must take a message within this time."""
@@ -74,16 +102,29 @@ class Session:
         """What it claims."""
         self.asked_height = 0
         """Of the last block that it asked for."""
+        self.claims = 0
+        """How often it claimed something."""
         self.announced: bytes | None = None
         """The header of its tip, if it told that."""
         self._points = Points(trio.current_time())
         self._answers: deque[bytes] = deque()
         self._offers: dict[TxId, None] = {}
+        self._offers_due = False
+        self._offers_wanted = trio.Event()
+        self._pacer = hub.inbound_pacer if inbound else Pacer(hub.offer_mean)
+        self._told: OrderedDict[TxId, None] = OrderedDict()
+        """What it was offered: nothing else of the mempool is shown."""
+        self._knows: OrderedDict[TxId, None] = OrderedDict()
+        """What it offered itself."""
+        now = trio.current_time()
+        self._offer_rate = TokenBucket(OFFER_RATE, OFFER_BURST, now)
+        self._tx_rate = TokenBucket(TX_RATE, TX_BURST, now)
+        self._peers_rate = TokenBucket(PEERS_RATE, PEERS_BURST, now)
+        self._url_rate = TokenBucket(URL_RATE, URL_BURST, now)
         self._tip_pending = False
         self._wake_writer = trio.Event()
         self._room = trio.Event()
         self._questions: deque[_Question] = deque()
-        self._asked_txs: dict[TxId, None] = {}
         self._greeted = False
         self._scope: trio.CancelScope | None = None
         self._failure: FsdecloudError | None = None
@@ -102,10 +143,15 @@ class Session:
             self._wake_writer.set()
 
     def offer(self, identity: TxId) -> None:
-        """Tell the other of a transaction soon, unless it came from there."""
-        if identity not in self._asked_txs and len(self._offers) < OFFERS_MAX:
+        """Tell the other of a transaction soon, unless it told us of it."""
+        if identity not in self._knows and len(self._offers) < OFFERS_MAX:
             self._offers[identity] = None
-            self._wake_writer.set()
+            self._offers_wanted.set()
+
+    def ask_for(self, ids: Sequence[TxId]) -> None:
+        """Ask the other for transactions that it offered."""
+        for start in range(0, len(ids), gossip.TXS_MAX):
+            self._send(gossip.GetTxs(tuple(ids[start : start + gossip.TXS_MAX])))
 
     async def run(self) -> None:
         """Serve the connection until it ends. Raises PeerUnavailable, RemoteProtocolError or RemoteTimeout."""
@@ -117,6 +163,7 @@ class Session:
                 await self._greet()
                 self._hub.add(self)
                 self._send(gossip.GetPeers())
+                nursery.start_soon(self._pace_offers)
                 for identity in self._keeper.pool.ids():
                     self.offer(identity)
                 await self._read()
@@ -147,9 +194,10 @@ class Session:
         if self._points.add(points, trio.current_time()):
             self.fail(Misbehaviour(f"it misbehaves too often, at last: {why}"))
 
-    def disclaim(self) -> None:
-        """Do as if the other claimed no more than we have, until it says something new."""
-        self.work, self.announced = min(self.work, self._keeper.tip.work), None
+    def disclaim(self, number: int) -> None:
+        """Do as if the other claimed no more than we have, until it says something new: after claim `number`, that is."""
+        if self.claims == number:
+            self.work, self.announced = min(self.work, self._keeper.tip.work), None
 
     async def ask(self, question: gossip.Message, kind: type[M], timeout: float = REQUEST_TIMEOUT) -> M:
         """Ask, and return the answer. Raises RemoteTimeout, or PeerUnavailable when the session ends meanwhile."""
@@ -191,12 +239,23 @@ class Session:
             header = self._keeper.store.header(tip.id)
             if header is not None and self.work < tip.work:
                 return gossip.encode_message(gossip.NewTip(header, tip.work))
-        if self._offers:
-            ids = tuple(self._offers)[: gossip.IDS_MAX]
+        if self._offers_due and self._offers:
+            ids = tuple(islice(self._offers, gossip.IDS_MAX))
             for identity in ids:
                 del self._offers[identity]
+            _remember(self._told, ids)
             return gossip.encode_message(gossip.Offer(ids))
+        self._offers_due = False
         return None
+
+    async def _pace_offers(self) -> None:
+        """Let offers go at random moments (`relay.Pacer`)."""
+        while True:
+            await self._offers_wanted.wait()
+            self._offers_wanted = trio.Event()
+            await trio.sleep_until(self._pacer.next_after(trio.current_time()))
+            self._offers_due = True
+            self._wake_writer.set()
 
     # ---- reading ---------------------------------------------------------------------------------------------------
     async def _receive(self) -> gossip.Message:
@@ -230,6 +289,8 @@ class Session:
         self._greeted = self._channel.is_greeted = True
         self.url = self.url or hello.url
         self._claim(hello.work, hello.height, None)
+        if not self.inbound:
+            self._hub.compare_clocks(self, hello.time)
         if hello.url:
             self._hub.hear((hello.url,), self.remote)
 
@@ -250,9 +311,10 @@ class Session:
                 self.asked_height = max(self.asked_height, 0 if asked is None else asked.height)
                 self._send(gossip.Blocks(tuple(_fill(store.block(BlockId(i)) for i in message.ids))))
             case gossip.GetTxs():
-                self._send(gossip.Txs(tuple(_fill(self._keeper.pool.get(TxId(i)) for i in message.ids))))
+                told = (TxId(i) for i in message.ids if i in self._told)
+                self._send(gossip.Txs(tuple(_fill(map(self._keeper.pool.get, told)))))
             case gossip.GetPeers():
-                self._send(gossip.Peers(self._hub.known_urls()[: gossip.PEERS_MAX]))
+                self._answer_peers()
             case gossip.GetNetwork():
                 self._send(gossip.Network(encode_network(self._keeper.document)))
             case gossip.NewTip():
@@ -262,8 +324,12 @@ class Session:
             case gossip.Txs():
                 await self._take_txs(message)
             case gossip.Peers():
-                self._hub.hear(message.urls, self.remote)
-            case gossip.Headers() | gossip.Blocks():
+                self._take_peers(message)
+            case gossip.GetCompact():
+                self._send(self._hub.compact(BlockId(message.id)))
+            case gossip.GetBlockTxs():
+                self._send(gossip.BlockTxs(self._block_txs(message)))
+            case gossip.Headers() | gossip.Blocks() | gossip.Compact() | gossip.BlockTxs():
                 self._take_answer(message)
             case _:
                 raise Misbehaviour(f"{type(message).__name__} out of place")
@@ -284,31 +350,55 @@ class Session:
 
     def _claim(self, work: bytes, height: int, header: bytes | None) -> None:
         self.work, self.height, self.announced = work, height, header
+        self.claims += 1
         self._hub.sync.wake()
 
+    def _answer_peers(self) -> None:
+        """Tell of others, but not as often as somebody likes to ask: who knows all we know can surround us."""
+        now = trio.current_time()
+        is_too_often = self._peers_rate.wait(now) > 0
+        self._peers_rate.take(1, now)
+        urls = () if is_too_often else self._hub.known_urls()[: gossip.PEERS_MAX]
+        self._send(gossip.Peers(urls))
+
+    def _take_peers(self, message: gossip.Peers) -> None:
+        """Take addresses; those over the rate are left out (fault 107)."""
+        now = trio.current_time()
+        if self._url_rate.wait(now) == 0:
+            self._url_rate.take(len(message.urls), now)
+            self._hub.hear(message.urls, self.remote)
+
+    def _block_txs(self, message: gossip.GetBlockTxs) -> tuple[bytes, ...]:
+        data = self._keeper.store.block(BlockId(message.id))
+        transactions = () if data is None else decode_block(data).transactions
+        if message.places[-1] >= len(transactions) or max(message.places) >= len(transactions):
+            return ()
+        found = tuple(transactions[place] for place in sorted(set(message.places)))
+        return found if sum(map(len, found)) <= 2 * gossip.BATCH_BYTES - HEADROOM else ()
+
     def _take_offer(self, offer: gossip.Offer) -> None:
-        unknown = [
-            TxId(i)
-            for i in offer.ids
-            if TxId(i) not in self._keeper.pool and self._keeper.store.find_tx(TxId(i)) is None
-        ]
-        for start in range(0, len(unknown), gossip.TXS_MAX):
-            ids = unknown[start : start + gossip.TXS_MAX]
-            self._asked_txs.update(dict.fromkeys(ids))
-            self._send(gossip.GetTxs(tuple(ids)))
-        while len(self._asked_txs) > OFFERS_MAX:
-            del self._asked_txs[next(iter(self._asked_txs))]
+        now = trio.current_time()
+        if self._offer_rate.take(len(offer.ids), now) > OFFER_DEBT:
+            self.misbehave(SPAM, "it offers transactions without end")
+            return
+        ids = tuple(TxId(i) for i in offer.ids)
+        _remember(self._knows, ids)
+        self.ask_for(self._hub.offered(self, ids))
 
     async def _take_txs(self, message: gossip.Txs) -> None:
         for data in message.txs:
             try:
-                self._keeper.submit(data)
+                tx = decode_tx(data, self._keeper.document.transaction_max)
+                if not self._hub.requests.is_asked(self, tx_id(tx)):
+                    self.misbehave(UNASKED, "it sends transactions that nobody asked for")
+                    continue
+                self._hub.take(tx, data)
                 self.last_tx = trio.current_time()
             except (MalformedTransaction, BadSignature) as exc:
                 raise Misbehaviour(f"it relays an invalid transaction: {exc}") from exc
             except InvalidTransaction as exc:
                 log.debug("%s: transaction refused: %s", self.remote, exc)  # valid there, perhaps: another tip
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(self._tx_rate.take(1, trio.current_time()))  # over the rate, this session waits
 
 
 class _Question:
@@ -318,6 +408,14 @@ class _Question:
         self.kind = kind
         self.done = trio.Event()
         self.answer: gossip.Message | None = None
+
+
+def _remember(table: OrderedDict[TxId, None], ids: Iterable[TxId]) -> None:
+    """Add ids; the oldest of more than OFFERS_MAX are forgotten."""
+    for identity in ids:
+        table[identity] = None
+    while len(table) > OFFERS_MAX:
+        table.popitem(last=False)
 
 
 def _fill(items: Iterable[bytes | None]) -> list[bytes]:

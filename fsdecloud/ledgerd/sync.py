@@ -21,8 +21,9 @@ from fsdecloud.errors import (
     StoreCorrupt,
     StoreError,
 )
-from fsdecloud.ledger.blocks import decode_header
+from fsdecloud.ledger.blocks import block_id, decode_header
 from fsdecloud.ledger.chain import locator
+from fsdecloud.ledger.compact import SHORT_ID, assemble, match
 from fsdecloud.ledger.headers import Branch, describe
 from fsdecloud.ledgerd.conduct import Misbehaviour
 from fsdecloud.ledgerd.download import Download
@@ -108,10 +109,13 @@ class Syncer:
     async def _sync(self, session: Session, *, is_alone: bool) -> None:
         """Fetch what one session has beyond us."""
         self.is_busy = True
+        number = session.claims
         try:
             branch = await self._collect(session, REQUEST_TIMEOUT if is_alone else IMPATIENCE)
-            if branch is not None and not await Download(self._keeper, self, branch, session).run():
-                session.disclaim()
+            if branch is not None:
+                body = await self._compact(session, branch.id_at(0)) if len(branch) == 1 else None
+                if not await Download(self._keeper, self, branch, session, body).run():
+                    session.disclaim(number)
         except (PeerUnavailable, RemoteTimeout, Misbehaviour) as exc:
             session.fail(exc)
             self.remove(session)
@@ -128,7 +132,7 @@ class Syncer:
 
         Raises Misbehaviour for an invalid header, RemoteTimeout, PeerUnavailable.
         """
-        claim = session.work
+        claim, number = session.work, session.claims
         store, document = self._keeper.store, self._keeper.document
         branch = Branch(document, store.point, store.invalid_reason)
         headers, more = await self._first_headers(session, patience)
@@ -144,16 +148,16 @@ class Syncer:
                 self._keeper.raise_alarm(
                     f"{session.remote} has a chain with more work that leaves ours at block {branch.fork.height}"
                 )
-                session.disclaim()
+                session.disclaim(number)
                 return None
             if not more or branch.is_held or branch.is_full:
                 break
             answer = await session.ask(gossip.GetHeaders((branch.last.id,)), gossip.Headers, patience)
             headers, more = answer.headers, len(answer.headers) == gossip.HEADERS_MAX
             await trio.lowlevel.checkpoint()
-        return self._judge(session, branch, claim)
+        return self._judge(session, branch, claim, number)
 
-    def _judge(self, session: Session, branch: Branch, claim: bytes) -> Branch | None:
+    def _judge(self, session: Session, branch: Branch, claim: bytes, number: int) -> Branch | None:
         """Return the branch if it is worth fetching."""
         if branch.is_held:
             log.info("%s has a block whose time is too far ahead of this machine's clock", session.remote)
@@ -164,7 +168,7 @@ class Syncer:
             log.info("%s has a chain with less work than --minimum-work asks for; it is not followed", session.remote)
         elif not branch.is_held and claim > max(branch.work, self._keeper.tip.work):
             session.misbehave(FALSE_CLAIM, "it claims more work than its headers prove")
-        session.disclaim()
+        session.disclaim(number)
         return None
 
     async def _first_headers(self, session: Session, patience: float) -> tuple[tuple[bytes, ...], bool]:
@@ -175,3 +179,27 @@ class Syncer:
         ids = locator(self._keeper.tip, self._keeper.store.best_at)
         answer = await session.ask(gossip.GetHeaders(ids[: gossip.LOCATOR_MAX]), gossip.Headers, patience)
         return answer.headers, len(answer.headers) == gossip.HEADERS_MAX
+
+    async def _compact(self, session: Session, identity: BlockId) -> bytes | None:
+        """Return a new block put together from what the mempool holds and the few transactions that it lacks; None when that
+        does not give it. Raises Misbehaviour, RemoteTimeout, PeerUnavailable."""
+        answer = await session.ask(gossip.GetCompact(identity), gossip.Compact)
+        if not answer.header:
+            return None
+        try:
+            header = decode_header(answer.header)
+        except InvalidBlock as exc:
+            raise Misbehaviour(f"it sent a malformed header: {exc}") from exc
+        if block_id(header) != identity or len(answer.short_ids) % SHORT_ID:
+            raise Misbehaviour("another block than was asked for")
+        found = match(identity, answer.coinbase, answer.short_ids, self._keeper.pool.verified())
+        missing = tuple(place for place, data in enumerate(found) if data is None)
+        if len(missing) > len(found) // 2:
+            return None
+        if missing:
+            rest = await session.ask(gossip.GetBlockTxs(identity, missing), gossip.BlockTxs)
+            if len(rest.txs) != len(missing):
+                return None
+            for place, data in zip(missing, rest.txs, strict=True):
+                found[place] = data
+        return assemble(header, [data for data in found if data is not None])
