@@ -1,4 +1,4 @@
-"""`decloud ledger run|status|blocks|show|verify`: the chain node of this machine."""
+"""`decloud ledger run|status|blocks|show|verify|rebuild`: the chain node of this machine."""
 
 from __future__ import annotations
 
@@ -35,8 +35,14 @@ def command() -> None:
 @click.option(
     "--mine/--no-mine", "mine", default=None, help="Whether to mine (the network's parameters decide otherwise)."
 )
+@click.option("--minimum-work", metavar="N", type=click.IntRange(0), help="Follow no chain with less work (hashes).")
 def run_command(
-    listen: str | None, advertise: str | None, bootstrap: tuple[str, ...], network_file: str | None, mine: bool | None
+    listen: str | None,
+    advertise: str | None,
+    bootstrap: tuple[str, ...],
+    network_file: str | None,
+    mine: bool | None,
+    minimum_work: int | None,
 ) -> None:
     """Run the ledger daemon in the foreground until SIGTERM or Ctrl-C.
 
@@ -45,6 +51,8 @@ def run_command(
     paths = find_paths()
     parts.require_stopped(paths, "ledger")
     arguments = ledger_arguments(listen, bootstrap, network_file, advertise=advertise, mine=mine)
+    if minimum_work is not None:
+        arguments += ["--minimum-work", str(minimum_work)]
     part = parts.ledger_part(arguments)
     sys.stdout.flush()
     os.execv(sys.executable, part.command())
@@ -276,6 +284,35 @@ def _verify(paths: Paths, *, as_json: bool) -> int:
     else:
         emit(f"all {found.height} blocks follow the rules; tip {found.tip.hex()}")
     return 0
+
+
+@command.command("rebuild")
+@click.option("--discard", is_flag=True, help="Take nothing from the stored chain; all of it comes from other daemons.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rebuild_command(discard: bool, as_json: bool) -> None:
+    """Make the stored chain anew: what is whole of it is verified and kept, the rest comes from other daemons.
+
+    For a chain that is damaged. The ledger daemon must be stopped; when it runs again it fetches what is missing.
+    """
+    from fsdecloud.ledgerd.rebuild import rebuild_chain
+
+    paths = find_paths()
+    network.require_network(paths)
+    parts.require_stopped(paths, "ledger")
+    progress = Progress()
+    try:
+        found = rebuild_chain(
+            paths, discard=discard, progress=lambda done, total: progress.show(f"kept {done} of {total} blocks")
+        )
+    finally:
+        progress.end()
+    if as_json:
+        emit_json({"kept": found.kept, "before": found.before, "reason": found.reason or None})
+        return
+    emit(f"{found.kept} blocks are kept" + (f" of {found.before}" if found.before is not None else ""))
+    if found.reason:
+        emit(f"not more, because: {clean(found.reason)}")
+        emit("the rest comes from other daemons when the ledger daemon runs again")
 
 
 def describe_age(seconds: float) -> str:

@@ -26,6 +26,7 @@ from fsdecloud.ledgerd.conduct import Bans
 from fsdecloud.ledgerd.hub import INBOUND_MAX, SPARE, Hub, fetch_network
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.mining import Mining
+from fsdecloud.ledgerd.rebuild import finish_rebuild
 from fsdecloud.ledgerd.setup import (
     NodeConfig,
     book_path,
@@ -77,6 +78,7 @@ async def run_daemon(paths: Paths, options: Options) -> None:
     with acquire_lock(paths.lock_file("ledger")):
         document = await _find_network(paths, options)
         seed = load_node_seed(paths)
+        await trio.to_thread.run_sync(finish_rebuild, paths)
         with await trio.to_thread.run_sync(open_chain, chain_path(paths), document) as store:
             await _Daemon(paths, options, store, seed).run()
 

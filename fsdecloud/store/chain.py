@@ -317,7 +317,7 @@ class ChainStore:
             raise self._corrupt(f"an index entry does not decode ({exc})") from exc
 
     def _corrupt(self, why: str) -> StoreCorrupt:
-        return StoreCorrupt(f"{self._env.path} is damaged: {why}; move it away and the daemon syncs again from others")
+        return StoreCorrupt(f"{self._env.path} is damaged: {why}; stop the daemon and run `decloud ledger rebuild`")
 
 
 def open_chain(path: Path, document: NetworkDocument | None = None, *, map_size: int = CHAIN_MAP_SIZE) -> ChainStore:
