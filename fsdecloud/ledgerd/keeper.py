@@ -237,6 +237,7 @@ class Keeper:
         """Take the new tip over; the store has it."""
         returned = [tx for point in reversed(switch.leave) for tx in self._transactions(point)]
         self.tip = switch.enter[-1] if switch.enter else switch.fork
+        waited = frozenset(self.pool.ids()) if returned else frozenset()
         dropped = self.pool.rebase(self.state, self.tip.height + 1, self.now(), returned)
         if switch.leave:
             log.info("left %d blocks for a chain with more work, tip %d", len(switch.leave), self.tip.height)
@@ -247,6 +248,11 @@ class Keeper:
         self._notify_pool()
         for callback in self.on_tip:
             callback(switch)
+        if returned:  # the others' mempools may never have held what the left blocks did
+            for identity in self.pool.ids():
+                if identity not in waited:
+                    for tell in self.on_tx:
+                        tell(identity)
         self._connected += len(switch.enter)
         if self._connected >= PRUNE_EVERY and self._store.node_count() >= self._prune_above:
             self._connected = 0
