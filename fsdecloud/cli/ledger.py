@@ -36,6 +36,12 @@ def command() -> None:
     "--mine/--no-mine", "mine", default=None, help="Whether to mine (the network's parameters decide otherwise)."
 )
 @click.option("--minimum-work", metavar="N", type=click.IntRange(0), help="Follow no chain with less work (hashes).")
+@click.option(
+    "--prune",
+    metavar="MIB",
+    type=click.IntRange(16),
+    help="Keep only the last MIB mebibytes of block bodies, and all headers.",
+)
 def run_command(
     listen: str | None,
     advertise: str | None,
@@ -43,6 +49,7 @@ def run_command(
     network_file: str | None,
     mine: bool | None,
     minimum_work: int | None,
+    prune: int | None,
 ) -> None:
     """Run the ledger daemon in the foreground until SIGTERM or Ctrl-C.
 
@@ -53,6 +60,8 @@ def run_command(
     arguments = ledger_arguments(listen, bootstrap, network_file, advertise=advertise, mine=mine)
     if minimum_work is not None:
         arguments += ["--minimum-work", str(minimum_work)]
+    if prune is not None:
+        arguments += ["--prune", str(prune)]
     part = parts.ledger_part(arguments)
     sys.stdout.flush()
     os.execv(sys.executable, part.command())

@@ -13,10 +13,14 @@ import trio
 from fsdecloud.config import find_paths
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledgerd.daemon import Options, run_daemon
+from fsdecloud.limits import MIB
 from fsdecloud.readiness import report_failure
 
 EXIT_FAILURE = 2
 """The system refuses (decloud(1), EXIT STATUS); a wrong argument has its own code."""
+
+PRUNE_MIN = 16
+"""Mebibytes of bodies that `--prune` keeps at least."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,6 +54,13 @@ def _hashes(text: str) -> int:
     return number
 
 
+def _prune(text: str) -> int:
+    number = int(text)
+    if not PRUNE_MIN <= number < 1 << 32:
+        raise ValueError(f"at least {PRUNE_MIN} MiB of bodies are kept")
+    return number * MIB
+
+
 def _parse(argv: list[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="decloud-ledgerd", description="Ledger daemon of fsdecloud.", allow_abbrev=False
@@ -62,6 +73,7 @@ def _parse(argv: list[str]) -> Options:
     run.add_argument("--network", metavar="FILE", type=Path, help="join the network of this document")
     run.add_argument("--mine", action=argparse.BooleanOptionalAction, default=None, help="mine blocks")
     run.add_argument("--minimum-work", metavar="N", type=_hashes, default=0, help="follow no chain with less work")
+    run.add_argument("--prune", metavar="MIB", type=_prune, help="keep only the last MIB mebibytes of block bodies")
     run.add_argument("--ready-fd", metavar="N", type=int, help="write one line of JSON here when serving")
     given = parser.parse_args(argv)
     return Options(
@@ -71,6 +83,7 @@ def _parse(argv: list[str]) -> Options:
         network_file=given.network,
         mine=given.mine,
         minimum_work=given.minimum_work,
+        body_limit=given.prune,
         ready_fd=given.ready_fd,
     )
 

@@ -68,6 +68,8 @@ class Options:
     """None: mine unless the network mines idly."""
     minimum_work: int = 0
     """Hashes; a chain with less is not followed."""
+    body_limit: int | None = None
+    """Bytes of block bodies to keep; None for all."""
     ready_fd: int | None = None
 
 
@@ -93,7 +95,7 @@ class _Daemon:
         self._config = load_config(paths)
         self._book_changed = trio.Event()
         node = PeerId(sign.public_key(seed))
-        self._keeper = Keeper(store, SteadyClock())
+        self._keeper = Keeper(store, SteadyClock(), options.body_limit)
         self._hub = Hub(
             self._keeper,
             node,

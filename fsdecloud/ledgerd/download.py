@@ -133,7 +133,7 @@ class Download:
         return any(self._has(session, self._next) for session in self._syncer.sessions())
 
     def _has(self, session: Session, index: int) -> bool:
-        return session not in self._lacking and session.height >= self._first_height + index
+        return session not in self._lacking and session.first <= self._first_height + index <= session.height
 
     async def _fetch(self, session: Session) -> None:
         """Fetch batch after batch from one session, until it fails or has no more."""

@@ -111,7 +111,15 @@ class Hub:
         """Return what this daemon says first."""
         tip = self.keeper.tip
         return gossip.Hello(
-            gossip.VERSION, self.keeper.network, self.url, self.nonce, tip.height, tip.work, tip.id, self.keeper.now()
+            version=gossip.VERSION,
+            network=self.keeper.network,
+            url=self.url,
+            nonce=self.nonce,
+            height=tip.height,
+            work=tip.work,
+            tip=tip.id,
+            time=self.keeper.now(),
+            first=self.keeper.store.first_body(),
         )
 
     def add(self, session: Session) -> None:

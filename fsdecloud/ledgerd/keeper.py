@@ -72,7 +72,8 @@ class Connected:
 class Keeper:
     """Owner of the chain store and the mempool."""
 
-    def __init__(self, store: ChainStore, clock: Callable[[], int]) -> None:
+    def __init__(self, store: ChainStore, clock: Callable[[], int], body_limit: int | None = None) -> None:
+        """`clock` returns Unix seconds; `body_limit` is how many bytes of bodies to keep, None for all."""
         self.document = store.document
         self.network = network_id(store.document)
         self.tip = store.tip()
@@ -81,6 +82,7 @@ class Keeper:
         self._store = store
         self._clock = clock
         self._lock = trio.Lock()
+        self._body_limit = body_limit
         self._connected = 0
         self._prune_above = 0
         self._tip_changed = trio.Event()
@@ -97,6 +99,11 @@ class Keeper:
     def store(self) -> ChainStore:
         """The stored chain; others only read it."""
         return self._store
+
+    @property
+    def kept_depth(self) -> int:
+        """Blocks below the tip whose states, and bodies, are always kept: a reorganisation may need them."""
+        return self.document.finality_depth + PRUNE_MARGIN
 
     def now(self) -> int:
         """Return this machine's time in seconds since 1970."""
@@ -162,12 +169,18 @@ class Keeper:
         return Connected(batch.count, batch.error)
 
     async def accept_tip(self, identity: BlockId) -> Point:
-        """Follow a stored block however deep it reorganises: a person said so. Raises UnknownParent if it is unknown."""
+        """Follow a stored block however deep it reorganises: a person said so. Raises UnknownParent if it is unknown,
+        ReorgTooDeep if pruned blocks would have to be undone."""
         async with self._lock:
             point = self._store.point(identity)
             if point is None:
                 raise UnknownParent(f"block {identity.hex()} is not stored here")
             switch = plan_switch(self._store.point, self.tip, point, None)
+            if any(self._store.block(left.id) is None for left in (*switch.leave, *switch.enter)):
+                raise ReorgTooDeep(
+                    "that would undo blocks whose bodies were pruned: stop the daemon, run `decloud ledger rebuild "
+                    "--discard`, and let it sync from daemons whose chain you trust"
+                )
             await trio.to_thread.run_sync(self._store.move_tip, switch)
             self.alarm = ""
             await self._follow(switch)
@@ -253,11 +266,12 @@ class Keeper:
                 if identity not in waited:
                     for tell in self.on_tx:
                         tell(identity)
+        if self._body_limit is not None and switch.enter:
+            await trio.to_thread.run_sync(self._store.prune_bodies, self._body_limit, self.kept_depth)
         self._connected += len(switch.enter)
         if self._connected >= PRUNE_EVERY and self._store.node_count() >= self._prune_above:
             self._connected = 0
-            depth = self.document.finality_depth + PRUNE_MARGIN
-            count = await trio.to_thread.run_sync(self._store.prune, depth)
+            count = await trio.to_thread.run_sync(self._store.prune, self.kept_depth)
             self._prune_above = self._store.node_count() * 3 // 2
             log.debug("dropped %d old state nodes", count)
 

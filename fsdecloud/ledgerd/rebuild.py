@@ -108,6 +108,8 @@ def _salvage(old: Path, store: ChainStore, document: NetworkDocument, progress: 
     try:
         with open_chain(old, document) as damaged:
             before = damaged.tip().height
+            if damaged.first_body() > 1:
+                return Rebuilt(0, before, "its first blocks were pruned, and nothing can be verified without them")
             for _, data in damaged.stored_blocks():
                 writer.add(data)
                 progress(writer.height, before)

@@ -102,6 +102,8 @@ class Session:
         """What it claims."""
         self.asked_height = 0
         """Of the last block that it asked for."""
+        self.first = 1
+        """Height of the first block that it can give."""
         self.claims = 0
         """How often it claimed something."""
         self.announced: bytes | None = None
@@ -167,11 +169,8 @@ class Session:
                 for identity in self._keeper.pool.ids():
                     self.offer(identity)
                 await self._read()
-        except BaseExceptionGroup as group:
-            rest = group.split(trio.Cancelled)[1]
-            if rest is not None and len(rest.exceptions) == 1:
-                raise rest.exceptions[0] from None  # the one reason; the rest was cancelled by it
-            raise
+        except* FsdecloudError as group:
+            self.fail(_first_reason(group))  # reader and writer may notice the end at the same time
         finally:
             self._is_over = True
             for question in self._questions:
@@ -288,6 +287,7 @@ class Session:
             raise RemoteProtocolError("we called ourselves")
         self._greeted = self._channel.is_greeted = True
         self.url = self.url or hello.url
+        self.first = hello.first
         self._claim(hello.work, hello.height, None)
         if not self.inbound:
             self._hub.compare_clocks(self, hello.time)
@@ -408,6 +408,19 @@ class _Question:
         self.kind = kind
         self.done = trio.Event()
         self.answer: gossip.Message | None = None
+
+
+def _first_reason(group: BaseExceptionGroup[FsdecloudError]) -> FsdecloudError:
+    """Return one error of a group: what the other did wrong before what it only caused."""
+    found: list[FsdecloudError] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        elif isinstance(error, FsdecloudError):
+            found.append(error)
+    return next((error for error in found if isinstance(error, RemoteProtocolError)), found[0])
 
 
 def _remember(table: OrderedDict[TxId, None], ids: Iterable[TxId]) -> None:

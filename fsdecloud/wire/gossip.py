@@ -68,6 +68,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     tip: Id
     time: Annotated[int, Meta(ge=0, le=(1 << 40) - 1)]
     """The sender's clock, seconds since 1970: nothing is reckoned with it, but a clock that is far off is noticed."""
+    first: Annotated[int, Meta(ge=1, le=(1 << 40) - 1)]
+    """Height of the first block that the sender can give: 1 unless it pruned old bodies."""
 
 
 class GetNetwork(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):

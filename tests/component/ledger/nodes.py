@@ -58,9 +58,9 @@ def channel_pair():
 class Node:
     """A daemon's keeper and hub. `ended` is what its last session ended with."""
 
-    def __init__(self, store, number, now=NOW, **options):
+    def __init__(self, store, number, now=NOW, body_limit=None, **options):
         self.time = now
-        self.keeper = Keeper(store, lambda: self.time)
+        self.keeper = Keeper(store, lambda: self.time, body_limit)
         self.hub = Hub(self.keeper, bytes([number]) * 32, bytes([number]) * 32, **options)
         self.ended = None
 
@@ -152,7 +152,7 @@ class Rogue:
 
     async def hello(self, work=0, **changes):
         fields = {"network": self.make.network, "url": "", "nonce": bytes([99]) * 32, "height": 0, "tip": bytes(32)}
-        fields |= {"time": self.node.time, "work": work.to_bytes(32)}
+        fields |= {"time": self.node.time, "first": 1, "work": work.to_bytes(32)}
         await self.send(gossip.Hello(gossip.VERSION, **(fields | changes)))
 
     async def claim(self, point):
