@@ -100,8 +100,8 @@ class Hub:
         self._secret = secrets.token_bytes(32)
         self._changed = changed
         self._sessions: dict[Session, None] = {}
-        self._active: dict[Key, bool] = {}
-        """Addresses being called or connected, and whether a person gave them."""
+        self._active: set[Key] = set()
+        """Addresses being called or connected."""
         self._wake = trio.Event()
         keeper.on_tip.append(self._announce_tip)
         keeper.on_tx.append(self._offer)
@@ -252,8 +252,8 @@ class Hub:
             nursery.start_soon(self._ask_again)
             while True:
                 self._wake = trio.Event()
-                for address, is_given in self._next_calls():
-                    self._active[address.host, address.port] = is_given
+                for address in self._next_calls():
+                    self._active.add((address.host, address.port))
                     nursery.start_soon(self._call, address)
                 with trio.move_on_at(self._next_due()):
                     await self._wake.wait()
@@ -276,23 +276,30 @@ class Hub:
         self._wake.set()
 
     def _connected(self) -> set[PeerId]:
-        return {parts.id for s in self._sessions if s.url and (parts := _parse(s.url)) is not None and parts.id}
+        """Return who need not be called. Somebody who called is believed to be who he says when he called from the address he
+        names: else anybody could keep us from calling a daemon by using its name."""
+        found = {session.id for session in self._sessions if session.id is not None}
+        for session in self._sessions:
+            says = _parse(session.url) if session.inbound and session.url else None
+            if says is not None and says.id is not None and says.host == session.remote.rpartition(":")[0].strip("[]"):
+                found.add(says.id)
+        return found
 
     def _has_room(self) -> bool:
         return len(self._active) < OUTBOUND_MAX
 
-    def _next_calls(self) -> list[tuple[Address, bool]]:
-        """Return the addresses to call now, and whether a person gave each."""
+    def _next_calls(self) -> list[Address]:
+        """Return the addresses to call now."""
         now = trio.current_time()
-        calls = [(address, True) for address in self.addresses.given(self._active, now)]
-        active = {**self._active, **{(address.host, address.port): True for address, _ in calls}}
+        calls = self.addresses.given(self._active, now)
+        active = self._active | {(address.host, address.port) for address in calls}
         connected = self._connected()
         while len(active) < OUTBOUND_MAX:
             address = self.addresses.choose(active, connected, now, self._may_call)
             if address is None:
                 break
-            active[address.host, address.port] = False
-            calls.append((address, False))
+            active.add((address.host, address.port))
+            calls.append(address)
         return calls
 
     def _may_call(self, address: Address) -> bool:
@@ -316,7 +323,7 @@ class Hub:
         except FsdecloudError as exc:
             log.info("%s: %s", address, exc)
         finally:
-            self._active.pop((address.host, address.port), None)
+            self._active.discard((address.host, address.port))
         now = trio.current_time()
         if now - begun >= STABLE and is_reached:
             self.addresses.succeeded(address)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,10 @@ from fsdecloud.net.address import Address
 from fsdecloud.swarm.addressbook import AddressBook, decode_book
 from fsdecloud.swarm.groups import network_group
 from fsdecloud.types import PeerId
+from fsdecloud.wire import gossip
+
+sys.path.insert(0, str(Path(__file__).parent))
+from nodes import rogue_of, session_test
 
 NETWORK = bytes([5]) * 32
 NODE = PeerId(bytes([6]) * 32)
@@ -34,13 +40,13 @@ def addresses(book: AddressBook | None = None) -> Addresses:
 
 
 def choose_all(known: Addresses, count: int = 8) -> list[Address]:
-    active: dict[tuple[str, int], bool] = {}
+    active: set[tuple[str, int]] = set()
     found = []
     for _ in range(count):
         address = known.choose(active, set(), 0.0, lambda _: True)
         if address is None:
             break
-        active[address.host, address.port] = False
+        active.add((address.host, address.port))
         found.append(address)
     return found
 
@@ -160,3 +166,20 @@ def test_fault_106_all_places_taken_by_one_attacker_leave_room_for_the_others():
             callers.remove(victim)
     assert set(honest) <= set(callers)
     assert choose_eviction(honest[:4], bytes(32)) is None
+
+
+def test_fault_106_nobody_is_kept_from_being_called_by_who_uses_his_name(tmp_path):
+    """Somebody who called says that he is daemon 1, which is elsewhere: daemon 1 is called all the same."""
+
+    async def work(make, node):
+        node.hub.addresses.hear([url("203.0.113.1", 1)], "203.0.113.9")
+        async with rogue_of(node, make) as rogue:
+            await rogue.hello(url=str(Address("203.0.113.1", 7713, key(1), make.network)))
+            await rogue.expect(gossip.GetPeers)
+            assert node.hub._connected() == set()
+        async with rogue_of(node, make) as rogue:  # its channel comes from 198.51.100.7
+            await rogue.hello(url=str(Address("198.51.100.7", 7713, key(2), make.network)))
+            await rogue.expect(gossip.GetPeers)
+            assert node.hub._connected() == {key(2)}
+
+    session_test(tmp_path, work)
