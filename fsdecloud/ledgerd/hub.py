@@ -344,9 +344,11 @@ class Hub:
 
     async def _feel(self) -> None:
         """Test one address now and then (a feeler connection): what answers may take a tried one's place, what does not
-        goes."""
+        goes. While there is room for more connections, ask somebody who else there is."""
         while True:
             await trio.sleep(FEELER_PAUSE * random.uniform(0.5, 1.0))
+            if self._sessions and self._has_room():
+                random.choice(list(self._sessions)).ask_peers()
             address = self.addresses.to_test(self._connected())
             if address is not None and self._may_call(address):
                 await self._test(address)

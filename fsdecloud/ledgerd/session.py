@@ -155,6 +155,10 @@ class Session:
         for start in range(0, len(ids), gossip.TXS_MAX):
             self._send(gossip.GetTxs(tuple(ids[start : start + gossip.TXS_MAX])))
 
+    def ask_peers(self) -> None:
+        """Ask the other for addresses of daemons."""
+        self._send(gossip.GetPeers())
+
     async def run(self) -> None:
         """Serve the connection until it ends. Raises PeerUnavailable, RemoteProtocolError or RemoteTimeout."""
         try:
@@ -164,7 +168,7 @@ class Session:
                 self._send(self._hub.hello())
                 await self._greet()
                 self._hub.add(self)
-                self._send(gossip.GetPeers())
+                self.ask_peers()
                 nursery.start_soon(self._pace_offers)
                 for identity in self._keeper.pool.ids():
                     self.offer(identity)
