@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from fsdecloud.agent.peers import Transport
+from fsdecloud.agent.peer import Transport
 from fsdecloud.agent.service import Service
 from fsdecloud.crypto.keys import deal_seed
 from fsdecloud.errors import FsdecloudError

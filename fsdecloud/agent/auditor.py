@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from fsdecloud.agent.erasure import shard_size
-from fsdecloud.agent.fetch import Place, Source
+from fsdecloud.agent.gather import Place, Source
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import META, JournalWriter
 from fsdecloud.agent.locations import LocationMap

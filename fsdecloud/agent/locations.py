@@ -20,8 +20,8 @@ import msgspec
 import trio
 
 from fsdecloud import codec
-from fsdecloud.agent.fetch import Place
 from fsdecloud.agent.garbage import Garbage
+from fsdecloud.agent.gather import Place
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import META, NODES, ROWS, UPLOADS, JournalWriter, Write
 from fsdecloud.agent.rows import (

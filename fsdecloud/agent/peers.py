@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Protocol, TypeVar, runtime_checkable
+from typing import Final, TypeVar
 
 import trio
 
 from fsdecloud.agent.bandwidth import Limiter
 from fsdecloud.agent.flow import Flow
+from fsdecloud.agent.peer import Connecting, Peer, Relaying, Transport
 from fsdecloud.errors import (
     BlobCorrupt,
     BlobMissing,
@@ -46,167 +46,17 @@ PROBE_TIMEOUT: Final = 5.0
 PROBE_IDLE: Final = 30.0
 """Seconds between two rounds of probes while nothing waits for a failing peer."""
 
+READY_MAX: Final = 32
+"""In a network of no more peers there is a connection to each before something is to be read (`net.pool.KEPT_MAX`)."""
+
 RELAYS_MAX: Final = 64
 """Peers that are offered as relays at once."""
 
 PROBE_URGENT: Final = 2.0
 """While something does."""
 
-EVIDENCE_MAX: Final = 8
-"""Wrong answers of one peer that are remembered word by word."""
-
 REQUEST_COST: Final = 128
 """Bytes that a request without shards counts for against a limit on bandwidth."""
-
-
-class PeerInfo(Protocol):
-    """What a peer says of itself (`wire.peer.InfoResult`)."""
-
-    @property
-    def admitted(self) -> bool:
-        """Whether it takes this volume's shards."""
-
-    @property
-    def reason(self) -> str:
-        """Why not."""
-
-    @property
-    def free(self) -> int:
-        """Bytes that it would still take."""
-
-
-class Transport(Protocol):
-    """What the book needs of `net.pool.PeerPool`."""
-
-    async def put(self, address: Address, shards: Sequence[tuple[ShardId, bytes | memoryview]]) -> Receipt:
-        """Store shards, return the verified receipt."""
-
-    async def get(self, address: Address, shard: ShardId) -> bytes:
-        """Return a shard, verified against its id."""
-
-    async def has(self, address: Address, ids: Sequence[ShardId]) -> Sequence[bool]:
-        """Say for each shard whether the peer has it."""
-
-    async def renew(self, address: Address, shards: Sequence[ShardId]) -> Receipt | None:
-        """Begin leases anew; return the verified receipt for what is kept, None for nothing."""
-
-    async def delete(self, address: Address, grant: bytes) -> dict[ShardId, str]:
-        """Hand over a grant; return what is kept all the same, and why."""
-
-    async def info(self, address: Address) -> PeerInfo:
-        """Ask how the peer is."""
-
-
-@runtime_checkable
-class Relaying(Protocol):
-    """A transport that has other ways than the direct one (`net.relay`)."""
-
-    def use_relays(self, candidates: Callable[[], Sequence[Address]]) -> None:
-        """Say by way of whom others may be asked."""
-
-    def way(self, peer: PeerId) -> PeerId | None:
-        """Return the peer by way of which another is reached, None when it is reached directly or not at all."""
-
-
-@runtime_checkable
-class Connecting(Protocol):
-    """A transport whose connections take time to open (`net.pool`)."""
-
-    def open_ahead(self, address: Address) -> None:
-        """Begin to connect for reading, unless there is a connection."""
-
-
-class Peer:
-    """One peer as this agent sees it."""
-
-    __slots__ = (
-        "address",
-        "away_since",
-        "corrupt",
-        "error",
-        "evidence",
-        "fetched_bytes",
-        "flow",
-        "free",
-        "id",
-        "is_distrusted",
-        "is_leaving",
-        "is_refusing",
-        "leaves",
-        "refused_size",
-        "refused_until",
-        "registered",
-        "registered_at",
-        "score",
-        "sequence",
-        "stored_bytes",
-        "url",
-    )
-
-    def __init__(self, peer: PeerId, flow: Flow) -> None:
-        self.id = peer
-        self.flow = flow
-        self.url = ""
-        self.address: Address | None = None
-        self.registered = ""
-        """Its address by the registry, and when it registered that."""
-        self.registered_at = 0
-        self.sequence = 0
-        """When the address in use was registered or announced, by the peer's own word; 0 when that is not known."""
-        self.score = PeerScore()
-        self.is_leaving = False
-        """The registry says that it offers nothing: it leaves, or will be away."""
-        self.leaves = False
-        """It says that it leaves for good: what it holds is to be moved while it is there."""
-        self.away_since: float | None = None
-        """When it stopped answering; None while it does."""
-        self.is_distrusted = False
-        """It fails audits: nothing more is stored there, and what is there does not count."""
-        self.is_refusing = False
-        self.refused_until = 0.0
-        self.refused_size = 0
-        """The smallest shard that it did not take since it began to refuse."""
-        self.corrupt = 0
-        self.evidence: deque[str] = deque(maxlen=EVIDENCE_MAX)
-        """What was asked for and what came instead, of the latest wrong answers."""
-        self.error = ""
-        self.free = 0
-        """Bytes that it said it would take when it was probed last, 0 before."""
-        self.stored_bytes = 0
-        self.fetched_bytes = 0
-
-    @property
-    def is_usable(self) -> bool:
-        """True while it has an address, answers and accepts, and what it accepts is there when it is looked for."""
-        is_accepting = not self.is_refusing and not self.is_leaving and not self.is_distrusted
-        return self.is_readable and is_accepting
-
-    @property
-    def is_readable(self) -> bool:
-        """True while it has an address and answers: one that is full can still be read from."""
-        return self.address is not None and not self.score.is_failing
-
-    def state(self, way: PeerId | None) -> PeerState:
-        """Return what `status` shows; `way` is the peer by way of which this one is reached."""
-        if self.address is None or self.score.is_failing:
-            state = "down"
-        elif self.corrupt:
-            state = "corrupt"
-        elif self.is_distrusted:
-            state = "distrusted"
-        else:
-            state = "leaving" if self.is_leaving else "refusing" if self.is_refusing else "up"
-        return PeerState(
-            self.id,
-            self.url,
-            state,
-            self.score.failures,
-            self.corrupt,
-            self.stored_bytes,
-            self.fetched_bytes,
-            tuple(self.evidence),
-            way or b"",
-        )
 
 
 class PeerBook:
@@ -586,6 +436,8 @@ class PeerBook:
         self._wake.set()
 
     def _became_usable(self, peer: Peer) -> None:
+        if peer.address is not None and peer.is_readable and len(self.everybody()) <= READY_MAX:
+            self._open_ahead(peer.address)
         if peer.is_usable:
             for call in self.on_usable:
                 call(peer.id)

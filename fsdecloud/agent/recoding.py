@@ -27,8 +27,9 @@ import trio
 from fsdecloud import codec
 from fsdecloud.agent.auditor import Auditor
 from fsdecloud.agent.erasure import encode_shards, shard_ids, shard_size
-from fsdecloud.agent.fetch import Fetcher, Place
+from fsdecloud.agent.fetch import Fetcher
 from fsdecloud.agent.garbage import Garbage
+from fsdecloud.agent.gather import Place
 from fsdecloud.agent.hosts import Hosts
 from fsdecloud.agent.journal import META, JournalWriter, Write
 from fsdecloud.agent.moving import Mover

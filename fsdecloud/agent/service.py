@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from fsdecloud.agent.peers import Transport
+from fsdecloud.agent.peer import Transport
 from fsdecloud.agent.stack import Notice, Stack, open_stack
 from fsdecloud.errors import FsdecloudError, LocalProtocolError, MalformedError, RemoteError
 from fsdecloud.net.nursery import open_background

@@ -33,7 +33,8 @@ from fsdecloud.agent.ledgerlink import LedgerLink
 from fsdecloud.agent.locations import COMMIT_PATIENCE, LocationMap
 from fsdecloud.agent.moving import Mover
 from fsdecloud.agent.outbox import Outbox
-from fsdecloud.agent.peers import PeerBook, Transport
+from fsdecloud.agent.peer import Transport
+from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.reach import Reach
 from fsdecloud.agent.recoding import Recoder
 from fsdecloud.agent.repair import Repairer
@@ -229,8 +230,8 @@ class Stack:
             is_busy=lambda: self.fetcher.is_busy or self.uploader.is_busy,
         )
         if hello.repair:
-            self.fetcher.on_miss = self.auditor.note_miss
-            self.fetcher.find = self.repairer.find
+            self.fetcher.gatherer.on_miss = self.auditor.note_miss
+            self.fetcher.gatherer.find = self.repairer.find
         self.book.is_urgent = lambda: self.uploader.has_parked
         self.discovery: Discovery | None = None
         if isinstance(transport, Finding):

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from fsdecloud.agent.journal import META, JournalWriter, open_journal, open_writer
-from fsdecloud.agent.peers import Transport
+from fsdecloud.agent.peer import Transport
 from fsdecloud.agent.stack import Stack, lock_agent
 from fsdecloud.config import make_private_dir
 from fsdecloud.crypto import seal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,11 @@ UP_QUOTA: Final = 64 << 30
 
 UP_LISTEN: Final = "127.0.0.1:0"
 
+PATIENCE: Final = 2.0
+"""Seconds for a peer on this machine to say how it is, in a list of all."""
+
+ASKED_AT_ONCE: Final = 32
+
 
 @dataclass(frozen=True, slots=True)
 class LocalPeer:
@@ -29,11 +35,13 @@ class LocalPeer:
     pid: int | None
 
 
-def peer_status(paths: Paths, name: str) -> PeerdStatus:
-    """Ask a running peer. Raises PeerUnavailable when it does not run or answer."""
+def peer_status(paths: Paths, name: str, timeout: float = 5.0) -> PeerdStatus:
+    """Ask a running peer. Raises PeerUnavailable when it does not run, or answer within so many seconds."""
     if parts.running_pid(paths, f"peer-{name}") is None:
         raise PeerUnavailable(f"peer {name} is not running: decloud peer run {name}, or decloud up")
-    return client.call(paths.socket(f"peer-{name}"), "status", Empty(), PeerdStatus, timeout=5.0, error=PeerUnavailable)
+    return client.call(
+        paths.socket(f"peer-{name}"), "status", Empty(), PeerdStatus, timeout=timeout, error=PeerUnavailable
+    )
 
 
 def announce(paths: Paths, name: str, announcement: Announce) -> Departing:
@@ -44,17 +52,21 @@ def announce(paths: Paths, name: str, announcement: Announce) -> Departing:
 
 
 def local_peers(paths: Paths) -> list[LocalPeer]:
-    """Return the peers of this home, running or not."""
-    found = []
-    for name in parts.local_peers(paths):
+    """Return the peers of this home, running or not; asks all at once, so that those that hang cost PATIENCE together."""
+
+    def look(name: str) -> LocalPeer:
         try:
-            status = peer_status(paths, name)
+            status = peer_status(paths, name, PATIENCE)
         except FsdecloudError:
             pid = parts.running_pid(paths, f"peer-{name}")
-            found.append(LocalPeer(name, peer_id(paths, name).hex(), "", pid or None))
-        else:
-            found.append(LocalPeer(name, status.id.hex(), status.url, status.pid))
-    return found
+            return LocalPeer(name, peer_id(paths, name).hex(), "", pid or None)
+        return LocalPeer(name, status.id.hex(), status.url, status.pid)
+
+    names = parts.local_peers(paths)
+    if not names:
+        return []
+    with ThreadPoolExecutor(min(len(names), ASKED_AT_ONCE)) as threads:
+        return list(threads.map(look, names))
 
 
 def peer_id(paths: Paths, name: str) -> PeerId:

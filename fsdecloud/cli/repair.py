@@ -29,7 +29,7 @@ from fsdecloud.errors import MalformedError, UsageError
 from fsdecloud.units import format_size, parse_duration
 
 if TYPE_CHECKING:
-    from fsdecloud.agent.peers import Transport
+    from fsdecloud.agent.peer import Transport
     from fsdecloud.agent.standin import Report
     from fsdecloud.crypto.repairkey import RepairKey
     from fsdecloud.swarm.repair import Policy

@@ -1,20 +1,16 @@
 """Connections to storage peers, and requests over them.
 
 Each peer has two lanes, a connection each: one for Puts, one for all that reads, so that a read never waits behind MiBs of
-upload. A lane connects when it is first needed, carries many requests at once, and closes after IDLE_TIMEOUT without one.
+upload. A lane connects when it is first needed, carries many requests at once, and closes after `net.link.IDLE_TIMEOUT`
+without one, unless it is for reading and there are few of them (KEPT_MAX).
 After a failure it stays closed for a moment that grows (BACKOFF); requests in that time fail at once. A connection that
 broke while nobody used it, as all do whose machine slept or moved (fault 55), is no failure: the next request opens another,
 and one that was on its way into it is sent again (each may come twice to no harm: fault 52).
 
-Deadlines watch progress, not size: a request fails when its connection has carried nothing for REQUEST_TIMEOUT, neither
-bytes from the peer nor TCP's word that it took ours. On a slow line a MiB may take minutes and still arrive.
-
 A pool that forwards asks by way of another peer while there is no connection to the right one (`net.relay`).
 
-A cancelled request is abandoned: what of it is on its way goes out whole, and its answer is dropped (fault 94).
-
 Everything here runs in the trio thread; a `PeerPool` changes state between awaits only. Not here: which peer to ask
-(`agent`), what is said (`wire.peer`) and when (`wire.session`).
+(`agent`), a connection's requests and their deadlines (`net.link`).
 """
 
 from __future__ import annotations
@@ -22,9 +18,8 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
@@ -41,12 +36,12 @@ from fsdecloud.errors import (
     PeerUnavailable,
     ProtocolError,
     RemoteError,
-    RemoteTimeout,
     SealError,
 )
-from fsdecloud.limits import CONNECT_TIMEOUT, REQUEST_TIMEOUT
+from fsdecloud.limits import CONNECT_TIMEOUT
 from fsdecloud.net import websocket
 from fsdecloud.net.address import Address, format_endpoint
+from fsdecloud.net.link import Link
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.relay import Relays
 from fsdecloud.net.websocket import Channel, printable
@@ -61,18 +56,12 @@ A = TypeVar("A", bound=wire.Answer)
 Owner: TypeAlias = Callable[[PeerId], Awaitable[bytes]]
 """Return the public key whose grants may delete at a peer, b"" for none. Raises RemoteError."""
 
-IDLE_TIMEOUT: Final = 900.0
-"""A lane without requests is closed after this. Opening another takes three round trips, which the first read after a pause
-would wait for; keeping one open takes a ping now and then (`limits.KEEPALIVE`)."""
-
 BACKOFF: Final = (0.2, 5.0)
 """First and longest wait between two attempts to connect, before jitter."""
 
-QUIET: Final = 1.0
-"""Seconds without an answer after which a connection may have died without anybody noticing."""
-
-REQUEST_MAX: Final = 600.0
-"""No request takes longer, however well its line does."""
+KEPT_MAX: Final = 32
+"""Connections for reading that stay open although nobody uses them: in a small network the first byte of any file takes one
+round trip, after a quiet night too. A peer that has too many closes those first (`net.websocket`)."""
 
 LANES_MAX: Final = 1024
 """Lanes from which on those are forgotten that nobody is connected over: whoever tells of addresses that lead nowhere fills no
@@ -236,9 +225,13 @@ class PeerPool:
                 self._lanes = {key: known for key, known in self._lanes.items() if not known.is_unused}
             seed = self._deal_seed(address.id) if self._deal_seed is not None and kind == PUT else None
             lane = self._lanes[address, kind] = _Lane(
-                address, self._network, seed, self._owner, self._nonce, self._nursery
+                address, self._network, seed, self._owner, self._nonce, self._nursery, partial(self._is_kept, kind)
             )
         return lane
+
+    def _is_kept(self, kind: str) -> bool:
+        """Whether an open lane stays so while nobody uses it."""
+        return kind == READ and sum(lane.is_open for (_, k), lane in self._lanes.items() if k == READ) <= KEPT_MAX
 
 
 @asynccontextmanager
@@ -283,6 +276,7 @@ class _Lane:
         owner: Owner,
         nonce: Callable[[], bytes],
         nursery: trio.Nursery,
+        is_kept: Callable[[], bool],
     ) -> None:
         self.address = address
         self._network = network
@@ -290,7 +284,8 @@ class _Lane:
         self._owner = owner
         self._nonce = nonce
         self._nursery = nursery
-        self._link: _Link | None = None
+        self._is_kept = is_kept
+        self._link: Link | None = None
         self._opening: trio.Event | None = None
         self._retry_at = -1.0
         self._failures = 0
@@ -341,7 +336,7 @@ class _Lane:
             self._opening = trio.Event()
             self._nursery.start_soon(self._run)
 
-    async def _connected(self) -> _Link:
+    async def _connected(self) -> Link:
         while self._link is None:
             if self._opening is None:
                 if trio.current_time() < self._retry_at:
@@ -359,12 +354,12 @@ class _Lane:
         """Connect and carry requests until the connection ends; the only task that opens and closes this lane."""
         name = _name(self.address)
         error: FsdecloudError | None = PeerUnavailable(f"{name}: the pool is closed")
-        link: _Link | None = None
+        link: Link | None = None
         try:
             async with websocket.connect(self.address, subprotocol=wire.SUBPROTOCOL) as channel:
                 with trio.fail_after(CONNECT_TIMEOUT):
                     session = await self._greet(channel)
-                link = _Link(channel, session, name, self._detach, self._welcomed)
+                link = Link(channel, session, name, self._let_go, self._welcomed)
                 if session.is_welcome:
                     self._welcomed()
                 self._opened(link)
@@ -393,7 +388,7 @@ class _Lane:
             session.receive(await channel.receive())
         return session  # without a deal the Welcome comes to the link: a read does not wait for it
 
-    def _opened(self, link: _Link) -> None:
+    def _opened(self, link: Link) -> None:
         self._link = link
         self._error = None
         assert self._opening is not None
@@ -404,11 +399,14 @@ class _Lane:
         """Note that the peer serves us: what it refused before does not count any more."""
         self._failures = 0
 
-    def _detach(self) -> None:
-        """Let go of the link, which is about to be closed for idleness; the next request opens another."""
+    def _let_go(self) -> bool:
+        """Let go of the link, which is idle, and have it closed; the next request opens another. False: it is kept."""
+        if self._is_kept():
+            return False
         self._link = None
+        return True
 
-    def _ended(self, link: _Link | None, error: FsdecloudError | None) -> None:
+    def _ended(self, link: Link | None, error: FsdecloudError | None) -> None:
         """Note that a connection ended, or was not made, and why; None when nobody used it."""
         if error is not None and not (link is not None and link.is_quiet and isinstance(error, PeerUnavailable)):
             first, longest = BACKOFF
@@ -424,190 +422,6 @@ class _Lane:
             if self._link is link:
                 self._link = None
             link.fail(error or PeerUnavailable(f"{_name(self.address)}: the connection was idle"))
-
-
-class _Link:
-    """A connection that is open: its session, its window, and who waits for which answer."""
-
-    def __init__(
-        self,
-        channel: Channel,
-        session: ClientSession,
-        name: str,
-        on_idle: Callable[[], None],
-        on_welcome: Callable[[], None],
-    ) -> None:
-        self._channel = channel
-        self._session = session
-        self._name = name
-        self._on_idle = on_idle
-        self._on_welcome = on_welcome
-        self._window = _Window(session.window, wire.REQUESTS_MAX)
-        self._outgoing: deque[bytes] = deque()
-        self._wake_writer = trio.Event()
-        self._wake_watch = trio.Event()
-        self._watch_at = 0.0
-        """When the watch looks next; whoever waits from now on needs it in REQUEST_TIMEOUT."""
-        self._used = trio.current_time()
-        self._error: FsdecloudError | None = None
-        self.waiting: dict[int, _Waiting] = {}
-
-    @property
-    def version(self) -> int:
-        return self._session.version
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether no answer has come for some time."""
-        return trio.current_time() >= self._used + QUIET
-
-    async def call(self, build: Callable[[int], wire.Request], size: int) -> wire.Answer:
-        """Send a request when the window allows, and return its answer. Raises what ended the connection."""
-        self._window.is_wanted += 1
-        try:
-            await self._window.acquire(size)
-        finally:
-            self._window.is_wanted -= 1
-        self._check()
-        number = self._session.next_number()
-        now = trio.current_time()
-        waiting = self.waiting[number] = _Waiting(size, now)
-        if self._watch_at > now + REQUEST_TIMEOUT:
-            self._wake_watch.set()
-        self._outgoing.append(self._session.request(build(number)))
-        self._wake_writer.set()
-        await waiting.done.wait()
-        if waiting.answer is None:
-            self._check()
-        assert waiting.answer is not None
-        return waiting.answer
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise type(self._error)(str(self._error))  # an instance of its own for each caller's traceback
-
-    def fail(self, error: FsdecloudError) -> None:
-        """Let everybody who waits fail with `error`."""
-        self._error = error
-        self._window.open()
-        for waiting in self.waiting.values():
-            waiting.done.set()
-        self.waiting.clear()
-
-    async def run(self) -> None:
-        """Carry requests; return when the connection was idle for long. Raises what else ends it."""
-        async with open_background() as nursery:
-            nursery.start_soon(self._write)
-            nursery.start_soon(self._read)
-            await self._watch()
-
-    async def _read(self) -> None:
-        while True:
-            answer = self._session.receive(await self._channel.receive())
-            assert not isinstance(answer, wire.Challenge)
-            if isinstance(answer, wire.Welcome):
-                self._on_welcome()
-                self._window.grow(answer.window)
-                continue
-            waiting = self.waiting.pop(answer.request)
-            self._window.release(waiting.size)
-            self._used = trio.current_time()
-            waiting.answer = answer
-            waiting.done.set()
-
-    async def _write(self) -> None:
-        with suppress(PeerUnavailable):  # the reader meets it as well, and says why
-            while True:
-                while self._outgoing:
-                    await self._channel.send(self._outgoing.popleft())
-                self._wake_writer = trio.Event()
-                await self._wake_writer.wait()
-
-    async def _watch(self) -> None:
-        """Return when nobody has used the connection for long. Raises RemoteTimeout when those who do wait in vain."""
-        while True:
-            now = trio.current_time()
-            if self.waiting:
-                first = next(iter(self.waiting.values())).since
-                end = min(max(first, self._channel.last_progress()) + REQUEST_TIMEOUT, first + REQUEST_MAX)
-                if now >= end:
-                    raise RemoteTimeout(f"{self._name} does not answer: no progress for {REQUEST_TIMEOUT:g} s")
-            else:
-                end = self._used + IDLE_TIMEOUT
-                if now >= end and not self._window.is_wanted:
-                    self._on_idle()
-                    return
-            self._wake_watch = trio.Event()
-            self._watch_at = min(end, now + IDLE_TIMEOUT) if end > now else now + REQUEST_TIMEOUT
-            with trio.move_on_at(self._watch_at):
-                await self._wake_watch.wait()
-
-
-class _Waiting:
-    """A request without an answer."""
-
-    __slots__ = ("answer", "done", "since", "size")
-
-    def __init__(self, size: int, since: float) -> None:
-        self.size = size
-        self.since = since
-        self.done = trio.Event()
-        self.answer: wire.Answer | None = None
-
-
-class _Window:
-    """How many bytes and requests may be unanswered; first come, first served."""
-
-    def __init__(self, size: int, count: int) -> None:
-        self._size = size
-        self._count = count
-        self._queue: OrderedDict[trio.Event, int] = OrderedDict()
-        self._is_open = False
-        self.is_wanted = 0
-        """Callers within `acquire`."""
-
-    async def acquire(self, size: int) -> None:
-        """Wait for room and take it."""
-        if not self._queue and self._fits(size):
-            await trio.lowlevel.checkpoint_if_cancelled()
-            self._take(size)
-            return
-        turn = trio.Event()
-        self._queue[turn] = size
-        try:
-            await turn.wait()
-        except trio.Cancelled:
-            if self._queue.pop(turn, None) is None:
-                self.release(size)
-            raise
-
-    def release(self, size: int) -> None:
-        """Give room back, and to whoever waits for it."""
-        self._count += 1
-        self.grow(size)
-
-    def grow(self, size: int) -> None:
-        """Add room for bytes, and give it to whoever waits for it."""
-        self._size += size
-        while self._queue:
-            turn, wanted = next(iter(self._queue.items()))
-            if not self._fits(wanted):
-                return
-            del self._queue[turn]
-            self._take(wanted)
-            turn.set()
-
-    def open(self) -> None:
-        """Let everybody through: the connection has ended."""
-        self._is_open = True
-        self.release(0)
-
-    def _fits(self, size: int) -> bool:
-        return self._is_open or (size <= self._size and self._count > 0)
-
-    def _take(self, size: int) -> None:
-        self._size -= size
-        self._count -= 1
 
 
 def _name(address: Address) -> str:

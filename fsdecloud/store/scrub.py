@@ -20,7 +20,8 @@ from fsdecloud import codec
 from fsdecloud.errors import MalformedError, StoreError
 from fsdecloud.limits import MIB
 from fsdecloud.store.segments import Location
-from fsdecloud.store.shards import Place, ShardStore
+from fsdecloud.store.shardindex import Place
+from fsdecloud.store.shards import ShardStore
 from fsdecloud.types import ShardId
 
 NOTE: Final = b"scrub"

@@ -34,24 +34,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, TypeAlias
+from typing import Final
 
 import blake3
 
-from fsdecloud.errors import MalformedError, SealError, StoreCorrupt, StoreError
+from fsdecloud.errors import MalformedError, StoreCorrupt, StoreError
 from fsdecloud.limits import MESSAGE_MAX, MIB, MIN_FREE, SHARD_MAP_SIZE
-from fsdecloud.store.environment import Transaction, open_environment
+from fsdecloud.store.environment import Transaction
 from fsdecloud.store.segments import Disk, Location, SegmentStore
+from fsdecloud.store.shardindex import TOTAL, ShardIndex
 from fsdecloud.store.shardleases import Leases
 from fsdecloud.store.shardrows import COUNT, NUMBER, PLACE, UNKNOWN, Claim, Compaction, Deletion, Row, Usage
 from fsdecloud.types import ShardId
-
-_TOTAL: Final = b"total"
-
-_COMPLETE: Final = b"complete"
-
-DATABASES: Final = 16
-"""Most databases of the index, with room for those to come."""
 
 FULL: Final = "full"
 SHARE: Final = "this deal has its share of this peer"
@@ -69,9 +63,6 @@ COMPACT_STEP: Final = 4 * MIB
 SCAN_STEP: Final = 20_000
 """Rows looked at in one step."""
 
-PLACES_STEP: Final = 2000
-"""The same beside requests: a few milliseconds of the interpreter."""
-
 VICTIM_SHARDS: Final = 100_000
 """Live shards of the segments that are compacted together: bounds the memory, and shares one scan of the rows."""
 
@@ -79,12 +70,9 @@ REAP_STEP: Final = 1000
 
 Data = bytes | bytearray | memoryview
 
-Place: TypeAlias = tuple[int, int, int, ShardId]
-"""Segment, offset, length, and which shard lies there."""
 
-
-class ShardStore:
-    """The shards below one directory."""
+class ShardStore(ShardIndex):
+    """The shards below one directory: their index, and the segments with their bytes."""
 
     def __init__(
         self, path: Path, quota: int, *, reserve: int = MIN_FREE, disk: Disk = os, map_size: int = SHARD_MAP_SIZE
@@ -93,29 +81,20 @@ class ShardStore:
 
         Raises UsageError, StoreCorrupt, StoreError as `open_environment` and `SegmentStore` do.
         """
+        super().__init__(path / "index", map_size)
         self._path = path
         self.quota = quota
         self._reserve = reserve
         self.deal_max = 0
         """Most bytes that one deal may hold, 0: as many as there is room for."""
-        self._env = open_environment(path / "index", map_size, DATABASES)
         self._compaction: Compaction | None = None
         self._unreadable: set[int] = set()
         """Segments that could not be compacted: their shards are damaged, and repaired by being stored again."""
         try:
-            self._rows = self._env.database(b"shards")
-            self._counts = self._env.database(b"segments")
-            self._deals = self._env.database(b"deals")
-            self._doomed = self._env.database(b"doomed")
-            self._grants = self._env.database(b"grants")
-            self._damaged = self._env.database(b"damaged")
-            self._usage = self._env.database(b"usage")
-            self._notes = self._env.database(b"notes")
             # Not the number of a segment that is lost, or its shards would seem to lie in the new one.
             self._segments = SegmentStore(path / "shards", "shards", disk=disk, first=self._last_segment() + 1)
             self._remove_orphans()
             self._lost = self._missing_segments()
-            self._complete_usage()
             self.leases = Leases(
                 self._env,
                 self._rows,
@@ -229,28 +208,6 @@ class ShardStore:
             is_kept, found, leases = True, dict(row.claims), dict(row.leases)
         return Row(row.place, is_kept, 0, found, leases)
 
-    def _deal_number(self, txn: Transaction, claim: Claim) -> int:
-        known = txn.get(claim.deal, db=self._deals)
-        if known is None:
-            number = int(txn.stat(self._deals)["entries"]) + 1
-        else:
-            number = int(NUMBER.unpack_from(known)[0])
-        if known is None or (len(known) == NUMBER.size and claim.owner):
-            txn.put(claim.deal, NUMBER.pack(number) + claim.owner, db=self._deals)
-        return number
-
-    def _count(self, txn: Transaction, place: Location, shards: int) -> None:
-        """Note that `shards` (1 or -1) live shards came to or left a place's segment."""
-        for key in (place.segment.to_bytes(8, "big"), _TOTAL):
-            count, total = COUNT.unpack(txn.get(key, COUNT.pack(0, 0), db=self._counts))
-            txn.put(key, COUNT.pack(count + shards, total + shards * place.length), db=self._counts)
-
-    def _add_usage(self, txn: Transaction, usage: Usage) -> None:
-        for number, (shards, size) in usage.items():
-            key = NUMBER.pack(number)
-            count, total = COUNT.unpack(txn.get(key, COUNT.pack(0, 0), db=self._usage))
-            txn.put(key, COUNT.pack(count + shards, total + size), db=self._usage)
-
     def _is_intact(self, shard: ShardId, data: Data) -> bool:
         try:
             return self.get(shard) == data
@@ -293,49 +250,7 @@ class ShardStore:
                 txn.put(shard, row.encode(), db=self._damaged)
         return True
 
-    def damaged_count(self) -> int:
-        """Return how many shards somebody stored here are damaged, and were not stored again. Any thread."""
-        with self._env.read() as txn:
-            return int(txn.stat(self._damaged)["entries"])
-
-    def next_places(self, first: tuple[int, int], last: bytes, limit: int, found: list[Place]) -> bytes:
-        """Look at the rows after `last` and add those that lie at or behind `first` (segment, offset) to `found`.
-
-        Keeps the `limit` foremost, sorted. Returns the last row looked at, b"" when it was the last of all. Any thread.
-        """
-        with self._env.read() as txn, txn.cursor(db=self._rows) as cursor:
-            more = cursor.set_range(last + b"\0") if last else cursor.first()
-            for _ in range(PLACES_STEP):
-                if not more:
-                    last = b""
-                    break
-                last, data = cursor.item()
-                segment, offset, length = PLACE.unpack_from(data)
-                if (segment, offset) >= first:
-                    found.append((segment, offset, length, ShardId(last)))
-                more = cursor.next()
-        if len(found) > 2 * limit or not last:
-            found.sort()
-            del found[limit:]
-        return last
-
-    def note(self, name: bytes) -> bytes:
-        """Return what `set_note` was given, b"" if nothing. Any thread."""
-        with self._env.read() as txn:
-            return bytes(txn.get(name, b"", db=self._notes))
-
-    def set_note(self, name: bytes, value: bytes) -> None:
-        """Keep some bytes durably under a name."""
-        with self._env.write() as txn:
-            txn.put(name, value, db=self._notes)
-
     # ---- deleting: the writer's thread ------------------------------------------------------------------------------
-    def owner(self, deal: bytes) -> bytes:
-        """Return the key whose grants may delete what the deal stored, b"" if there is none. Any thread."""
-        with self._env.read() as txn:
-            known = txn.get(deal, db=self._deals)
-        return b"" if known is None else known[NUMBER.size :]
-
     def delete_many(self, grant: Deletion, *, now: int) -> list[str]:
         """Drop the deal's claims; for each shard return "" when it has none (any more), else why it stays.
 
@@ -382,19 +297,6 @@ class ShardStore:
             txn.put(shard, left.encode(), db=self._damaged)
         else:
             txn.delete(shard, db=self._damaged)
-
-    def _use_grant(self, txn: Transaction, grant: Deletion, now: int) -> None:
-        """Note that a grant is used, and forget those that have expired."""
-        with txn.cursor(db=self._grants) as cursor:
-            while cursor.first() and NUMBER.unpack_from(cursor.key())[0] <= now:
-                cursor.delete()
-        if not txn.put(NUMBER.pack(grant.expires) + grant.deal + grant.nonce, b"", db=self._grants, overwrite=False):
-            raise SealError("the grant was used already")
-
-    def next_doomed(self) -> int | None:
-        """Return since when the longest doomed shard is so (seconds since 1970), None when there is none."""
-        with self._env.read() as txn, txn.cursor(db=self._doomed) as cursor:
-            return int(NUMBER.unpack_from(cursor.key())[0]) if cursor.first() else None
 
     def reap(self, doomed_before: int) -> int:
         """Remove some shards that were doomed before a time; return how many, 0 when there is none left.
@@ -558,12 +460,6 @@ class ShardStore:
         part = Location(place.segment, place.offset + offset, length or place.length - offset)
         return self._segments.read_into(part, buffer, wait=False)
 
-    def locate(self, shard: ShardId) -> Location | None:
-        """Return where the shard lies, None if it is not here."""
-        with self._env.read() as txn:
-            row = txn.get(shard, db=self._rows)
-        return None if row is None else Location(*PLACE.unpack_from(row))
-
     def has_many(self, shards: Sequence[bytes]) -> tuple[bool, ...]:
         """Say for each shard whether it is here."""
         with self._env.read() as txn:
@@ -571,41 +467,6 @@ class ShardStore:
         if not self._lost:
             return tuple(row is not None for row in rows)
         return tuple(row is not None and PLACE.unpack_from(row)[0] not in self._lost for row in rows)
-
-    def usage(self, deal: bytes) -> tuple[int, int]:
-        """Return how many shards a deal holds, and their bytes. What several deals hold counts for each."""
-        with self._env.read() as txn:
-            known = txn.get(deal, db=self._deals)
-            found = txn.get(known[: NUMBER.size], db=self._usage) if known is not None else None
-        count, size = COUNT.unpack(found) if found is not None else (0, 0)
-        return int(count), int(size)
-
-    def holders(self, limit: int) -> list[tuple[bytes, int, int]]:
-        """Return the deals that hold most: key, shards, bytes; at most `limit`."""
-        found = []
-        with self._env.read() as txn, txn.cursor(db=self._deals) as cursor:
-            for deal, known in cursor:
-                count, size = COUNT.unpack(txn.get(known[: NUMBER.size], COUNT.pack(0, 0), db=self._usage))
-                if count:
-                    found.append((bytes(deal), int(count), int(size)))
-        return sorted(found, key=lambda item: -item[2])[:limit]
-
-    def has_claim(self, deal: bytes, shard: ShardId) -> bool:
-        """Return whether the deal holds a shard that is here."""
-        with self._env.read() as txn:
-            known, data = txn.get(deal, db=self._deals), txn.get(shard, db=self._rows)
-        return known is not None and data is not None and NUMBER.unpack_from(known)[0] in Row.decode(data).claims
-
-    def counts(self) -> tuple[int, int]:
-        """Return how many shards there are, and their bytes."""
-        with self._env.read() as txn:
-            count, size = COUNT.unpack(txn.get(_TOTAL, COUNT.pack(0, 0), db=self._counts))
-        return int(count), int(size)
-
-    def doomed_count(self) -> int:
-        """Return how many shards wait for the end of their grace period."""
-        with self._env.read() as txn:
-            return int(txn.stat(self._doomed)["entries"])
 
     @property
     def used_bytes(self) -> int:
@@ -629,13 +490,6 @@ class ShardStore:
                 if row is None or COUNT.unpack(row)[0] == 0:
                     self._segments.remove(segment)
 
-    def _last_segment(self) -> int:
-        """Return the highest number of a segment that the index knows, 0 for none."""
-        with self._env.read() as txn, txn.cursor(db=self._counts) as cursor:
-            found = cursor.set_range(_TOTAL)
-            more = cursor.prev() if found else cursor.last()
-            return int.from_bytes(cursor.key(), "big") if more else 0
-
     def _missing_segments(self) -> frozenset[int]:
         """Return the segments that should hold live shards and are not on the disk (fault 58)."""
         present = self._segments.sizes()
@@ -643,22 +497,8 @@ class ShardStore:
             return frozenset(
                 number
                 for key, count in cursor
-                if key != _TOTAL and (number := int.from_bytes(key, "big")) not in present and COUNT.unpack(count)[0]
+                if key != TOTAL and (number := int.from_bytes(key, "big")) not in present and COUNT.unpack(count)[0]
             )
-
-    def _complete_usage(self) -> None:
-        """Count what each deal holds, once: an older release did not."""
-        with self._env.read() as txn:
-            if txn.get(_COMPLETE, db=self._usage) is not None:
-                return
-        usage = Usage()
-        with self._env.write() as txn:
-            with txn.cursor(db=self._rows) as cursor:
-                for data in cursor.iternext(keys=False):
-                    row = Row.decode(data)
-                    usage.add(row, row.claims, 1)
-            self._add_usage(txn, usage)
-            txn.put(_COMPLETE, b"", db=self._usage)
 
     def close(self) -> None:
         """Close files and index."""

@@ -158,7 +158,7 @@ def mount_again_and_again(network: Network, rounds: int, margin: int) -> None:
     status = network.status()
     stay = [int(status["ledger_pid"]), *(int(peer["pid"]) for peer in status.local_peers())]
     assert len(stay) == 1 + network.peers
-    directories = {path.parent for path in network.home.rglob("*")}
+    directories = directories_of(network)
     processes = len(network.processes())
     grown: list[dict[int, tuple[int, int]]] = []
     while not (grown and is_as_small(grown[-1], margin)):
@@ -168,9 +168,14 @@ def mount_again_and_again(network: Network, rounds: int, margin: int) -> None:
             one_round(number)
         network.sync("anchored")
         assert len(network.processes()) == processes
-        assert {path.parent for path in network.home.rglob("*")} <= directories
+        assert directories_of(network) <= directories
         assert network.run("cat", network.mountpoint / "round").out == f"{rounds - 1}\n"
         grown.append(growth(before, margin))
+
+
+def directories_of(network: Network) -> set[Path]:
+    """Return all directories below the network's home, empty ones too."""
+    return {path for path in network.home.rglob("*") if path.is_dir()}
 
 
 def is_as_small(grown: dict[int, tuple[int, int]], margin: int) -> bool:

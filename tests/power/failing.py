@@ -12,9 +12,8 @@ import functools
 import gc
 import itertools
 import os
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -167,15 +166,15 @@ def failures(root: Path, fault: Fault, most: int = 400) -> Iterator[FailingDisk]
             return
 
 
-def descriptors() -> int:
-    """Return how many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+def open_below(root: Path) -> list[str]:
+    """Return the files below `root`, removed ones too, of which this process has a descriptor.
 
-
-def are_closed_but(before: int) -> bool:
-    """Say whether no more descriptors are open than `before`, once readers have ended that were given up."""
-    deadline = time.monotonic() + 20
-    while descriptors() > before and time.monotonic() < deadline:
-        gc.collect()
-        time.sleep(0.01)
-    return descriptors() == before
+    What other tests in this process have open does not count, nor do threads of theirs that have not ended yet.
+    """
+    gc.collect()
+    inside = f"{root.resolve()}/"
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own descriptor is closed by now
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [name for name in found if name.startswith(inside)]

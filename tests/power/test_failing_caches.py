@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from contextlib import suppress
@@ -18,7 +17,7 @@ from fsdecloud.limits import SMALL_ENTRY
 from fsdecloud.store.cache import FETCHED, CacheStore
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.types import EntryId
-from tests.power.failing import are_closed_but, descriptors, each_fault, each_fault_in_time, failures
+from tests.power.failing import each_fault, each_fault_in_time, failures, open_below
 
 KIB = 1 << 10
 
@@ -36,8 +35,6 @@ def quiet(caplog):
 @each_fault
 def test_fault_013_014_015_fetched_segments(scratch, fault):
     """The agent's answer holds the entry itself when it cannot be appended; what it says lies in a segment, lies there."""
-    gc.collect()
-    before = descriptors()
     for disk in failures(scratch, fault):
         path = scratch / str(disk._n)
         with SegmentStore(path, FETCHED, segment_size=50 * KIB) as segments:
@@ -58,15 +55,12 @@ def test_fault_013_014_015_fetched_segments(scratch, fault):
             for data, answer in given:
                 place = Location(answer.segment, answer.offset, answer.length)
                 assert (answer.data or reader.read(place)) == data, disk.failed
-        gc.collect()
-        assert are_closed_but(before), disk.failed
+        assert not open_below(scratch), disk.failed
 
 
 @each_fault_in_time
 def test_fault_013_014_015_putting_adopting_and_evicting(scratch, fault):
     """Each step may fail with a StoreError (adopting with an OSError); what the cache then answers is right or nothing."""
-    gc.collect()
-    before = descriptors()
     small = [sealed(number, 2 * KIB) for number in range(8)]
     large = [sealed(number, 40 * KIB) for number in range(100, 108)]
     for disk in failures(scratch, fault, most=1000):
@@ -90,8 +84,7 @@ def test_fault_013_014_015_putting_adopting_and_evicting(scratch, fault):
         assert [staged.read(place) for _entry, place in places] == [data for _entry, data in large], "not the cache's"
         staged.close()
         del cache, staged
-        gc.collect()
-        assert are_closed_but(before), disk.failed
+        assert not open_below(scratch), disk.failed
 
 
 def use(cache: CacheStore, staged: SegmentStore, small: list, places: list) -> None:

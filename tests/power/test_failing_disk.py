@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import os
 from contextlib import suppress
@@ -17,7 +16,7 @@ from fsdecloud.store.lockfile import acquire_lock, lock_holder
 from fsdecloud.store.segments import Location, SegmentStore, store_error
 from fsdecloud.store.state import StateStore
 from fsdecloud.types import EntryId, VolumeId
-from tests.power.failing import Fault, are_closed_but, descriptors, each_cheap_fault, each_fault, failures
+from tests.power.failing import Fault, each_cheap_fault, each_fault, failures, open_below
 
 KEY, VOLUME = bytes(32), VolumeId(b"v" * 32)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -40,8 +39,6 @@ def check_kind(exc: StoreError, fault: Fault) -> None:
 def test_fault_013_014_015_state_commits(scratch, fault, caplog):
     """Commits with rows, index, meta and truncation, each one tried until it succeeds or the disk stays broken."""
     caplog.set_level(logging.CRITICAL)
-    gc.collect()
-    before = descriptors()
     for disk in failures(scratch, fault):
         path = scratch / str(disk._n)
         StateStore(path, KEY, VOLUME).close()
@@ -73,8 +70,7 @@ def test_fault_013_014_015_state_commits(scratch, fault, caplog):
             state.close()
             state = StateStore(path, KEY, VOLUME)
         state.close()
-        gc.collect()
-        assert are_closed_but(before), disk.failed
+        assert not open_below(scratch), disk.failed
 
 
 def _with(done: list[bytes], failed: bytes | None) -> list[bytes]:
@@ -89,8 +85,6 @@ def _place(number: int) -> Location:
 @each_cheap_fault
 def test_fault_013_014_015_opening_a_state_store(scratch, fault):
     """A store that cannot be made or opened says why, and is made or opened once the disk works."""
-    gc.collect()
-    before = descriptors()
     for disk in failures(scratch, fault):
         path = scratch / str(disk._n)
         for number in range(1, 3):  # the first time it is made
@@ -107,15 +101,12 @@ def test_fault_013_014_015_opening_a_state_store(scratch, fault):
             state.commit([b"x"])
             assert next(reversed(list(state.replay())))[1] == [b"x"]
             state.close()
-        gc.collect()
-        assert are_closed_but(before), disk.failed
+        assert not open_below(scratch), disk.failed
 
 
 @each_cheap_fault
 def test_fault_013_014_015_segments_change_hands(scratch, fault):
     """Append, roll, sync, adopt, remove: what was acknowledged is in the old place or in the new one."""
-    gc.collect()
-    before = descriptors()
     for disk in failures(scratch, fault):
         base = scratch / str(disk._n)
         with SegmentStore(base / "a", "staged") as staged, SegmentStore(base / "b", "kept") as kept:
@@ -148,15 +139,12 @@ def test_fault_013_014_015_segments_change_hands(scratch, fault):
             staged.sync()
             assert staged.read(place) == b"again"
         del staged, kept
-        gc.collect()
-        assert are_closed_but(before), disk.failed
+        assert not open_below(scratch), disk.failed
 
 
 @each_fault
 def test_fault_013_014_015_key_and_configuration_files(scratch, fault):
     """The old contents or the new, whole, whatever failed; nothing is left beside it."""
-    gc.collect()
-    before = descriptors()
     for disk in failures(scratch, fault):
         path = scratch / str(disk._n) / "keys" / "device.key"
         write_private_file(path, b"old" * 100)
@@ -173,14 +161,12 @@ def test_fault_013_014_015_key_and_configuration_files(scratch, fault):
         write_private_file(path, b"again")
         assert read_private_file(path) == b"again"
         assert os.listdir(path.parent) == ["device.key"]
-        assert are_closed_but(before), disk.failed
+        assert not open_below(scratch), disk.failed
 
 
 @each_fault
 def test_fault_013_014_015_lock_files(scratch, fault):
     """A lock that could not be written is not held."""
-    gc.collect()
-    before = descriptors()
     for disk in failures(scratch, fault):
         path = scratch / str(disk._n) / "run" / "driver-x.lock"
         with disk.installed():
@@ -188,7 +174,7 @@ def test_fault_013_014_015_lock_files(scratch, fault):
                 acquire_lock(path).close()
             except StoreError as exc:
                 check_kind(exc, fault)
-        assert are_closed_but(before), disk.failed
+        assert not open_below(scratch), disk.failed
         assert lock_holder(path) is None
         with acquire_lock(path):
             assert lock_holder(path) == os.getpid()

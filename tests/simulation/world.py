@@ -13,7 +13,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from fsdecloud.agent.peers import PeerInfo
+from fsdecloud.agent.peer import PeerInfo
 from fsdecloud.errors import BlobCorrupt, BlobMissing, PeerRefused, PeerUnavailable, RemoteError
 from fsdecloud.net.address import Address
 from fsdecloud.types import BlobId, PeerId, ShardId

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from agentworld import FakeTransport, open_driver, open_ledger, run
 
 from fsdecloud.agent import flow, hosts, ledgerlink, peers, upload
+from fsdecloud.agent.peers import READY_MAX
 from fsdecloud.limits import KIB
 from fsdecloud.swarm.score import HEDGE_MAX
 from fsdecloud.wire import agentapi
@@ -176,6 +177,27 @@ class OpeningTransport(FakeTransport):
 
     def open_ahead(self, address):
         self.opened.add(address.id)
+
+
+@pytest.mark.parametrize(("count", "is_small"), [(12, True), (READY_MAX + 8, False)])
+def test_in_a_small_network_there_is_a_connection_to_each_peer_before_the_first_read(tmp_path, count, is_small):
+    async def work():
+        net = OpeningTransport(count)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            await driver.wait_hosts(count)
+            assert net.opened == ({peer.id for peer in net.all()} if is_small else set())
+            if is_small:
+                [peer, *_] = net.all()
+                net.opened.clear()
+                peer.is_down = True
+                entry = driver.stage(os.urandom(1 << 20))
+                await driver.store()
+                await driver.wait_stored([entry], 11)
+                peer.is_down = False
+                while peer.id not in net.opened:  # noqa: ASYNC110 - it is probed, and back
+                    await trio.sleep(0.01)
+
+    run(work)
 
 
 def test_connections_to_a_blobs_other_holders_are_opened_while_it_is_fetched(tmp_path):

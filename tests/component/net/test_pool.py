@@ -12,10 +12,12 @@ import trio
 from fsdecloud.crypto import sign
 from fsdecloud.errors import BlobCorrupt, BlobMissing, PeerRefused, PeerUnavailable, RemoteError, RemoteTimeout
 from fsdecloud.limits import WINDOW_BYTES
+from fsdecloud.net import link as link_module
 from fsdecloud.net import pool as pool_module
 from fsdecloud.net.address import Address
+from fsdecloud.net.link import Window
 from fsdecloud.net.nursery import open_background
-from fsdecloud.net.pool import _Window, open_pool
+from fsdecloud.net.pool import open_pool
 from fsdecloud.net.websocket import serve
 from fsdecloud.peerd.server import PeerService
 from fsdecloud.peerd.setup import Policy
@@ -274,7 +276,7 @@ def test_fault_69_wrong_bytes_are_noticed():
 
 
 def test_fault_48_a_peer_that_never_answers_is_left_after_the_time_out(monkeypatch):
-    monkeypatch.setattr(pool_module, "REQUEST_TIMEOUT", 0.3)
+    monkeypatch.setattr(link_module, "REQUEST_TIMEOUT", 0.3)
 
     async def work():
         async with serving(false_peer(lambda _r: None)) as address, pool() as p:
@@ -289,7 +291,7 @@ def test_fault_48_a_peer_that_never_answers_is_left_after_the_time_out(monkeypat
 
 
 def test_a_slow_line_is_slow_and_not_broken(monkeypatch, tmp_path):
-    monkeypatch.setattr(pool_module, "REQUEST_TIMEOUT", 0.4)
+    monkeypatch.setattr(link_module, "REQUEST_TIMEOUT", 0.4)
 
     async def work():
         async with (
@@ -404,7 +406,7 @@ def test_a_broken_connection_fails_all_its_requests_and_is_made_again(tmp_path, 
 @pytest.mark.parametrize("is_noticed", [True, False])
 def test_fault_055_a_connection_that_died_while_nobody_used_it_is_no_failure(tmp_path, monkeypatch, is_noticed):
     """All do whose machine slept, or moved to another network."""
-    monkeypatch.setattr(pool_module, "QUIET", 0.0)
+    monkeypatch.setattr(link_module, "QUIET", 0.0)
     monkeypatch.setattr(pool_module, "BACKOFF", (3600.0, 3600.0))
 
     async def work():
@@ -442,7 +444,7 @@ def test_fault_94_a_cancelled_request_leaves_the_connection_whole(tmp_path):
 
 
 def test_an_idle_connection_is_closed_and_opened_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool_module, "IDLE_TIMEOUT", 0.05)
+    monkeypatch.setattr(link_module, "IDLE_TIMEOUT", 0.05)
 
     async def work():
         async with peer(tmp_path / "p") as address, pool() as p:
@@ -453,6 +455,26 @@ def test_an_idle_connection_is_closed_and_opened_again(tmp_path, monkeypatch):
             for _ in range(30):  # just as it closes
                 await p.info(address)
                 await trio.sleep(0.049)
+
+    run(work)
+
+
+def test_few_connections_for_reading_stay_open_and_many_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(link_module, "IDLE_TIMEOUT", 0.05)
+
+    async def work():
+        async with peer(tmp_path / "p") as address, pool() as p:
+            name, data = shard(1)
+            await p.put(address, [(name, data)])
+            assert await p.get(address, name) == data
+            while p.statistics()["connections"] > 1:  # noqa: ASYNC110 - the one for Puts closes
+                await trio.sleep(0.01)
+            await trio.sleep(0.2)
+            assert p.is_open(address)
+            assert await p.get(address, name) == data
+            monkeypatch.setattr(pool_module, "KEPT_MAX", 0)
+            while p.is_open(address):  # noqa: ASYNC110
+                await trio.sleep(0.01)
 
     run(work)
 
@@ -599,7 +621,7 @@ def test_many_wait_for_one_connection_attempt():
 
 def test_the_window_is_first_come_first_served_and_survives_cancellation():
     async def work():
-        window = _Window(10, 3)
+        window = Window(10, 3)
         order = []
 
         async def take(name, size):

@@ -211,13 +211,14 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
 
 
 def test_no_false_alarm_while_shards_come_go_and_move(tmp_path, monkeypatch):
+    from fsdecloud.store import shardindex
     from fsdecloud.store import shards as store_module
 
     monkeypatch.setattr(module, "STEP_SHARDS", 3)
     monkeypatch.setattr(module, "PLACES_KEPT", 11)
     monkeypatch.setattr(store_module, "COMPACT_STEP", 5000)
     monkeypatch.setattr(store_module, "SCAN_STEP", 7)
-    monkeypatch.setattr(store_module, "PLACES_STEP", 7)
+    monkeypatch.setattr(shardindex, "PLACES_STEP", 7)
     lock = threading.Lock()
     suspects, stop, passes = [], threading.Event(), []
     with open_store(tmp_path / "p") as store:
