@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 DEFAULT_LISTEN = "127.0.0.1:0"
 
 SAVE_PAUSE = 1.0
-"""Seconds between two times that the address book is written: whoever is killed finds the others again."""
+"""Seconds between two times that the address book is written; the first change is written at once: whoever is killed finds the
+others again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,8 @@ class _Daemon:
 
     def _remember(self, *, is_new: bool = False) -> None:
         """Keep what the next run needs besides the chain; the address book follows within SAVE_PAUSE."""
-        self._book_changed.set()
+        if not is_new:
+            self._book_changed.set()
         bans = self._hub.bans.entries()
         if is_new or bans != self._config.bans:
             self._config = NodeConfig(self._config.listen, (), bans)
