@@ -129,7 +129,7 @@ def measure(base: Path, blocks: int, count: int, sources: int) -> dict[str, obje
         processor = newcomer.cpu_ticks() / 100
         assert newcomer.process is not None
         memory = Path(f"/proc/{newcomer.process.pid}/status").read_text()
-        peak = next(line.split()[1] for line in memory.splitlines() if line.startswith("VmHWM"))
+        anonymous = next(line.split()[1] for line in memory.splitlines() if line.startswith("RssAnon"))
         for daemon in (*daemons, newcomer):
             daemon.stop()
     finally:
@@ -143,7 +143,7 @@ def measure(base: Path, blocks: int, count: int, sources: int) -> dict[str, obje
         "blocks_per_second": round(blocks / seconds),
         "transactions_per_second": round(blocks * count / seconds),
         "newcomer_cpu_seconds": round(processor, 1),
-        "newcomer_peak_kib": int(peak),
+        "newcomer_memory_kib": int(anonymous),
     }
 
 

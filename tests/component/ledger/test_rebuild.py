@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from click.testing import CliRunner
 
+from fsdecloud.cli.ledger import rebuild_command
 from fsdecloud.config import HOME_VARIABLE, find_paths
 from fsdecloud.crypto import sign
 from fsdecloud.errors import StoreError, StoreLocked, UsageError
@@ -166,3 +169,20 @@ def test_a_crash_while_blocks_are_copied_loses_nothing(home, monkeypatch):
         rebuild_chain(paths, progress=crash)
     finish_rebuild(paths)
     check(paths, make, HEIGHT)
+
+
+def test_the_command_says_what_it_kept_and_why_not_more(home, tmp_path):
+    paths, make = home
+    environment = {HOME_VARIABLE: str(tmp_path / "home")}
+    damage(paths, make, 3)
+    result = CliRunner().invoke(rebuild_command, [], env=environment)
+    assert result.exit_code == 0, result.output
+    assert f"2 blocks are kept of {HEIGHT}" in result.output
+    assert "not more, because: block 3: BodyMismatch" in result.output
+    assert "comes from other daemons" in result.output
+    result = CliRunner().invoke(rebuild_command, ["--json"], env=environment)
+    assert json.loads(result.output) == {"kept": 2, "before": 2, "reason": None}
+    with acquire_lock(paths.lock_file("ledger")):
+        result = CliRunner().invoke(rebuild_command, [], env=environment)
+    assert "already running" in str(result.exception)
+    check(paths, make, 2)
