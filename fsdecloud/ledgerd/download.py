@@ -9,6 +9,7 @@ bounded by the window and by READY_MAX bytes. Everything here runs in the trio t
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -49,8 +50,8 @@ CONNECT_BYTES: Final = 4 * MIB
 STALL: Final = 5.0
 """Seconds after which a batch that all wait for is fetched by somebody else, too."""
 
-SLOW: Final = 10.0
-"""Points for letting all others wait."""
+STALLS_MAX: Final = 4
+"""Times that a session may let all others wait for its blocks, in one branch, before it ends: a slow line, and no offence."""
 
 BODY_FAULTS: Final = (BodyMismatch, MalformedBlock, BlockTooBig)
 """What is wrong with the bytes that somebody sent and not with the block that the header names: others may have it."""
@@ -93,6 +94,7 @@ class Download:
             self._ready_bytes = len(first)
             self._unasked = 1
         self._lacking: set[Session] = set()
+        self._stalls: Counter[Session] = Counter()
         self._changed = trio.Event()
         self._is_done = False
 
@@ -193,8 +195,10 @@ class Download:
         if awaited is None or trio.current_time() < awaited[1].since + STALL:
             return None
         start, asked = awaited
-        asked.session.misbehave(SLOW, "it lets all others wait for its blocks")
         log.info("%s is slow; block %d is asked elsewhere", asked.session.remote, self._first_height + start)
+        self._stalls[asked.session] += 1
+        if self._stalls[asked.session] >= STALLS_MAX:
+            asked.session.fail(RemoteTimeout(f"{asked.session.remote} lets all others wait for its blocks"))
         return start, self._clip(session, start, asked.stop)
 
     def _late_at(self, session: Session) -> float:

@@ -70,11 +70,6 @@ class Requests(Generic[S]):
                 self._count(session, 1)
         return ask
 
-    def is_asked(self, session: S, identity: TxId) -> bool:
-        """Tell whether a session was asked for a transaction and may still give it."""
-        wanted = self._wanted.get(identity)
-        return wanted is not None and (wanted.asked == session or session in wanted.offerers)
-
     def arrived(self, identity: TxId) -> None:
         """Note that a transaction is here, from wherever."""
         wanted = self._wanted.pop(identity, None)

@@ -68,7 +68,9 @@ URL_BURST: Final = 300.0
 
 SPAM: Final = 20.0
 UNASKED: Final = 10.0
-"""Points for offers over the rate, and for a transaction that nobody asked for: it may have come late."""
+"""Points for offers over the rate, and for a transaction that nobody asked for."""
+
+_NOTHING: Final = object()
 
 HEADROOM: Final = 64 << 10
 """Bytes of a message that are not transactions, at most."""
@@ -118,6 +120,8 @@ class Session:
         """What it was offered: nothing else of the mempool is shown."""
         self._knows: OrderedDict[TxId, None] = OrderedDict()
         """What it offered itself."""
+        self._asked: OrderedDict[TxId, None] = OrderedDict()
+        """What it was asked for, and may give once, however late."""
         now = trio.current_time()
         self._offer_rate = TokenBucket(OFFER_RATE, OFFER_BURST, now)
         self._tx_rate = TokenBucket(TX_RATE, TX_BURST, now)
@@ -152,6 +156,7 @@ class Session:
 
     def ask_for(self, ids: Sequence[TxId]) -> None:
         """Ask the other for transactions that it offered."""
+        _remember(self._asked, ids)
         for start in range(0, len(ids), gossip.TXS_MAX):
             self._send(gossip.GetTxs(tuple(ids[start : start + gossip.TXS_MAX])))
 
@@ -393,7 +398,7 @@ class Session:
         for data in message.txs:
             try:
                 tx = decode_tx(data, self._keeper.document.transaction_max)
-                if not self._hub.requests.is_asked(self, tx_id(tx)):
+                if self._asked.pop(tx_id(tx), _NOTHING) is _NOTHING:
                     self.misbehave(UNASKED, "it sends transactions that nobody asked for")
                     continue
                 self._hub.take(tx, data)

@@ -63,12 +63,14 @@ class Node:
         self.keeper = Keeper(store, lambda: self.time, body_limit)
         self.hub = Hub(self.keeper, bytes([number]) * 32, bytes([number]) * 32, **options)
         self.ended = None
+        self.endings = []
 
     async def run(self, channel, *, inbound):
         try:
             await Session(self.hub, channel, inbound=inbound).run()
         except (PeerUnavailable, RemoteProtocolError, RemoteTimeout) as exc:
             self.ended = exc
+            self.endings.append(exc)
         finally:
             channel.close()
 
@@ -78,6 +80,7 @@ class Node:
             await self.hub.serve(channel)
         except (PeerUnavailable, RemoteProtocolError, RemoteTimeout) as exc:
             self.ended = exc
+            self.endings.append(exc)
         finally:
             channel.close()
 
@@ -161,6 +164,18 @@ class Rogue:
 
     async def receive(self):
         return gossip.decode_message(await self._channel.receive())
+
+    async def receive_or_none(self):
+        """Return the next message; None when the other side has ended the session."""
+        try:
+            return await self.receive()
+        except PeerUnavailable:
+            return None
+
+    async def try_send(self, message):
+        """Send, if the other side still listens."""
+        with contextlib.suppress(PeerUnavailable):
+            await self.send(message)
 
     async def expect(self, kind):
         """Return the next message of this kind; others are skipped, and no compact block is at hand."""

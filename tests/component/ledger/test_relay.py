@@ -38,8 +38,6 @@ def test_each_is_asked_once_and_then_of_the_next():
     assert requests.offered("a", ids(1, 2), 0.0) == ids(1, 2)
     assert requests.offered("b", ids(1, 2, 3), 1.0) == ids(3)
     assert requests.offered("a", ids(1), 1.0) == []
-    assert requests.is_asked("a", ids(1)[0])
-    assert not requests.is_asked("c", ids(1)[0])
     requests.arrived(ids(2)[0])
     assert requests.overdue(ASK_AGAIN - 0.1) == {}
     assert requests.next_due() == ASK_AGAIN
@@ -272,6 +270,29 @@ def test_transactions_that_nobody_asked_for_cost_points(tmp_path):
             await rogue.send(gossip.Txs((*txs, *txs)))
             await rogue.expect_dropped("nobody asked for")
         assert len(node.keeper.pool) == 0
+
+    session_test(tmp_path, work)
+
+
+def test_a_transaction_that_comes_late_is_no_offence(tmp_path):
+    """It was asked of another meanwhile, and is here; then nobody blames the slow one."""
+
+    async def work(make, node):
+        txs = [make.anchor(volume, 1) for volume in VOLUMES]
+        names = tuple(tx_id(decode_tx(tx)) for tx in txs)
+        async with rogue_of(node, make) as slow:
+            await slow.hello()
+            await slow.send(gossip.Offer(names))
+            await slow.expect(gossip.GetTxs)
+            for tx in txs:
+                node.hub.take(decode_tx(tx), tx)
+            for _ in range(2):
+                await slow.send(gossip.Txs(tuple(txs[:5])))
+                await slow.send(gossip.GetPeers())
+                await slow.expect(gossip.Peers)
+            assert node.ended is None
+            await slow.send(gossip.Txs(tuple(txs[:5] * 2)))  # once is late, again and again is spam
+            await slow.expect_dropped("nobody asked for")
 
     session_test(tmp_path, work)
 

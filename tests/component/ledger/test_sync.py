@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from fsdecloud.crypto import sign
+from fsdecloud.errors import RemoteTimeout
 from fsdecloud.ledger.blocks import decode_block, encode_block, encode_header
 from fsdecloud.ledger.compact import shorten
 from fsdecloud.ledgerd import download
@@ -88,6 +89,36 @@ def test_one_that_stalls_does_not_hold_up_the_others(tmp_path, monkeypatch):
             await slow.send(gossip.GetPeers())
             await slow.expect(gossip.Peers)
             assert node.ended is None
+
+    session_test(tmp_path, work)
+
+
+def test_one_that_always_stalls_is_dropped_and_not_shut_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "STALL", 0.02)
+    monkeypatch.setattr(download, "FETCH_BATCH", 8)
+    monkeypatch.setattr(download, "WINDOW", 16)
+
+    async def work(make, node):
+        for _ in range(400):
+            make.add()
+        async with rogue_of(node, make, serve=True) as slow, rogue_of(node, make) as fast:
+            await fast.hello(0, height=400)
+            await slow.claim(make.tip)
+            await slow.give_headers(blocks_of(make))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_blocks, fast, make)
+                for _ in range(1000):
+                    message = await slow.receive_or_none()
+                    if message is None:
+                        break
+                    if isinstance(message, gossip.GetBlocks):  # answered when somebody else has given them
+                        last = make.points[message.ids[-1]].height
+                        await until(node, lambda last=last: node.keeper.tip.height >= last)
+                        await slow.try_send(gossip.Blocks(tuple(make.blocks[i] for i in message.ids)))
+                await until(node, lambda: node.keeper.tip == make.tip)
+                nursery.cancel_scope.cancel()
+        assert any(isinstance(ending, RemoteTimeout) for ending in node.endings)
+        assert node.hub.bans.entries() == ()
 
     session_test(tmp_path, work)
 

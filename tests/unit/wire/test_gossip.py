@@ -170,7 +170,7 @@ def test_no_other_message_is_described():
         f"It {session.SPAM:g} points Offers without end: more than {session.OFFER_BURST:g} at once",
         f"and {session.OFFER_RATE:g} a second, and {session.OFFER_DEBT:g} seconds' worth beyond",
         f"It {session.UNASKED:g} points A transaction that nobody asked for",
-        f"It {download.SLOW:g} points Blocks that all wait for",
+        f"lets all others wait for its blocks {download.STALLS_MAX} times",
         f"beyond {session.TX_BURST:g} at once and {session.TX_RATE:g} a second",
         f"within {limits.REQUEST_TIMEOUT:g} seconds, or takes none of its messages for {session.SEND_TIMEOUT:g}",
         f"keeps {hub.OUTBOUND_MAX} connections of its own",
