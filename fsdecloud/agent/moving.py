@@ -114,9 +114,9 @@ class Mover:
             with trio.fail_after(PUT_TIMEOUT):
                 receipt = await self._book.put(peer, [(shard, data)])
         except trio.TooSlowError:
-            raise RemoteTimeout(f"{self._book.peer(peer).url} does not take a shard in time") from None
+            raise RemoteTimeout(f"{self._book.peer(peer).name} does not take a shard in time") from None
         if all(item.id != shard for item in receipt.shards):
-            raise PeerRefused(f"{self._book.peer(peer).url} did not take a shard")
+            raise PeerRefused(f"{self._book.peer(peer).name} did not take a shard")
         return codec.encode(receipt)
 
     # ---- writing it down -------------------------------------------------------------------------------------------

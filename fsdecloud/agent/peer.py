@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from fsdecloud.agent.flow import Flow
-from fsdecloud.net.address import Address
+from fsdecloud.net.address import Address, format_endpoint
 from fsdecloud.swarm.score import PeerScore
 from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire.agentapi import PeerState
@@ -132,6 +132,12 @@ class Peer:
         """Bytes that it said it would take when it was probed last, 0 before."""
         self.stored_bytes = 0
         self.fetched_bytes = 0
+
+    @property
+    def name(self) -> str:
+        """What people are told of it, as in the list of `status`: the start of its id, and where it is."""
+        where = "" if self.address is None else f" at {format_endpoint(self.address.host, self.address.port)}"
+        return f"peer {self.id.hex()[:8]}{where}"
 
     @property
     def is_usable(self) -> bool:

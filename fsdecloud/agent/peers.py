@@ -28,7 +28,7 @@ from fsdecloud.errors import (
     RemoteError,
     UsageError,
 )
-from fsdecloud.net.address import Address, parse_url
+from fsdecloud.net.address import Address, format_endpoint, parse_url
 from fsdecloud.swarm.hedging import AnswerTimes
 from fsdecloud.swarm.score import HEDGE_MIN, PeerScore
 from fsdecloud.types import PeerId, ShardId
@@ -137,7 +137,7 @@ class PeerBook:
             peer.sequence = max(peer.sequence, sequence)
         else:
             peer.sequence = sequence
-            log.info("peer %s is used at %s:%d", peer.url or peer.id.hex()[:16], address.host, address.port)
+            log.info("%s is used at %s", peer.name, format_endpoint(address.host, address.port))
             self._set_address(peer, address, str(address))
 
     def _set_address(self, peer: Peer, address: Address, url: str) -> None:
@@ -169,7 +169,7 @@ class PeerBook:
         if not is_leaving:
             self._set_leaves(peer, leaves=False)
         if is_leaving:
-            log.warning("peer %s takes nothing new: it leaves, or will be away", peer.url or peer.id.hex()[:16])
+            log.warning("%s takes nothing new: it leaves, or will be away", peer.name)
         else:
             peer.is_refusing = False
             self._became_usable(peer)
@@ -177,7 +177,7 @@ class PeerBook:
     def _set_leaves(self, peer: Peer, *, leaves: bool) -> None:
         if peer.leaves != leaves:
             peer.leaves = leaves
-            log.warning("peer %s %s", peer.url, "leaves for good" if leaves else "stays")
+            log.warning("%s %s", peer.name, "leaves for good" if leaves else "stays")
             for call in self.on_leaving:
                 call(peer.id)
 
@@ -221,7 +221,7 @@ class PeerBook:
         if peer.is_distrusted == is_distrusted:
             return
         peer.is_distrusted = is_distrusted
-        log.warning("peer %s %s", peer.url, "fails audits" if is_distrusted else "passes audits again")
+        log.warning("%s %s", peer.name, "fails audits" if is_distrusted else "passes audits again")
         self._became_usable(peer)
 
     # ---- requests --------------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ class PeerBook:
             peer.corrupt += 1
             peer.error = str(exc)
             peer.evidence.append(str(exc))
-            self.last_error = f"peer {peer.url} sent wrong bytes: {exc}"
+            self.last_error = f"{peer.name} sent wrong bytes: {exc}"
             log.warning("%s", self.last_error)
             raise
         except PeerRefused as exc:
@@ -404,7 +404,7 @@ class PeerBook:
                     known.away_since = None if known.away_since is None else self._clock()
             peer.score.answered()
             peer.away_since = None
-            log.info("peer %s is back", peer.url)
+            log.info("%s is back", peer.name)
             self._became_usable(peer)
             for call in () if peer.is_usable else self.on_back:
                 call(peer.id)
@@ -412,11 +412,11 @@ class PeerBook:
     def _failed(self, peer: Peer, exc: FsdecloudError, seconds: float) -> None:
         was_failing = peer.score.is_failing
         if not was_failing:
-            log.warning("peer %s is down: %s", peer.url, exc)
+            log.warning("%s is down: %s", peer.name, exc)
             peer.away_since = self._clock()
         peer.score.failed(self._clock(), seconds, self._jitter())
         peer.error = str(exc)
-        self.last_error = f"peer {peer.url}: {exc}"
+        self.last_error = f"{peer.name}: {exc}"
         self._wake.set()
         if not was_failing:
             for call in self.on_away:
@@ -428,11 +428,11 @@ class PeerBook:
 
     def _refuses(self, peer: Peer, why: str) -> None:
         if not peer.is_refusing:
-            log.warning("peer %s refuses: %s", peer.url, why)
+            log.warning("%s refuses: %s", peer.name, why)
         peer.is_refusing = True
         peer.refused_until = self._clock() + PROBE_IDLE
         peer.error = why
-        self.last_error = f"peer {peer.url} refuses: {why}"
+        self.last_error = f"{peer.name} refuses: {why}"
         self._wake.set()
 
     def _became_usable(self, peer: Peer) -> None:

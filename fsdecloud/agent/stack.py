@@ -123,7 +123,7 @@ class Stack:
         self.uploader = Uploader(
             writer=writer,
             garbage=self.garbage,
-            staged=SegmentStore(Path(hello.staged_dir), "staged", create=False),
+            staged=SegmentStore(Path(hello.staged_dir), "staged", create=False, is_shared=True),
             book=self.book,
             hosts=self.hosts,
             notify=partial(notify, "stored"),
@@ -132,7 +132,7 @@ class Stack:
         self.fetcher = Fetcher(
             book=self.book,
             hosts=self.hosts,
-            cache=SegmentStore(make_private_dir(Path(hello.cache_dir)), "fetched"),
+            cache=SegmentStore(make_private_dir(Path(hello.cache_dir)), "fetched", is_shared=True),
             locate=self.locations.locate,
         )
         self.locations.connect(self.uploader, self.fetcher.fetch_copy)

@@ -556,7 +556,7 @@ class Uploader:
 
     def batch_failed(self, peer: PeerId, items: Sequence[Item], error: FsdecloudError) -> None:
         """Send the shards of a failed batch elsewhere, or park their blobs."""
-        self.last_error = f"storing with {self._book.peer(peer).url}: {error}"
+        self.last_error = f"storing with {self._book.peer(peer).name}: {error}"
         for item in items:
             blob = self._landed(item)
             if blob is not None:

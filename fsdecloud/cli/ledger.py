@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, network, parts
+from fsdecloud.cli import client, network, networkdocument, parts
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.config import Paths, find_paths
@@ -25,6 +25,10 @@ PAGE: Final = 256
 @click.group("ledger", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Run and question the chain node of this machine."""
+
+
+command.add_command(networkdocument.new_network_command)
+command.add_command(networkdocument.show_network_command)
 
 
 @command.command("run")

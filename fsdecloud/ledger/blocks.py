@@ -29,6 +29,9 @@ NONCE_SIZE: Final = 8
 HEADER_MAX: Final = 512
 """No encoded header is longer."""
 
+TRANSACTION_MIN: Final = 39
+"""No transaction is shorter (a coinbase in small numbers): a body of half a million empty strings is not worth its hashing."""
+
 _ID_CONTEXT: Final = "fsdecloud 2026 v1 block"
 
 
@@ -52,7 +55,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """A header and the encoded transactions in their order, the coinbase first."""
 
     header: Header
-    transactions: tuple[bytes, ...]
+    transactions: tuple[Annotated[bytes, Meta(min_length=TRANSACTION_MIN)], ...]
 
 
 def block_id(header: Header) -> BlockId:

@@ -14,7 +14,7 @@ import msgspec
 from fsdecloud.errors import InvalidTransaction
 from fsdecloud.ledger import work
 from fsdecloud.ledger.blocks import Block, Header, block_id, bytes_root, encode_block, ids_root
-from fsdecloud.ledger.network import NetworkDocument, network_id
+from fsdecloud.ledger.network import NetworkDocument, network_id, subsidy_at
 from fsdecloud.ledger.reasons import (
     BadTransaction,
     BlockTooBig,
@@ -27,6 +27,7 @@ from fsdecloud.ledger.reasons import (
     TimeTooOld,
     UnknownParent,
     WrongHeight,
+    WrongIdsRoot,
     WrongReward,
     WrongStateRoot,
     WrongTarget,
@@ -131,10 +132,14 @@ def check_block(
 ) -> CheckedBlock:
     """Return the fully checked block. `known` holds encoded transactions whose signatures were verified before.
 
-    Raises an InvalidBlock leaf; after BodyMismatch and TimeTooNew the header may still be a valid block's, after any
-    other the block and all its descendants are invalid for ever. Raises NodeMissing when the parent's state is gone.
+    Raises an InvalidBlock leaf; after BodyMismatch, TimeTooNew and UnknownParent the header may still be a valid block's,
+    after any other the block and all its descendants are invalid for ever. What is wrong with the body is looked for only
+    once the body is the one that the header commits to, or else a false body would condemn an honest block. Raises
+    NodeMissing when the parent's state is gone.
     """
     point = check_header(document, parent, block.header, now)
+    if bytes_root(block.transactions) != block.header.bytes_root:
+        raise BodyMismatch("its transactions are not those its header commits to")
     size = len(encode_block(block))
     if size > document.block_max:
         raise BlockTooBig(f"it has {size} bytes; the network allows {document.block_max}")
@@ -149,23 +154,20 @@ def check_block(
 def _check_body(
     document: NetworkDocument, block: Block, known: Collection[bytes]
 ) -> tuple[tuple[Transaction, ...], tuple[TxId, ...]]:
-    header = block.header
-    if bytes_root(block.transactions) != header.bytes_root:
-        raise BodyMismatch("its transactions are not those its header commits to")
     network = network_id(document)
     transactions: list[Transaction] = []
     for index, data in enumerate(block.transactions):
         try:
             tx = decode_tx(data, document.transaction_max)
+            check_fee(document, tx)
             if data not in known:
                 check_signatures(network, tx)
-            check_fee(document, tx)
         except InvalidTransaction as exc:
-            raise BadTransaction(f"transaction {index}: {type(exc).__name__}: {exc}") from exc
+            raise BadTransaction(index, exc) from exc
         transactions.append(tx)
     ids = tuple(tx_id(tx) for tx in transactions)
-    if ids_root(ids) != header.ids_root:
-        raise BadTransaction("the root of the transactions' ids is not the header's")
+    if ids_root(ids) != block.header.ids_root:
+        raise WrongIdsRoot("the root over its transactions' ids is not the header's")
     if len(set(ids)) != len(ids):
         raise DuplicateTransaction("it holds the same transaction twice")
     return tuple(transactions), ids
@@ -184,14 +186,14 @@ def _apply(
         try:
             apply_transaction(state, tx, header.time, header.height)
         except InvalidTransaction as exc:
-            raise BadTransaction(f"transaction {index}: {type(exc).__name__}: {exc}") from exc
-    reward = document.subsidy + sum(fee_of(tx) for tx in transactions)
+            raise BadTransaction(index, exc) from exc
+    reward = subsidy_at(document, header.height) + sum(fee_of(tx) for tx in transactions)
     if coinbase.amount != reward:
         raise WrongReward(f"its coinbase pays {coinbase.amount}; subsidy and fees are {reward}")
     try:
         credit(state, coinbase.recipient, coinbase.amount)
     except InvalidTransaction as exc:
-        raise BadTransaction(f"transaction 0: {type(exc).__name__}: {exc}") from exc
+        raise BadTransaction(0, exc) from exc
     return state.write(nodes.put, border_key(network_id(document)))
 
 
@@ -206,7 +208,7 @@ def build_block(
     """Return the block to mine after `parent`: all but the nonce, which is zero. The transactions must be valid there
     (`mempool.Mempool.select`)."""
     height = parent.height + 1
-    reward = document.subsidy + sum(fee_of(tx) for tx in transactions)
+    reward = subsidy_at(document, height) + sum(fee_of(tx) for tx in transactions)
     body = (Coinbase(1, height, recipient, reward), *transactions)
     encoded = tuple(encode_tx(tx) for tx in body)
     header = Header(

@@ -1,13 +1,13 @@
 """Which parameters make one ledger network, and its identity.
 
 Pure. The network document is the genesis block: its BLAKE3 is the network id, and the parent of block 1. Two daemons
-with different documents are in different networks and never exchange a block. Not here: the rules that use the
-parameters (`work`, `state`, `chain`).
+with different documents are in different networks and never exchange a block. Version 1 had no `halving`, which is its last
+field; such documents stay valid as they are. Not here: the rules that use the parameters (`work`, `state`, `chain`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from blake3 import blake3
@@ -24,6 +24,15 @@ a cost for a flood. The signing helpers use it unless told otherwise; more bits 
 TIME_MAX: Final = (1 << 40) - 1
 """Largest time in seconds since 1970 (year 36812): keeps sums of times far from 64 bits."""
 
+AMOUNT_MAX: Final = (1 << 62) - 1
+"""Largest amount and balance: a sum of two stays within a signed 64-bit integer."""
+
+NETWORK_MAX: Final = 4096
+"""Bytes of a network document; a real one has some two hundred."""
+
+STEADY: Final = 8
+"""A half-life has at least this many intervals (version 2): one block then never makes the next more than a third easier."""
+
 _EMBEDDED_WORK: Final = 1 << 16
 """Hashes a block costs at first in the embedded network: about a tenth of a second of one core in Python."""
 
@@ -34,7 +43,7 @@ Seconds = Annotated[int, Meta(ge=0, le=TIME_MAX)]
 class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The parameters that all daemons of one network share; times in seconds, sizes in bytes, targets big-endian."""
 
-    version: Annotated[int, Meta(ge=1, le=1)]
+    version: Annotated[int, Meta(ge=1, le=2)]
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     salt: Bytes32
     """Random, so that two networks with equal parameters differ."""
@@ -48,7 +57,7 @@ class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
     easiest_target: Bytes32
     """No target is ever above this one."""
     subsidy: Annotated[int, Meta(ge=0, le=1 << 40)]
-    """New money in each block, in the smallest unit."""
+    """New money in each block, in the smallest unit; see `subsidy_at`."""
     minimum_fee: Annotated[int, Meta(ge=0, le=1 << 40)]
     """Least fee of a transaction that carries no work stamp."""
     stamp_bits: Annotated[int, Meta(ge=0, le=40)]
@@ -61,23 +70,33 @@ class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
     transaction_max: Annotated[int, Meta(ge=4096, le=TX_MAX)]
     mine_when_idle: bool
     """False: a block is mined only when there is something to record."""
+    halving: Annotated[int, Meta(ge=0, le=1 << 32)] = 0
+    """Blocks after which the subsidy halves; 0: never. Version 1 has no such field, and its subsidy never halves."""
 
 
 def network_id(document: NetworkDocument) -> bytes:
     """Return the network's id, the BLAKE3 of its document: the genesis id, 32 bytes."""
-    return blake3(codec.encode(document)).digest()
+    return blake3(encode_network(document)).digest()
 
 
 def encode_network(document: NetworkDocument) -> bytes:
     """Return the document's canonical bytes; `b3sum` of them is the network id."""
-    return codec.encode(document)
+    return codec.encode(_fields(document))
 
 
 def decode_network(data: bytes) -> NetworkDocument:
     """Return the network document in `data`. Raises MalformedError with the reason."""
-    if len(data) > 4096:
-        raise MalformedError(f"a network document has at most 4096 bytes, not {len(data)}")
-    document = codec.decode(data, NetworkDocument)
+    if len(data) > NETWORK_MAX:
+        raise MalformedError(f"a network document has at most {NETWORK_MAX} bytes, not {len(data)}")
+    document = codec.decode_loose(data, NetworkDocument)
+    if encode_network(document) != data:
+        raise MalformedError("not the canonical encoding of a network document")
+    check_network(document)
+    return document
+
+
+def check_network(document: NetworkDocument) -> None:
+    """Check what the types of the fields do not say. Raises MalformedError with the reason."""
     if not document.name.isprintable():
         raise MalformedError("the network's name has characters that cannot be printed")
     first, easiest = int.from_bytes(document.first_target), int.from_bytes(document.easiest_target)
@@ -85,7 +104,29 @@ def decode_network(data: bytes) -> NetworkDocument:
         raise MalformedError("the first target must be above zero and not easier than the easiest")
     if document.transaction_max > document.block_max:
         raise MalformedError("a transaction may not be larger than a block")
-    return document
+    if document.version == 1:
+        if document.halving:
+            raise MalformedError("a document of version 1 has no halving")
+        return
+    if not document.name.isascii():
+        raise MalformedError("the network's name has characters that are not ASCII")
+    if document.half_life < STEADY * document.interval:
+        raise MalformedError(f"the half-life must be {STEADY} intervals at least, or the difficulty never settles")
+    if document.halving and 2 * document.subsidy * document.halving > AMOUNT_MAX:
+        raise MalformedError(
+            f"the money of all blocks together, twice subsidy times halving, may not pass {AMOUNT_MAX}"
+        )
+
+
+def subsidy_at(document: NetworkDocument, height: int) -> int:
+    """Return the new money in the block of this height (1 and up), in the smallest unit: the subsidy, halved and rounded
+    down once for each `halving` blocks before it."""
+    return document.subsidy >> min((height - 1) // document.halving, 64) if document.halving else document.subsidy
+
+
+def _fields(document: NetworkDocument) -> tuple[Any, ...]:
+    fields = msgspec.structs.astuple(document)
+    return fields[:-1] if document.version == 1 else fields
 
 
 def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
@@ -101,8 +142,8 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
         genesis_time=time,
         interval=2,
         half_life=600,
-        first_target=_target(_EMBEDDED_WORK),
-        easiest_target=_target(_EMBEDDED_WORK // 4),
+        first_target=target_of(_EMBEDDED_WORK),
+        easiest_target=target_of(_EMBEDDED_WORK // 4),
         subsidy=1_000_000_000,
         minimum_fee=1,
         stamp_bits=STAMP_BITS,
@@ -115,16 +156,16 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
 
 
 def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
-    """Return the parameters of a network of strangers: one block a minute, always mined."""
+    """Return the parameters of a network of strangers: one block a minute, always mined, half the subsidy every four years."""
     return NetworkDocument(
-        version=1,
+        version=2,
         name=name,
         salt=salt,
         genesis_time=time,
         interval=60,
         half_life=6 * 3600,
-        first_target=_target(1 << 24),
-        easiest_target=_target(1 << 20),
+        first_target=target_of(1 << 24),
+        easiest_target=target_of(1 << 20),
         subsidy=1_000_000_000,
         minimum_fee=1000,
         stamp_bits=20,
@@ -133,9 +174,10 @@ def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
         block_max=BLOCK_MAX,
         transaction_max=TX_MAX,
         mine_when_idle=True,
+        halving=2_100_000,
     )
 
 
-def _target(work: int) -> bytes:
-    """Return the target that one in `work` hashes meets."""
+def target_of(work: int) -> bytes:
+    """Return the target that one in `work` hashes meets, for 1 to 2^256 - 1."""
     return ((1 << 256) // work - 1).to_bytes(32)

@@ -4,10 +4,12 @@
     +-- MalformedTransaction   not the encoding of a transaction of a known kind and version
     +-- BadSignature           a signature that is not its key's
     +-- BadStamp               neither the fee nor the work stamp that its kind needs
-    +-- WrongNonce             not the account's next nonce, or not after the registered sequence
+    +-- WrongNonce             not the account's next nonce
+    +-- OldSequence            a registration or declaration that is not newer than the one in the ledger
     +-- NotEnoughMoney         the payer's balance is below amount and fee
     +-- AmountOutOfRange       an amount or a sum outside its bounds
-    +-- WrongPredecessor       an anchor that does not follow its volume's latest, an operator of a peer that is not registered
+    +-- WrongPredecessor       an anchor that does not follow its volume's latest
+    +-- NotRegistered          a declaration who runs a peer that is not registered
     +-- LeaseHeld              another device holds the volume's write lease
     +-- OneAnchorPerBlock      a second anchor of a volume in one block
     +-- MisplacedCoinbase      a coinbase anywhere but first in a block
@@ -16,7 +18,8 @@
     InvalidBlock
     +-- MalformedBlock UnknownParent WrongHeight WrongTarget NotEnoughWork TimeTooOld TimeTooNew
     +-- BodyMismatch           not the body its header commits to: says nothing about the header
-    +-- BlockTooBig NoCoinbase WrongReward DuplicateTransaction BadTransaction WrongStateRoot
+    +-- BlockTooBig WrongIdsRoot NoCoinbase WrongReward DuplicateTransaction WrongStateRoot
+    +-- BadTransaction         carries the transaction's index and its reason, a leaf above
     +-- KnownInvalid           found invalid before, or a descendant of such a block
     +-- ReorgTooDeep           would replace blocks that are final here
     +-- StoredBlockDiffers     the chain store's copy is not the block that its index names
@@ -26,6 +29,8 @@ Pure. Not here: the rules themselves (`transactions`, `state`, `chain`).
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from fsdecloud.errors import InvalidBlock, InvalidTransaction
 
@@ -43,7 +48,11 @@ class BadStamp(InvalidTransaction):
 
 
 class WrongNonce(InvalidTransaction):
-    """Not the account's next nonce, or a registration that is not newer than the one in the ledger."""
+    """Not the account's next nonce."""
+
+
+class OldSequence(InvalidTransaction):
+    """Its sequence number is not above that of the peer's registration, or declaration, in the ledger."""
 
 
 class NotEnoughMoney(InvalidTransaction):
@@ -56,6 +65,10 @@ class AmountOutOfRange(InvalidTransaction):
 
 class WrongPredecessor(InvalidTransaction):
     """The anchor's sequence number or `previous` does not follow the volume's latest anchor."""
+
+
+class NotRegistered(InvalidTransaction):
+    """It says who runs a peer that the ledger does not know."""
 
 
 class LeaseHeld(InvalidTransaction):
@@ -114,6 +127,10 @@ class BlockTooBig(InvalidBlock):
     """More bytes than the network allows."""
 
 
+class WrongIdsRoot(InvalidBlock):
+    """The root over its transactions' ids is not the one in its header."""
+
+
 class NoCoinbase(InvalidBlock):
     """The first transaction is not a coinbase for this height."""
 
@@ -127,7 +144,12 @@ class DuplicateTransaction(InvalidBlock):
 
 
 class BadTransaction(InvalidBlock):
-    """One of its transactions is invalid at its place; the text says which and why."""
+    """One of its transactions is invalid at its place: `index` says which, `reason` why."""
+
+    def __init__(self, index: int, reason: InvalidTransaction) -> None:
+        super().__init__(f"transaction {index}: {type(reason).__name__}: {reason}")
+        self.index = index
+        self.reason = reason
 
 
 class WrongStateRoot(InvalidBlock):
@@ -153,3 +175,18 @@ class ChainDamaged(InvalidBlock):
         super().__init__(f"block {height}: {type(reason).__name__}: {reason}")
         self.height = height
         self.reason = reason
+
+
+COMMITTED: Final = (
+    BlockTooBig,
+    WrongIdsRoot,
+    NoCoinbase,
+    WrongReward,
+    DuplicateTransaction,
+    BadTransaction,
+    WrongStateRoot,
+)
+"""Reasons that are found only behind a header with its full work, in the body that it commits to: they hold for the block's
+id for ever, and are worth remembering. All others either say nothing about the id (`BodyMismatch`, `TimeTooNew`,
+`UnknownParent`), or cost whoever sends them nothing and are found again as fast as a look-up: a memory of those fills up at a
+liar's will."""

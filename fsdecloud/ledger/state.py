@@ -21,17 +21,19 @@ import msgspec
 from blake3 import blake3
 
 from fsdecloud import codec
+from fsdecloud.ledger.network import AMOUNT_MAX
 from fsdecloud.ledger.reasons import (
     AmountOutOfRange,
     LeaseHeld,
     MisplacedCoinbase,
     NotEnoughMoney,
+    NotRegistered,
+    OldSequence,
     OneAnchorPerBlock,
     WrongNonce,
     WrongPredecessor,
 )
 from fsdecloud.ledger.transactions import (
-    AMOUNT_MAX,
     NO_LINK,
     Anchor,
     Coinbase,
@@ -212,13 +214,13 @@ def border_key(network: bytes) -> bytes:
 def apply_transaction(state: State, tx: Transaction, time: int, height: int, *, stacked: bool = False) -> None:
     """Apply one transaction at block time `time`, or raise an InvalidTransaction leaf and change nothing.
 
-    `stacked` lifts the one-anchor-per-block rule: the mempool holds what several blocks will take. The coinbase is
-    applied by `credit`.
+    `stacked` is for what waits, for several blocks: more than one anchor of a volume, and recipients get nothing yet, so that
+    nobody spends what he does not have in a block. The coinbase is applied by `credit`.
     """
     if isinstance(tx, Anchor):
         _apply_anchor(state, tx, time, height, stacked=stacked)
     elif isinstance(tx, Transfer):
-        _apply_transfer(state, tx)
+        _apply_transfer(state, tx, stacked=stacked)
     elif isinstance(tx, Register):
         _apply_register(state, tx, height)
     elif isinstance(tx, Operate):
@@ -235,7 +237,7 @@ def credit(state: State, key: bytes, amount: int) -> None:
     state.set_account(key, Account(account.balance + amount, account.nonce))
 
 
-def _apply_transfer(state: State, tx: Transfer) -> None:
+def _apply_transfer(state: State, tx: Transfer, *, stacked: bool) -> None:
     account = state.account(tx.sender)
     if tx.amount == 0:
         raise AmountOutOfRange("a transfer moves at least 1")
@@ -246,13 +248,14 @@ def _apply_transfer(state: State, tx: Transfer) -> None:
     if tx.recipient != tx.sender and state.account(tx.recipient).balance + tx.amount > AMOUNT_MAX:
         raise AmountOutOfRange(f"the balance of {tx.recipient.hex()} would pass {AMOUNT_MAX}")
     state.set_account(tx.sender, Account(account.balance - tx.amount - tx.fee, account.nonce + 1))
-    credit(state, tx.recipient, tx.amount)
+    if not stacked:
+        credit(state, tx.recipient, tx.amount)
 
 
 def _apply_register(state: State, tx: Register, height: int) -> None:
     before = state.registration(tx.peer)
     if before is not None and tx.sequence <= before.sequence:
-        raise WrongNonce(f"the peer's registration {before.sequence} is not older than this one, {tx.sequence}")
+        raise OldSequence(f"the peer's registration {before.sequence} is not older than this one, {tx.sequence}")
     _check_funds(state, tx.peer, tx.fee)
     place = state.registrations() if before is None else before.place
     state.set_registration(tx.peer, Registration(place, tx.url, tx.capacity, tx.price, tx.sequence, height))
@@ -261,10 +264,10 @@ def _apply_register(state: State, tx: Register, height: int) -> None:
 
 def _apply_operate(state: State, tx: Operate) -> None:
     if state.registration(tx.peer) is None:
-        raise WrongPredecessor("a peer is registered before it says who runs it")
+        raise NotRegistered("a peer is registered before it says who runs it")
     before = state.operated(tx.peer)
     if before is not None and tx.sequence <= before.sequence:
-        raise WrongNonce(f"the peer's declaration {before.sequence} is not older than this one, {tx.sequence}")
+        raise OldSequence(f"the peer's declaration {before.sequence} is not older than this one, {tx.sequence}")
     _check_funds(state, tx.peer, tx.fee)
     state.set_operated(tx.peer, Operated(tx.operator, tx.sequence))
     _pay_fee(state, tx.peer, tx.fee)
@@ -298,6 +301,15 @@ def _pay_fee(state: State, payer: bytes, fee: int) -> None:
     if fee:
         account = state.account(payer)
         state.set_account(payer, Account(account.balance - fee, account.nonce))
+
+
+def keys_of(owner: bytes) -> tuple[bytes, ...]:
+    """Return the state keys that belong to one public key: its account, and what it is as a volume and as a peer.
+
+    **Invariant:** whether a transaction is valid depends on no others than those of the same owner (`mempool.slot_of`), but for
+    the money that others bring. The number of registrations decides places, and no validity.
+    """
+    return (_ACCOUNT + owner, _VOLUME + owner, _PEER + owner, _OPERATOR + owner)
 
 
 def is_coinbase_for(tx: Transaction, height: int) -> bool:

@@ -21,14 +21,12 @@ from msgspec import Meta
 from fsdecloud import codec
 from fsdecloud.crypto import sign
 from fsdecloud.errors import MalformedError, SealError
-from fsdecloud.ledger.network import STAMP_BITS, TIME_MAX, Bytes32, NetworkDocument, Seconds
+from fsdecloud.ledger.network import AMOUNT_MAX, STAMP_BITS, TIME_MAX, Bytes32, NetworkDocument, Seconds
 from fsdecloud.ledger.reasons import BadSignature, BadStamp, MalformedTransaction
 from fsdecloud.limits import ANCHOR_PAYLOAD, TX_MAX
 from fsdecloud.types import PeerId, TxId, VolumeId
 
 DOMAIN: Final = b"fsdecloud transaction v1"
-AMOUNT_MAX: Final = (1 << 62) - 1
-"""Largest amount and balance: a sum of two stays within a signed 64-bit integer."""
 URL_MAX: Final = 300
 NO_LINK: Final = bytes(32)
 """`previous` of a volume's first anchor."""

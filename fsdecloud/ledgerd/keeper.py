@@ -19,16 +19,7 @@ from fsdecloud.ledger.blocks import Block, block_id, decode_block
 from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, build_block, check_block, is_better, plan_switch
 from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
-from fsdecloud.ledger.reasons import (
-    BodyMismatch,
-    KnownInvalid,
-    NotEnoughWork,
-    ReorgTooDeep,
-    TimeTooNew,
-    UnknownParent,
-    WrongHeight,
-    WrongTarget,
-)
+from fsdecloud.ledger.reasons import COMMITTED, KnownInvalid, ReorgTooDeep, UnknownParent
 from fsdecloud.ledger.state import Registration, State, StateNodes
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.store.chain import ChainStore
@@ -43,13 +34,6 @@ there are half as many nodes again as the last one left: its cost for each block
 
 PRUNE_MARGIN: Final = 28
 """States kept below the finality depth, for branches that begin just above it."""
-
-TEMPORARY: Final = (BodyMismatch, TimeTooNew, UnknownParent)
-"""Reasons that say nothing about the header for ever."""
-
-
-NO_PROOF: Final = (UnknownParent, WrongHeight, WrongTarget, NotEnoughWork)
-"""Reasons for which a header is refused before its proof of work counts: anybody can make a million of them for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +211,7 @@ class Keeper:
         parent = self._known_parent(batch, block, identity)
         try:
             checked = check_block(self.document, parent, block, batch.node, self.now(), verified)
-        except (*TEMPORARY, *NO_PROOF):
-            raise
-        except InvalidBlock as exc:
+        except COMMITTED as exc:
             self._store.mark_invalid(identity, f"{type(exc).__name__}: {exc}")
             raise
         except NodeMissing as exc:

@@ -100,10 +100,13 @@ class SegmentStore:
         disk: Disk = os,
         segment_size: int = SEGMENT_SIZE,
         first: int = 1,
+        is_shared: bool = False,
     ) -> None:
         """Open the store; with `create=False` for reading only (the directory may then still be missing).
 
-        A new segment's number is at least `first`, and above those that are there.
+        A new segment's number is at least `first`, and above those that are there. `is_shared`: another process removes
+        segments. None but the one that is written is kept open then, as a removed file fills the disk until nobody has it
+        open; and none is ever synced.
 
         Raises UsageError when others may write to the directory, StoreError when it cannot be made.
         """
@@ -112,6 +115,7 @@ class SegmentStore:
         self._create = create
         self._disk = disk
         self._segment_size = segment_size
+        self._is_shared = is_shared
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._open: OrderedDict[int, _File] = OrderedDict()
@@ -167,7 +171,8 @@ class SegmentStore:
                 for size in sizes[start:stop]:
                     found.append(Location(tail.number, self._size, size))
                     self._size += size
-                self._unsynced[tail.number] = tail
+                if not self._is_shared:
+                    self._unsynced[tail.number] = tail
                 start = stop
         return found
 
@@ -176,6 +181,7 @@ class SegmentStore:
 
         A failure is final until `resume` (see the module's rules).
         """
+        assert not self._is_shared
         # The sync lock makes a second caller wait for a sync that took its records along; appends go on meanwhile.
         with self._sync_lock:
             with self._lock:
@@ -414,6 +420,8 @@ class SegmentStore:
 
     def _remember(self, file: _File) -> None:
         """Keep the descriptor for readers; lets go of the least used, and of removed files, which still fill the disk."""
+        if self._is_shared:
+            return
         self._open[file.number] = file
         self._open.move_to_end(file.number)
         for number in [n for n, other in self._open.items() if other.is_unlinked()]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,15 @@ def test_nonempty_is_needed_where_there_is_something(network: Network) -> None:
     under.unlink()
 
 
+def removed_segments(pid: int) -> list[str]:
+    """Return the segments that a process has open although they were removed."""
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(fd))
+    return [name for name in found if name.endswith(".seg (deleted)")]
+
+
 def test_the_cache_stays_as_small_as_it_is_told(network: Network) -> None:
     """But for the two segments that the agent works with. What does not fit is fetched again, and is the same."""
     size, count = 64 * MIB, 4
@@ -216,4 +227,9 @@ def test_the_cache_stays_as_small_as_it_is_told(network: Network) -> None:
     status = network.wait_status(lambda status: status["cache_bytes"] <= bound, 60, "the cache is small")
     assert status["cache_bytes"] > size // 2
     assert status["downloaded_bytes"] >= size
+    # A removed file fills the disk for as long as somebody has it open.
+    daemons = (status["driver_pid"], status["agent_pid"])
+    network.wait_until(
+        lambda: not any(map(removed_segments, daemons)), 60, lambda: f"{[*map(removed_segments, daemons)]}"
+    )
     network.run("sh", "-c", f"rm {network.mountpoint}/large*")

@@ -10,6 +10,7 @@ import trio
 from blake3 import blake3
 
 from fsdecloud import codec
+from fsdecloud.agent import hosts, ledgerlink, peers, upload
 from fsdecloud.agent.service import Service
 from fsdecloud.crypto import sign
 from fsdecloud.crypto.keys import grant_seed
@@ -404,6 +405,18 @@ async def open_ledger(path, registry, **changes):
     async with open_background() as nursery:
         await nursery.start(ledger.serve, path / "run" / "ledger.sock")
         yield ledger
+
+
+def do_not_wait(monkeypatch):
+    """Have an agent do within hundredths of a second what it waits seconds and minutes for."""
+    monkeypatch.setattr(peers, "PROBE_URGENT", 0.02)
+    monkeypatch.setattr(peers, "PROBE_IDLE", 0.05)
+    monkeypatch.setattr(hosts, "SETTLE", 0.05)
+    monkeypatch.setattr(hosts, "JOIN_WINDOW", 0.05)
+    monkeypatch.setattr(hosts, "RECRUIT_FIRST", 0.05)
+    monkeypatch.setattr(upload, "PACK_DELAY", 0.05)
+    monkeypatch.setattr(upload, "RESEND_PATIENCE", 0.1)
+    monkeypatch.setattr(ledgerlink, "REGISTRY_INTERVAL", 0.0)
 
 
 def run(work, *args, seconds=30):

@@ -10,9 +10,9 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from agentworld import FakeTransport, open_driver, open_ledger, run
+from agentworld import FakeTransport, do_not_wait, open_driver, open_ledger, run
 
-from fsdecloud.agent import flow, hosts, ledgerlink, peers, upload
+from fsdecloud.agent import flow
 from fsdecloud.agent.peers import READY_MAX
 from fsdecloud.limits import KIB
 from fsdecloud.swarm.score import HEDGE_MAX
@@ -22,13 +22,7 @@ from fsdecloud.wire.agentapi import Empty
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(peers, "PROBE_URGENT", 0.02)
-    monkeypatch.setattr(peers, "PROBE_IDLE", 0.05)
-    monkeypatch.setattr(hosts, "SETTLE", 0.05)
-    monkeypatch.setattr(hosts, "JOIN_WINDOW", 0.05)
-    monkeypatch.setattr(hosts, "RECRUIT_FIRST", 0.05)
-    monkeypatch.setattr(upload, "PACK_DELAY", 0.05)
-    monkeypatch.setattr(ledgerlink, "REGISTRY_INTERVAL", 0.0)
+    do_not_wait(monkeypatch)
 
 
 @asynccontextmanager

@@ -10,9 +10,9 @@ from blake3 import blake3
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from agentworld import FakeTransport, open_driver, open_ledger, run, until
+from agentworld import FakeTransport, do_not_wait, open_driver, open_ledger, run, until
 
-from fsdecloud.agent import hosts, ledgerlink, peers, upload
+from fsdecloud.agent import peers
 from fsdecloud.errors import BlobMissing, MalformedError, NotEnoughPeers, StoreCorrupt
 from fsdecloud.swarm import score
 from fsdecloud.types import EntryId
@@ -22,14 +22,7 @@ from fsdecloud.wire.agentapi import Empty, StagedEntry, StoreEntries
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(peers, "PROBE_URGENT", 0.02)
-    monkeypatch.setattr(peers, "PROBE_IDLE", 0.05)
-    monkeypatch.setattr(hosts, "SETTLE", 0.05)
-    monkeypatch.setattr(hosts, "JOIN_WINDOW", 0.05)
-    monkeypatch.setattr(hosts, "RECRUIT_FIRST", 0.05)
-    monkeypatch.setattr(upload, "PACK_DELAY", 0.05)
-    monkeypatch.setattr(upload, "RESEND_PATIENCE", 0.1)
-    monkeypatch.setattr(ledgerlink, "REGISTRY_INTERVAL", 0.0)
+    do_not_wait(monkeypatch)
 
 
 def test_057_a_peer_that_refuses_is_replaced_by_the_next(tmp_path):

@@ -11,7 +11,7 @@ import trio
 
 from fsdecloud.crypto import sign
 from fsdecloud.ledger import reasons
-from fsdecloud.ledger.blocks import encode_block
+from fsdecloud.ledger.blocks import block_id, encode_block
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.store.chain import open_chain
@@ -136,3 +136,34 @@ def test_old_states_are_dropped_while_it_runs(tmp_path, monkeypatch):
         make.tip = genesis
 
     keeper_test(tmp_path, work, finality_depth=3)
+
+
+def test_fault_098_only_what_the_work_was_done_for_is_remembered_as_invalid(tmp_path):
+    """Or else anybody fills that memory at no cost, and drives out what belongs there."""
+
+    async def work(make, keeper):
+        good = make.build([make.anchor(VOLUME, 1)])
+        lazy = next(
+            block
+            for block in (
+                msgspec.structs.replace(good, header=msgspec.structs.replace(good.header, nonce=n.to_bytes(8)))
+                for n in range(1000)
+            )
+            if block_id(block.header) > block.header.target
+        )
+        for block, reason in (
+            (lazy, reasons.NotEnoughWork),
+            (with_header(good, height=7), reasons.WrongHeight),
+            (with_header(good, time=GENESIS_TIME), reasons.TimeTooOld),
+            (msgspec.structs.replace(good, transactions=good.transactions[:1]), reasons.BodyMismatch),
+        ):
+            with pytest.raises(reason):
+                await keeper.accept(encode_block(block))
+            assert keeper.store.invalid_reason(block_id(block.header)) is None
+        bad = with_header(good, state_root=bytes(32))
+        with pytest.raises(reasons.WrongStateRoot):
+            await keeper.accept(encode_block(bad))
+        assert "WrongStateRoot" in keeper.store.invalid_reason(block_id(bad.header))
+        assert (await keeper.accept(encode_block(good))).is_new
+
+    keeper_test(tmp_path, work)

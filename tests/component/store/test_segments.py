@@ -167,6 +167,25 @@ def test_28_descriptors_are_bounded(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_47_who_shares_segments_keeps_no_removed_file_on_the_disk(tmp_path):
+    """The driver removes what the agent has read, or fetched: the disk must have the space at once."""
+
+    def open_files():
+        names = (Path("/proc/self/fd") / fd for fd in os.listdir("/proc/self/fd"))
+        return [name for path in names if path.is_symlink() and (name := os.readlink(path)).startswith(str(tmp_path))]
+
+    with SegmentStore(tmp_path, "p", segment_size=1, is_shared=True) as writer:
+        locations = writer.append_many([b"%d" % i for i in range(100)])
+        assert open_files() == [str(writer.path(100))]
+        with SegmentStore(tmp_path, "p", create=False, is_shared=True) as reader:
+            assert [reader.read(loc) for loc in locations] == [b"%d" % i for i in range(100)]
+            assert open_files() == [str(writer.path(100))]
+            os.unlink(writer.path(50))
+            with pytest.raises(StoreCorrupt):
+                reader.read(locations[49])
+    assert open_files() == []
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

@@ -200,6 +200,30 @@ def test_network_documents():
     assert networks.decode_network(networks.encode_network(networks.public_network("p", bytes(32), 5))).mine_when_idle
 
 
+def test_network_documents_of_version_2():
+    document = easy_network(version=2, halving=1000)
+    data = networks.encode_network(document)
+    assert networks.decode_network(data) == document
+    assert len(msgspec.msgpack.decode(data)) == len(msgspec.msgpack.decode(networks.encode_network(easy_network()))) + 1
+    fields = msgspec.msgpack.decode(data)
+    for bad in (
+        fields[:-1],
+        [1, *fields[1:]],
+        [3, *fields[1:]],
+        [*fields, 0],
+        [*fields[:-1], -1],
+        networks.encode_network(easy_network(version=2, halving=1 << 32, subsidy=1 << 30)),
+        networks.encode_network(easy_network(version=2, half_life=60, interval=30)),
+        networks.encode_network(easy_network(version=2, name="\u00e9")),
+        networks.encode_network(easy_network(half_life=60, interval=30)) + b"\0",
+        bytes(5000),
+    ):
+        with pytest.raises(MalformedError):
+            networks.decode_network(bad if isinstance(bad, bytes) else codec.encode(bad))
+    with pytest.raises(MalformedError):
+        networks.check_network(easy_network(halving=5))
+
+
 def test_golden_vectors():
     """Formats are promises: these bytes must not change within version 1."""
     make = Maker()
@@ -210,3 +234,33 @@ def test_golden_vectors():
         "transactions": [{"bytes": data.hex(), "id": t.tx_id(t.decode_tx(data)).hex()} for data in samples()],
     }
     assert json.loads(VECTORS.read_text()) == found
+
+
+@pytest.mark.parametrize("value", [-1, -(1 << 63), 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_fault_112_no_amount_is_negative_or_beyond_its_bound(value):
+    for data in samples():
+        fields = msgspec.msgpack.decode(data)
+        names = ["kind", *t.decode_tx(data).__struct_fields__]
+        for name in {"amount", "fee", "price"} & set(names):
+            changed = list(fields)
+            changed[names.index(name)] = value
+            with pytest.raises(MalformedTransaction):
+                t.decode_tx(codec.encode(changed))
+            changed[names.index(name)] = t.AMOUNT_MAX
+            t.decode_tx(codec.encode(changed))
+
+
+def test_an_anchor_costs_less_than_600_bytes_besides_its_payload():
+    """Whatever numbers are in it; how many operations it covers stands in its payload and commitment alone."""
+    largest = t.decode_tx(Maker().anchor(VOLUME, 1))
+    largest = msgspec.structs.replace(
+        largest,
+        lease_expiry=networks.TIME_MAX,
+        sequence=(1 << 53) - 1,
+        takeover=True,
+        fee=t.AMOUNT_MAX,
+        stamp=(1 << 63) - 1,
+    )
+    data = t.encode_tx(largest)
+    assert t.decode_tx(data) == largest
+    assert len(data) - t.ANCHOR_PAYLOAD < 600

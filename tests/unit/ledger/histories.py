@@ -1,0 +1,335 @@
+"""Makes histories that no honest program would: blocks and transactions right and wrong in every way, on any branch.
+
+A history is data (`steps`, for hypothesis to shrink); `Writer` turns each step into the bytes of a block with the second
+implementation (`naive`) alone. `Fast` is the program's own, with the same face as `naive.Ledger`.
+"""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from fsdecloud.crypto import sign
+from fsdecloud.errors import InvalidBlock
+from fsdecloud.ledger import chain, reasons
+from fsdecloud.ledger.blocks import block_id, decode_block
+from fsdecloud.ledger.network import decode_network, encode_network
+from fsdecloud.ledger.state import State, StateNodes
+from fsdecloud.tree.lookup import scan
+from fsdecloud.types import BlockId
+
+sys.path.insert(0, str(Path(__file__).parent))
+import naive
+from chainmaker import GENESIS_TIME, easy_network
+
+SEEDS = [bytes([n + 1]) * 32 for n in range(5)]
+KEYS = [sign.public_key(seed) for seed in SEEDS]
+DOCUMENT = encode_network(
+    easy_network(
+        version=2,
+        halving=4,
+        subsidy=10_000,
+        minimum_fee=2,
+        stamp_bits=3,
+        half_life=60,
+        easiest_target=((1 << 256) // 4 - 1).to_bytes(32),
+        block_max=8192,
+        transaction_max=4096,
+    )
+)
+
+WHO = st.integers(0, len(SEEDS) - 1)
+FEE = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 500, naive.AMOUNT])
+OFF = st.sampled_from([0, 0, 0, 0, 0, 0, 1, -1])
+"""How far a nonce or a sequence number is beside the right one."""
+FORGERIES = ("signature", "network", "stamp", "encoding", "short", "kind", "weak key", "stray")
+FORGED = st.sampled_from([None] * 12 + [*FORGERIES])
+SPECS = st.one_of(
+    st.tuples(st.just("transfer"), WHO, WHO, st.sampled_from([0, 1, 7, 900, naive.AMOUNT]), FEE, OFF, FORGED),
+    st.tuples(st.just("register"), WHO, st.sampled_from(["wss://a", "x" * 300, "", "\t"]), FEE, OFF, FORGED),
+    st.tuples(st.just("anchor"), WHO, WHO, st.integers(-5, 40), st.booleans(), FEE, OFF, st.booleans(), FORGED),
+    st.tuples(st.just("operate"), WHO, st.none() | WHO, FEE, OFF, FORGED),
+)
+HEADER_FLAWS = ("parent", "height", "target", "work", "ids_root", "state_root", "version", "far")
+BODY_FLAWS = (
+    "false body",
+    "reward",
+    "rich",
+    "no coinbase",
+    "other height",
+    "two coinbases",
+    "twice",
+    "big",
+    "empty",
+    "tail",
+)
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # how many blocks back from the last one the parent is
+        st.sampled_from([1, 2, 2, 2, 3, 9, 100, 0, -1, -50]),  # seconds after the parent
+        st.lists(SPECS, max_size=5),
+        st.booleans(),  # whether transactions that cannot be applied stay in
+        st.sampled_from([None] * 9 + [*HEADER_FLAWS, *BODY_FLAWS]),
+        WHO,
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+def random_steps(rng, length):
+    """Return a history most of whose blocks and transactions are valid, so that it goes deep; `STEPS` goes for the odd."""
+
+    def one_of(usual, *odd):
+        return rng.choice(odd) if rng.random() < 0.08 else usual
+
+    def spec():
+        who, other, fee = (rng.randrange(len(SEEDS)) for _ in range(3))
+        off, forged = one_of(0, 1, -1), one_of(None, *FORGERIES)
+        fee = rng.choice([0, 0, 2, 3, 40])
+        return rng.choice([
+            ("transfer", who, other, rng.choice([1, 7, 900, 5000]), max(2, fee), off, forged),
+            ("register", who, rng.choice(["wss://a", "wss://b"]), fee, off, forged),
+            ("anchor", who, other % 2, rng.randrange(-5, 20), rng.random() < 0.3, fee, off, True, forged),
+            ("anchor", who, 0, rng.randrange(-5, 20), False, fee, off, True, forged),
+            ("operate", who, one_of(other, None), fee, off, forged),
+        ])  # fmt: skip
+
+    return [
+        (
+            rng.choice([0, 0, 0, 0, 0, 1, 2]),
+            rng.choice([1, 2, 2, 3, 9, 100]) if rng.random() < 0.9 else 0,
+            [spec() for _ in range(rng.randrange(6))],
+            rng.random() < 0.2,
+            one_of(None, *HEADER_FLAWS, *BODY_FLAWS),
+            rng.randrange(len(SEEDS)),
+        )
+        for _ in range(length)
+    ]
+
+
+@cache
+def signature(seed, message):
+    return sign.sign(seed, naive.DOMAIN, message)
+
+
+class Writer:
+    """Turns steps into blocks. `ledger` says what is in it so far."""
+
+    def __init__(self, ledger):
+        self.ledger = ledger
+        self.network = ledger.network
+        self.points = [ledger.tip]
+
+    def block(self, step):
+        back, seconds, specs, keeps_bad, flaw, miner = step
+        parent = self.points[max(-1 - back, -len(self.points))]
+        height, time = parent.height + 1, max(0, parent.times[-1] + seconds)
+        scratch, bodies = naive.State(parent.state), []
+        for spec in specs:
+            body = self.transaction(scratch, spec, time, height)
+            copy = naive.State(scratch)
+            try:
+                tx = naive.Transaction(self.network, body)
+                tx.check_fee(self.network)
+                tx.check_signatures(self.network)
+                copy.apply(tx, time, height)
+                scratch = copy
+            except naive.Refused:
+                if not keeps_bad:
+                    continue
+            bodies.append(body)
+        if flaw == "twice" and bodies:
+            bodies.append(bodies[-1])
+        fees = sum(naive.unpack(body)[self.fee_index(body)] for body in bodies if self.fee_index(body))
+        reward = self.network.subsidy_at(height) + fees + {"reward": -1, "rich": naive.AMOUNT}.get(flaw, 0)
+        coinbase = naive.pack([0, 1, height + (flaw == "other height"), KEYS[miner], min(max(0, reward), 2**64 - 1)])
+        bodies.insert(0, coinbase)
+        scratch.account(KEYS[miner])[0] += reward
+        if flaw == "no coinbase":
+            bodies = bodies[1:]
+        elif flaw == "two coinbases":
+            bodies.append(naive.pack([0, 1, height, KEYS[miner - 1], 0]))
+        elif flaw == "big":
+            bodies += [bodies[-1][:-1] + bytes([n]) for n in range(1 + 8192 // len(bodies[-1]))]
+        elif flaw == "empty":
+            bodies.append(b"")
+        header = {
+            "version": 1 + (flaw == "version"),
+            "parent": bytes(32) if flaw == "parent" else parent.id,
+            "height": height + (flaw == "height"),
+            "time": time + (1_000_000 if flaw == "far" else 0),
+            "target": (self.ledger.target_after(parent.lead) - (flaw == "target")).to_bytes(32, "big"),
+            "ids_root": bytes(32) if flaw == "ids_root" else naive.list_root([self.id_of(body) for body in bodies]),
+            "bytes_root": naive.list_root(bodies),
+            "state_root": bytes(32) if flaw == "state_root" else naive.state_root(self.network, scratch.rows()),
+            "nonce": b"",
+        }
+        if flaw == "false body":
+            bodies[-1] = bodies[-1][:-1] + bytes([bodies[-1][-1] ^ 1])
+        return naive.pack([self.mine(header, flaw == "work"), bodies]) + b"\0" * (flaw == "tail")
+
+    def mine(self, header, is_lazy):
+        target = int.from_bytes(header["target"], "big")
+        for nonce in range(1 << 20):
+            header["nonce"] = nonce.to_bytes(8, "big")
+            values = [*header.values()]
+            if (int.from_bytes(naive.H("block", naive.pack(values)), "big") <= target) != is_lazy:
+                return values
+        raise AssertionError("no such nonce")
+
+    def fee_index(self, body):
+        try:
+            fields = naive.unpack(body)
+            index = list(naive.KINDS[fields[0]][1]).index("fee") + 1
+            return index if type(fields[index]) is int else 0
+        except (naive.Malformed, KeyError, ValueError, IndexError, TypeError):
+            return 0
+
+    def id_of(self, body):
+        try:
+            return naive.Transaction(self.network, body).id
+        except naive.Refused:
+            return bytes(32)
+
+    def transaction(self, state, spec, time, height):
+        kind, who, *rest, forged = spec
+        key = KEYS[who]
+        if kind == "transfer":
+            to, amount, fee, off = rest
+            nonce = max(0, state.account(key)[1] + off)
+            fields, signers = [1, 1, key, KEYS[to], amount, fee, nonce, b""], {7: who}
+        elif kind == "register":
+            url, fee, off = rest
+            sequence = max(0, state.registered.get(key, (0,) * 6)[4] + 1 + off)
+            fields, signers = [2, 1, key, url, 5, 7, sequence, fee, 0, b""], {9: who}
+        elif kind == "anchor":
+            device, lease, takeover, fee, off, follows = rest
+            row = state.volumes.get(key)
+            sequence = max(0, (row[0] if row else 0) + 1 + off)
+            link = naive.H("anchor link", key + row[0].to_bytes(8, "big") + row[1]) if row else naive.NOTHING
+            previous = link if follows or not row else bytes(32)
+            commitment = naive.H("test", key + bytes([sequence % 256, device]))
+            fields = [3, 1, key, KEYS[device], time + lease, sequence, commitment, previous, takeover, bytes(1024)]
+            fields, signers = [*fields, fee, 0, b"", b""], {12: who, 13: device}
+        else:
+            operator, fee, off = rest
+            sequence = max(0, state.operated.get(key, (0, 0))[1] + 1 + off)
+            named = b"" if operator is None else KEYS[operator]
+            fields, signers = [10, 1, key, named, sequence, fee, 0, b"", b""], {7: who}
+            if operator is not None:
+                signers[8] = operator
+        return self.finish(fields, signers, forged)
+
+    def finish(self, fields, signers, forged):
+        """Grind the stamp, sign, and forge."""
+        if forged == "weak key":
+            fields[2] = bytes([1]) + bytes(31)
+        names = [None, *naive.KINDS[fields[0]][1]]
+        if "stamp" in names and fields[names.index("fee")] < self.network.minimum_fee and forged != "stamp":
+            index = names.index("stamp")
+            base = naive.H("stamp", naive.pack(fields))
+            bound = 1 << (256 - self.network.stamp_bits)
+            while int.from_bytes(naive.H("stamp", base + fields[index].to_bytes(8, "big")), "big") >= bound:
+                fields[index] += 1
+        message = (bytes(32) if forged == "network" else self.network.id) + naive.pack(fields)
+        for index, who in signers.items():
+            fields[index] = signature(SEEDS[who], message)
+        if forged == "signature":
+            fields[-1] = bytes(64)
+        elif forged == "stray":
+            fields[-1] = fields[-1] or bytes(64)
+        elif forged == "short":
+            fields = fields[:-1]
+        elif forged == "kind":
+            fields[0] = 4
+        return naive.pack(fields) + (b"\0" if forged == "encoding" else b"")
+
+
+GOOD = (0, 2, [], True, None, 0)
+
+
+def plain(kind, who, *rest):
+    """Return the spec of a transaction that nobody forged."""
+    return (kind, who, *rest, None)
+
+
+def rule_breaking():
+    """Return histories whose last blocks break every rule of a block or of a transaction in one, each at least once."""
+    anchor = plain("anchor", 0, 1, 30, False, 0, 0, True)
+    found = [[GOOD, (0, 2, [anchor], True, flaw, 0)] for flaw in (*HEADER_FLAWS, *BODY_FLAWS)]
+    found.append([GOOD, (0, -50, [], True, None, 0)])
+    found += [
+        [GOOD, (0, 2, specs, True, None, 0)]
+        for specs in (
+            [plain("transfer", 0, 1, 0, 2, 0)],
+            [plain("transfer", 0, 1, 1, 2, 1)],
+            [plain("transfer", 0, 1, naive.AMOUNT, 2, 0)],
+            [plain("transfer", 0, 1, 1, 1, 0)],
+            [plain("register", 0, "wss://a", 0, -1), plain("register", 0, "wss://b", 0, -1)],
+            [plain("register", 0, "", 0, 0)],
+            [plain("register", 0, "\t", 0, 0)],
+            [plain("register", 1, "wss://a", 3, 0)],
+            [plain("operate", 0, 1, 0, 0)],
+            [plain("register", 1, "wss://a", 0, 0), plain("operate", 1, 2, 0, 0), plain("operate", 1, 3, 0, -1)],
+            [plain("register", 1, "wss://a", 0, 0), ("operate", 1, None, 0, 0, "stray")],
+            [plain("anchor", 0, 1, 9, False, 0, 1, True)],
+            [plain("anchor", 1, 1, 9, False, 500, 0, True)],
+            [anchor, anchor],
+            *([("anchor", 0, 1, 9, False, 0, 0, True, forged)] for forged in FORGERIES),
+        )
+    ]
+    taken = (0, 2, [anchor], True, None, 0)
+    for spec in (plain("anchor", 0, 2, 30, False, 0, 0, True), plain("anchor", 0, 1, 30, False, 0, 0, False)):
+        found.append([GOOD, taken, (0, 2, [spec], True, None, 0)])
+    return found
+
+
+class Fast:
+    """The program's own implementation."""
+
+    def __init__(self, document):
+        self.document = decode_network(document)
+        self.tip = chain.genesis_point(self.document)
+        self.points = {self.tip.id: self.tip}
+        self.nodes = {}
+
+    def add(self, data, now=None):
+        """Take an encoded block and return its point, or raise naive.Refused."""
+        try:
+            block = decode_block(data)
+            identity = BlockId(block_id(block.header))
+            if identity in self.points:
+                return self.points[identity]
+            parent = self.points.get(block.header.parent)
+            if parent is None:
+                raise reasons.UnknownParent
+            checked = chain.check_block(self.document, parent, block, self.nodes.get, now)
+        except reasons.BadTransaction as exc:
+            raise naive.Refused("BadTransaction", type(exc.reason).__name__) from None
+        except InvalidBlock as exc:
+            raise naive.Refused(type(exc).__name__) from None
+        self.points[identity] = checked.point
+        self.nodes.update(checked.nodes)
+        if chain.is_better(checked.point, self.tip):
+            chain.plan_switch(self.points.get, self.tip, checked.point, None)
+            self.tip = checked.point
+        return checked.point
+
+    def rows(self, point):
+        """Return all rows of the state after a block."""
+        state = State(StateNodes(self.nodes.get).get, point.state_root)
+        return dict(scan(state._get, state._root, b"", None)) if state._root else {}
+
+
+def outcome(ledger, data, now):
+    """Return what became of a block: its entry or point, and why it was refused."""
+    try:
+        return ledger.add(data, now), ()
+    except naive.Refused as exc:
+        return None, exc.reasons
+
+
+NOW = GENESIS_TIME + 100_000
+"""When blocks arrive: far after those that follow one another, long before those from the future."""

@@ -1,0 +1,547 @@
+"""A second implementation of the ledger's rules, made from fsdecloud-ledger(7): slow, plain, and without a line of the first.
+
+It has every state whole in a dictionary and builds its tree anew for each block. Nothing here is imported from the program, so
+that a mistake in one of the two is no mistake in the other; only BLAKE3 and Ed25519 come from the same libraries.
+"""
+
+from functools import cache
+
+from blake3 import blake3
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+AMOUNT = 2**62 - 1
+COUNTER = 2**53 - 1
+TIME = 2**40 - 1
+NOTHING = bytes(32)
+DOMAIN = b"fsdecloud transaction v1"
+
+
+class Refused(Exception):
+    """Why: the names of the reasons, the outermost first."""
+
+    def __init__(self, *reasons):
+        super().__init__(": ".join(reasons))
+        self.reasons = reasons
+
+
+class Malformed(Exception):
+    """Not an encoding."""
+
+
+# ---- notation ----------------------------------------------------------------------------------------------------------
+def H(context, data):
+    return blake3(data, derive_key_context="fsdecloud 2026 v1 " + context).digest()
+
+
+def pack(value):
+    """MessagePack in its shortest form."""
+    if value is True:
+        return b"\xc3"
+    if value is False:
+        return b"\xc2"
+    if isinstance(value, int):
+        return pack_number(value)
+    if isinstance(value, bytes):
+        return pack_length(len(value), {1: 0xC4, 2: 0xC5, 4: 0xC6}) + value
+    if isinstance(value, str):
+        text = value.encode()
+        if len(text) < 32:
+            return bytes([0xA0 + len(text)]) + text
+        return pack_length(len(text), {1: 0xD9, 2: 0xDA, 4: 0xDB}) + text
+    items = b"".join(pack(item) for item in value)
+    if len(value) < 16:
+        return bytes([0x90 + len(value)]) + items
+    return pack_length(len(value), {2: 0xDC, 4: 0xDD}) + items
+
+
+def pack_number(value):
+    if -32 <= value < 0:
+        return value.to_bytes(1, "big", signed=True)
+    if 0 <= value < 128:
+        return bytes([value])
+    if value < 0:
+        width = next(w for w in (1, 2, 4, 8) if value >= -(1 << (8 * w - 1)))
+        return bytes([{1: 0xD0, 2: 0xD1, 4: 0xD2, 8: 0xD3}[width]]) + value.to_bytes(width, "big", signed=True)
+    return pack_length(value, {1: 0xCC, 2: 0xCD, 4: 0xCE, 8: 0xCF})
+
+
+def pack_length(length, marks):
+    width = next(w for w in sorted(marks) if length < 1 << (8 * w))
+    return bytes([marks[width]]) + length.to_bytes(width, "big")
+
+
+def unpack(data):
+    """The value of an encoding; Malformed when it is not one, or not the shortest."""
+    value, end = unpack_from(data, 0)
+    if end != len(data) or pack(value) != data:
+        raise Malformed
+    return value
+
+
+def unpack_from(data, at):
+    def take(count):
+        nonlocal at
+        if at + count > len(data):
+            raise Malformed
+        at += count
+        return data[at - count : at]
+
+    mark = take(1)[0]
+    if mark < 0x80:
+        return mark, at
+    if mark >= 0xE0:
+        return mark - 256, at
+    if mark in (0xC2, 0xC3):
+        return mark == 0xC3, at
+    if 0xCC <= mark <= 0xD3:
+        return int.from_bytes(take(1 << (mark & 3)), "big", signed=mark >= 0xD0), at
+    if 0xC4 <= mark <= 0xC6:
+        return take(int.from_bytes(take(1 << (mark - 0xC4)), "big")), at
+    if 0xA0 <= mark < 0xC0 or 0xD9 <= mark <= 0xDB:
+        length = mark - 0xA0 if mark < 0xC0 else int.from_bytes(take(1 << (mark - 0xD9)), "big")
+        try:
+            return take(length).decode(), at
+        except UnicodeDecodeError:
+            raise Malformed from None
+    if 0x90 <= mark < 0xA0 or mark in (0xDC, 0xDD):
+        length = mark - 0x90 if mark < 0xA0 else int.from_bytes(take(2 << (mark - 0xDC)), "big")
+        items = []
+        for _ in range(length):
+            item, at = unpack_from(data, at)
+            items.append(item)
+        return items, at
+    raise Malformed
+
+
+def list_root(strings):
+    hashes = [H("merkle leaf", s) for s in strings]
+    while len(hashes) > 1:
+        pairs = [hashes[i : i + 2] for i in range(0, len(hashes), 2)]
+        hashes = [H("merkle node", b"".join(pair)) if len(pair) == 2 else pair[0] for pair in pairs]
+    return H("merkle root", len(strings).to_bytes(8, "big") + b"".join(hashes))
+
+
+P = 2**255 - 19
+D = -121665 * pow(121666, -1, P) % P
+
+
+@cache
+def is_somebodys(key):
+    """Whether a key is a canonical encoding of a point whose order does not divide 8: three doublings are not neutral."""
+    y = int.from_bytes(key, "little") & (2**255 - 1)
+    if y >= P:
+        return False
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if x * x % P != square:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    if x * x % P != square:
+        return False
+    for _ in range(3):
+        t = D * x * x * y * y % P
+        x, y = 2 * x * y * pow(1 + t, -1, P) % P, (y * y + x * x) * pow(1 - t, -1, P) % P
+    return (x, y) != (0, 1)
+
+
+def is_signed(key, message, signature):
+    if len(signature) != 64 or len(key) != 32 or not is_somebodys(key):
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, bytes([len(DOMAIN)]) + DOMAIN + message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+# ---- networks ----------------------------------------------------------------------------------------------------------
+class Network:
+    FIELDS = (
+        *(
+            "version",
+            "name",
+            "salt",
+            "genesis_time",
+            "interval",
+            "half_life",
+            "first_target",
+            "easiest_target",
+            "subsidy",
+        ),
+        *("minimum_fee", "stamp_bits", "finality_depth", "future_limit", "block_max", "transaction_max"),
+        *("mine_when_idle", "halving"),
+    )
+
+    def __init__(self, document):
+        values = unpack(document)
+        self.id = blake3(document).digest()
+        if values[0] == 1:
+            values = [*values, 0]
+        self.__dict__.update(zip(self.FIELDS, values, strict=True))
+        self.first_target = int.from_bytes(self.first_target, "big")
+        self.easiest_target = int.from_bytes(self.easiest_target, "big")
+
+    def subsidy_at(self, height):
+        return self.subsidy >> (height - 1) // self.halving if self.halving else self.subsidy
+
+
+# ---- transactions --------------------------------------------------------------------------------------------------------
+def number(low, high):
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def binary(low, high):
+    return lambda v: type(v) is bytes and low <= len(v) <= high
+
+
+def url(v):
+    return type(v) is str and 1 <= len(v) <= 300 and all(32 <= ord(c) <= 126 for c in v)
+
+
+CHECKS = {
+    "one": number(1, 1),
+    "key": binary(32, 32),
+    "signature": binary(0, 64),
+    "payload": binary(1024, 1024),
+    "nonce": binary(8, 8),
+    "amount": number(0, AMOUNT),
+    "counter": number(0, COUNTER),
+    "positive": number(1, COUNTER),
+    "height": number(1, TIME),
+    "time": number(0, TIME),
+    "stamp": number(0, 2**63 - 1),
+    "url": url,
+    "bool": lambda v: type(v) is bool,
+    "key or nothing": lambda v: type(v) is bytes and len(v) in (0, 32),
+}
+
+
+def table(text):
+    return {name: CHECKS[check] for name, check in (field.split(": ") for field in text.split(", "))}
+
+
+KINDS = {
+    0: ("Coinbase", table("version: one, height: counter, recipient: key, amount: amount")),
+    1: (
+        "Transfer",
+        table(
+            "version: one, sender: key, recipient: key, amount: amount, fee: amount, nonce: counter, signature: signature"
+        ),
+    ),
+    2: (
+        "Register",
+        table(
+            "version: one, peer: key, url: url, capacity: counter, price: amount, sequence: counter, fee: amount, "
+            "stamp: stamp, signature: signature"
+        ),
+    ),
+    3: (
+        "Anchor",
+        table(
+            "version: one, volume: key, device: key, lease_expiry: time, sequence: positive, commitment: key, "
+            "previous: key, takeover: bool, payload: payload, fee: amount, stamp: stamp, volume_signature: signature, "
+            "device_signature: signature"
+        ),
+    ),
+    10: (
+        "Operate",
+        table(
+            "version: one, peer: key, operator: key or nothing, sequence: counter, fee: amount, stamp: stamp, "
+            "signature: signature, operator_signature: signature"
+        ),
+    ),
+}
+HEADER = table(
+    "version: one, parent: key, height: height, time: time, target: key, ids_root: key, bytes_root: key, "
+    "state_root: key, nonce: nonce"
+)
+
+
+class Transaction:
+    def __init__(self, network, data):
+        if len(data) > network.transaction_max:
+            raise Refused("MalformedTransaction")
+        try:
+            values = unpack(data)
+        except Malformed:
+            raise Refused("MalformedTransaction") from None
+        if type(values) is not list or not values or type(values[0]) is not int or values[0] not in KINDS:
+            raise Refused("MalformedTransaction")
+        self.number = values[0]
+        self.kind, fields = KINDS[self.number]
+        if len(values) != 1 + len(fields) or not all(
+            check(v) for check, v in zip(fields.values(), values[1:], strict=True)
+        ):
+            raise Refused("MalformedTransaction")
+        self.fields = dict(zip(fields, values[1:], strict=True))
+        self.__dict__.update(self.fields)
+        if self.kind == "Operate" and not self.operator and self.operator_signature:
+            raise Refused("MalformedTransaction")
+        self.id = H("transaction id", self.unsigned())
+        if self.kind == "Coinbase":
+            self.fee = 0
+
+    def unsigned(self, **changes):
+        cleared = {name: b"" for name in self.fields if name.endswith("signature")}
+        return pack([self.number, *(self.fields | cleared | changes).values()])
+
+    def check_fee(self, network):
+        if self.kind == "Coinbase" or self.fee >= network.minimum_fee:
+            return
+        if self.kind == "Transfer":
+            raise Refused("BadStamp")
+        base = H("stamp", self.unsigned(stamp=0))
+        bits = bin(int.from_bytes(b"\1" + H("stamp", base + self.stamp.to_bytes(8, "big")), "big"))[3:]
+        if not bits.startswith("0" * network.stamp_bits):
+            raise Refused("BadStamp")
+
+    def check_signatures(self, network):
+        message = network.id + self.unsigned()
+        signed = {
+            "Coinbase": [],
+            "Transfer": [("sender", "signature")],
+            "Register": [("peer", "signature")],
+            "Anchor": [("volume", "volume_signature"), ("device", "device_signature")],
+            "Operate": [("peer", "signature"), ("operator", "operator_signature")],
+        }[self.kind]
+        for who, what in signed:
+            if who == "operator" and not self.operator:
+                continue
+            if not is_signed(self.fields[who], message, self.fields[what]):
+                raise Refused("BadSignature")
+
+
+# ---- state ---------------------------------------------------------------------------------------------------------------
+class State:
+    """Rows as values, not as bytes: accounts {key: [balance, nonce]}, and so on."""
+
+    def __init__(self, other=None):
+        self.accounts = {k: list(v) for k, v in other.accounts.items()} if other else {}
+        self.operated = dict(other.operated) if other else {}
+        self.registered = dict(other.registered) if other else {}
+        self.volumes = dict(other.volumes) if other else {}
+        self.count = other.count if other else 0
+
+    def rows(self):
+        rows = {b"A" + k: pack(v) for k, v in self.accounts.items() if v != [0, 0]}
+        rows |= {b"O" + k: pack(v) for k, v in self.operated.items()}
+        rows |= {b"R" + k: pack(v) for k, v in self.registered.items()}
+        rows |= {b"V" + k: pack(v) for k, v in self.volumes.items()}
+        if self.count:
+            rows[b"N"] = pack(self.count)
+        return rows
+
+    def account(self, who):
+        return self.accounts.setdefault(who, [0, 0])
+
+    def need(self, who, money):
+        if self.account(who)[0] < money:
+            raise Refused("NotEnoughMoney")
+
+    def apply(self, tx, time, height):
+        """Change the state as the transaction does; a caller who keeps the state after a refusal gives a copy."""
+        getattr(self, "apply_" + tx.kind.lower())(tx, time, height)
+
+    def apply_coinbase(self, tx, time, height):
+        raise Refused("MisplacedCoinbase")
+
+    def apply_transfer(self, tx, time, height):
+        if tx.amount == 0:
+            raise Refused("AmountOutOfRange")
+        if tx.nonce != self.account(tx.sender)[1]:
+            raise Refused("WrongNonce")
+        self.need(tx.sender, tx.amount + tx.fee)
+        if tx.recipient != tx.sender and self.account(tx.recipient)[0] + tx.amount > AMOUNT:
+            raise Refused("AmountOutOfRange")
+        self.account(tx.sender)[0] -= tx.amount + tx.fee
+        self.account(tx.sender)[1] += 1
+        self.account(tx.recipient)[0] += tx.amount
+
+    def apply_register(self, tx, time, height):
+        row = self.registered.get(tx.peer)
+        if row and tx.sequence <= row[4]:
+            raise Refused("OldSequence")
+        self.need(tx.peer, tx.fee)
+        if row:
+            place = row[0]
+        else:
+            place, self.count = self.count, self.count + 1
+        self.registered[tx.peer] = (place, tx.url, tx.capacity, tx.price, tx.sequence, height)
+        self.account(tx.peer)[0] -= tx.fee
+
+    def apply_operate(self, tx, time, height):
+        if tx.peer not in self.registered:
+            raise Refused("NotRegistered")
+        if tx.peer in self.operated and tx.sequence <= self.operated[tx.peer][1]:
+            raise Refused("OldSequence")
+        self.need(tx.peer, tx.fee)
+        self.operated[tx.peer] = (tx.operator, tx.sequence)
+        self.account(tx.peer)[0] -= tx.fee
+
+    def apply_anchor(self, tx, time, height):
+        row = self.volumes.get(tx.volume)
+        if row:
+            sequence, commitment, device, lease_expiry, _, row_height = row
+            if tx.sequence != sequence + 1:
+                raise Refused("WrongPredecessor")
+            if tx.previous != H("anchor link", tx.volume + sequence.to_bytes(8, "big") + commitment):
+                raise Refused("WrongPredecessor")
+            if row_height == height:
+                raise Refused("OneAnchorPerBlock")
+            if tx.device != device and time < lease_expiry and not tx.takeover:
+                raise Refused("LeaseHeld")
+        elif tx.sequence != 1 or tx.previous != NOTHING:
+            raise Refused("WrongPredecessor")
+        self.need(tx.volume, tx.fee)
+        self.volumes[tx.volume] = (tx.sequence, tx.commitment, tx.device, tx.lease_expiry, tx.id, height)
+        self.account(tx.volume)[0] -= tx.fee
+
+
+def state_root(network, rows):
+    if not rows:
+        return NOTHING
+    border = H("ledger state border", network.id)
+    items, level = sorted(rows.items()), 0
+    while True:
+        nodes = []
+        for item in items:
+            if not nodes or ends_node(border, level, nodes[-1]):
+                nodes.append([])
+            nodes[-1].append(item)
+        items = []
+        for node in nodes:
+            columns = [[k for k, _ in node], [v for _, v in node]]
+            data = pack([1, level, *columns] if level else [0, *columns])
+            items.append((node[0][0], H("ledger state node", data)))
+        if len(items) == 1:
+            return items[0][1]
+        level += 1
+
+
+def ends_node(border, level, node):
+    """Whether a node of a level ends after its last item so far."""
+    sizes = [len(k) + len(v) + 4 for k, v in node]
+    if len(node) == 128 or sum(sizes) >= 16384:
+        return True
+    first = blake3(bytes([level]) + node[-1][0], key=border).digest()[:4]
+    return sum(sizes) >= 1024 and int.from_bytes(first, "big") < (max(sizes[-1], 128) << 32) // 8192
+
+
+# ---- blocks --------------------------------------------------------------------------------------------------------------
+class Entry:
+    """A block that is in some chain."""
+
+    def __init__(self, identity, parent, height, times, lead, work, state):
+        self.id, self.parent, self.height, self.times = identity, parent, height, times
+        self.lead, self.work, self.state = lead, work, state
+
+
+def median(times):
+    last = sorted(times[-11:])
+    return last[len(last) // 2]
+
+
+class Ledger:
+    """All valid blocks that it was given, and the best chain among them."""
+
+    def __init__(self, document):
+        self.network = Network(document)
+        genesis = Entry(self.network.id, None, 0, [self.network.genesis_time], 0, 0, State())
+        self.entries = {genesis.id: genesis}
+        self.tip = genesis
+
+    def target_after(self, lead):
+        network = self.network
+        exponent = (lead << 16) // network.half_life
+        shift = exponent >> 16
+        fraction = exponent - (shift << 16)
+        cubic = 195766423245049 * fraction + 971821376 * fraction**2 + 5127 * fraction**3 + 2**47
+        target = network.first_target * (65536 + (cubic >> 48))
+        target = target << shift if shift >= 0 else target >> -shift
+        return max(1, min(target >> 16, network.easiest_target))
+
+    def lead_after(self, entry, time):
+        network = self.network
+        active = min(median([*entry.times, time]) - median(entry.times), 4 * network.interval)
+        top = network.half_life * (network.easiest_target // network.first_target).bit_length()
+        return max(-250 * network.half_life, min(entry.lead + active - network.interval, top))
+
+    def add(self, data, now=None):
+        """Take an encoded block and return its entry, or raise Refused."""
+        network = self.network
+        header, bodies = self.parse(data)
+        identity = H("block", pack(list(header.values())))
+        if identity in self.entries:
+            return self.entries[identity]
+        parent = self.entries.get(header["parent"])
+        if parent is None:
+            raise Refused("UnknownParent")
+        if header["height"] != parent.height + 1:
+            raise Refused("WrongHeight")
+        target = int.from_bytes(header["target"], "big")
+        if target != self.target_after(parent.lead):
+            raise Refused("WrongTarget")
+        if int.from_bytes(identity, "big") > target:
+            raise Refused("NotEnoughWork")
+        if header["time"] <= median(parent.times):
+            raise Refused("TimeTooOld")
+        if now is not None and header["time"] > now + network.future_limit:
+            raise Refused("TimeTooNew")
+        if header["bytes_root"] != list_root(bodies):
+            raise Refused("BodyMismatch")
+        if len(data) > network.block_max:
+            raise Refused("BlockTooBig")
+        state = self.apply(header, bodies, State(parent.state))
+        if state_root(network, state.rows()) != header["state_root"]:
+            raise Refused("WrongStateRoot")
+        times = [*parent.times, header["time"]]
+        lead = self.lead_after(parent, header["time"])
+        entry = Entry(identity, parent, header["height"], times, lead, parent.work + 2**256 // (target + 1), state)
+        self.entries[identity] = entry
+        if entry.work > self.tip.work:
+            self.tip = entry
+        return entry
+
+    def parse(self, data):
+        try:
+            block = unpack(data)
+        except Malformed:
+            raise Refused("MalformedBlock") from None
+        if type(block) is not list or len(block) != 2 or not all(type(part) is list for part in block):
+            raise Refused("MalformedBlock")
+        values, bodies = block
+        if len(values) != len(HEADER) or not all(c(v) for c, v in zip(HEADER.values(), values, strict=True)):
+            raise Refused("MalformedBlock")
+        if not all(type(body) is bytes and len(body) >= 39 for body in bodies):
+            raise Refused("MalformedBlock")
+        return dict(zip(HEADER, values, strict=True)), bodies
+
+    def apply(self, header, bodies, state):
+        network, height = self.network, header["height"]
+        txs = []
+        for body in bodies:
+            try:
+                tx = Transaction(network, body)
+                tx.check_fee(network)
+                tx.check_signatures(network)
+            except Refused as exc:
+                raise Refused("BadTransaction", *exc.reasons) from None
+            txs.append(tx)
+        if header["ids_root"] != list_root([tx.id for tx in txs]):
+            raise Refused("WrongIdsRoot")
+        if len({tx.id for tx in txs}) < len(txs):
+            raise Refused("DuplicateTransaction")
+        if not txs or txs[0].kind != "Coinbase" or txs[0].height != height:
+            raise Refused("NoCoinbase")
+        coinbase = txs[0]
+        for tx in txs[1:]:
+            try:
+                state.apply(tx, header["time"], height)
+            except Refused as exc:
+                raise Refused("BadTransaction", *exc.reasons) from None
+        if coinbase.amount != network.subsidy_at(height) + sum(tx.fee for tx in txs):
+            raise Refused("WrongReward")
+        if state.account(coinbase.recipient)[0] + coinbase.amount > AMOUNT:
+            raise Refused("BadTransaction", "AmountOutOfRange")
+        state.account(coinbase.recipient)[0] += coinbase.amount
+        return state
