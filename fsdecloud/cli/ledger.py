@@ -11,6 +11,7 @@ import click
 from fsdecloud.cli import client, network, networkdocument, parts
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
+from fsdecloud.cli.saveheaders import headers_command
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import LedgerUnavailable, UsageError
 from fsdecloud.units import format_duration
@@ -236,6 +237,9 @@ def transaction_fields(tx: Any) -> dict[str, object]:
             value = rfc3339(value)
         fields[name] = value
     return fields
+
+
+command.add_command(headers_command)
 
 
 @command.command("accept-tip")

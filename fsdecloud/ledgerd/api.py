@@ -53,6 +53,7 @@ class LocalApi:
             "volume": (ledgerapi.KeyQuery, self._volume),
             "anchors": (ledgerapi.AnchorQuery, self._anchors),
             "blocks": (ledgerapi.BlockQuery, self._blocks),
+            "headers": (ledgerapi.HeaderQuery, self._headers),
             "registry": (Empty, self._registry),
             "network": (Empty, self._network),
             "accept_tip": (ledgerapi.KeyQuery, self._accept_tip),
@@ -113,6 +114,10 @@ class LocalApi:
         _check_range(query.first, query.count)
         return ledgerapi.BlockList(self._keeper.store.blocks_from(query.first, query.count, MIB))
 
+    async def _headers(self, query: ledgerapi.HeaderQuery) -> ledgerapi.HeaderList:
+        _check_range(query.first, query.count, ledgerapi.HEADERS_AT_ONCE)
+        return ledgerapi.HeaderList(self._keeper.store.headers_from(query.first, query.count))
+
     async def _registry(self, _: Empty) -> Registry:
         operators = self._keeper.state().operators()
         return Registry(
@@ -153,6 +158,6 @@ def _check_key(key: bytes) -> None:
         raise UsageError(f"a key or an id has 32 bytes, not {len(key)}")
 
 
-def _check_range(first: int, count: int) -> None:
-    if not 0 <= first < 1 << 53 or not 1 <= count <= _COUNT_MAX:
-        raise UsageError(f"first must be 0 or more and count between 1 and {_COUNT_MAX}")
+def _check_range(first: int, count: int, most: int = _COUNT_MAX) -> None:
+    if not 0 <= first < 1 << 53 or not 1 <= count <= most:
+        raise UsageError(f"first must be 0 or more and count between 1 and {most}")

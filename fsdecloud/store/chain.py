@@ -145,6 +145,18 @@ class ChainStore:
                 size += len(data)
         return tuple(found)
 
+    def headers_from(self, height: int, count: int) -> tuple[bytes, ...]:
+        """Return up to `count` encoded headers of the best chain from `height` (1 or more) on."""
+        found: list[bytes] = []
+        with self._env.read() as txn:
+            for number in range(max(1, height), max(1, height) + count):
+                identity = txn.get(number.to_bytes(8), db=self._best)
+                data = None if identity is None else txn.get(identity, db=self._headers)
+                if data is None:
+                    break
+                found.append(data)
+        return tuple(found)
+
     def find_tx(self, identity: TxId) -> tuple[bytes, int, int] | None:
         """Return a transaction of the best chain: its bytes, height and index in the block."""
         with self._env.read() as txn:

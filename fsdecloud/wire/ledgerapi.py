@@ -8,6 +8,7 @@ volume: KeyQuery -> VolumeAnchor             latest anchor on the best chain
 anchors: AnchorQuery -> AnchorList           the volume's anchors on the best chain, oldest first, paged
 blocks: BlockQuery -> BlockList              encoded blocks by height, paged (at most 1 MiB an answer, at least one); the
                                              first has height 1: the genesis block is the network document
+headers: HeaderQuery -> HeaderList           encoded headers by height, paged
 network: Empty -> NetworkInfo
 accept_tip: KeyQuery -> LedgerStatus         follow the stored block with this id, however deep it reorganises
 registry: Empty -> agentapi.Registry
@@ -16,9 +17,14 @@ watch: Empty -> LedgerStatus                 afterwards `tip: TipNotice` notices
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from fsdecloud.types import BlockId, TxId
+
+HEADERS_AT_ONCE: Final = 2048
+"""Headers of one answer: 400 KiB."""
 
 
 class LedgerPeer(msgspec.Struct, frozen=True, array_like=True):
@@ -131,6 +137,19 @@ class BlockList(msgspec.Struct, frozen=True, array_like=True):
     """Encoded blocks by ascending height."""
 
     blocks: tuple[bytes, ...]
+
+
+class HeaderQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Headers of the best chain from height `first` (1 or more), at most `count` (1 to HEADERS_AT_ONCE)."""
+
+    first: int
+    count: int
+
+
+class HeaderList(msgspec.Struct, frozen=True, array_like=True):
+    """Encoded headers by ascending height; fewer than asked for at the tip."""
+
+    headers: tuple[bytes, ...]
 
 
 class NetworkInfo(msgspec.Struct, frozen=True, array_like=True):

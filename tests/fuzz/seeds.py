@@ -13,7 +13,7 @@ from fsdecloud import codec
 from fsdecloud.agent import rows
 from fsdecloud.crypto import bao
 from fsdecloud.fs import chunks, history, inode, manifest
-from fsdecloud.ledger import blocks, network, transactions
+from fsdecloud.ledger import blocks, certificate, network, transactions
 from fsdecloud.swarm import addressbook, hostmap
 from fsdecloud.tree import node
 from fsdecloud.wire import announcements, gossip, grants, receipts
@@ -31,6 +31,7 @@ KINDS = {
     "transaction": transactions.Transaction,
     "block": blocks.Block,
     "header": blocks.Header,
+    "certificate": certificate.Certificate,
     "network": network.NetworkDocument,
     "host map": hostmap.HostMap,
     "address book": addressbook._Stored,

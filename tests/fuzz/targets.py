@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Callable
 
 import msgspec
+from blake3 import blake3
 from wsproto import ConnectionType
 from wsproto.events import AcceptConnection, Request
 from wsproto.utilities import ProtocolError as WebsocketError
@@ -19,9 +20,17 @@ from fsdecloud import codec
 from fsdecloud.agent import rows
 from fsdecloud.crypto import bao, repairkey, sign
 from fsdecloud.crypto.slots import decode_document
-from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, ProtocolError, SealError, UsageError
+from fsdecloud.errors import (
+    CertificateError,
+    FsdecloudError,
+    LedgerError,
+    MalformedError,
+    ProtocolError,
+    SealError,
+    UsageError,
+)
 from fsdecloud.fs import acl, chunks, history, inode, manifest, marks, records
-from fsdecloud.ledger import blocks, network, transactions
+from fsdecloud.ledger import blocks, certificate, headerfile, network, transactions
 from fsdecloud.limits import MESSAGE_MAX
 from fsdecloud.net.frames import Framing
 from fsdecloud.swarm import addressbook, hostmap
@@ -222,6 +231,24 @@ def grant(data):
     grants.verify_grant(data, network=found.network, peer=PeerId(found.peer), deal=found.deal, owner=PEER, now=NOW)
 
 
+def certified(data):
+    """Decode a certificate whose digest is right, and verify it; then one that somebody sent."""
+    body = certificate.MAGIC + data
+    with contextlib.suppress(CertificateError):
+        certificate.decode_certificate(data)
+    found = certificate.decode_certificate(body + blake3(body).digest())
+    document = network.embedded_network("fuzz", NETWORK, NOW)
+    own = msgspec.structs.replace(found, network=network.network_id(document))
+    certificate.verify_certificate(own, document, lambda _height: None)
+
+
+def header_file(data):
+    """Read a file of headers, in two pieces."""
+    document = network.embedded_network("fuzz", NETWORK, NOW)
+    whole = headerfile.MAGIC + data
+    list(headerfile.verify_headers(document, [whole[: len(whole) // 2], whole[len(whole) // 2 :]]))
+
+
 def repair_key(data):
     """Decode a repair key's file."""
     repairkey.decode_repair_key(data)
@@ -245,6 +272,8 @@ TARGETS: dict[str, tuple[Decode, tuple[type[Exception], ...]]] = {
     "transaction": (_again(transactions.decode_tx, transactions.encode_tx), (LedgerError,)),
     "block": (blocks.decode_block, (LedgerError,)),
     "header": (blocks.decode_header, (LedgerError,)),
+    "certificate": (certified, (CertificateError,)),
+    "header file": (header_file, MALFORMED),
     "network": (network.decode_network, (*MALFORMED, LedgerError)),
     "host map": (host_map, MALFORMED),
     "address book": (address_book, MALFORMED),

@@ -13,6 +13,7 @@ import pytest
 from fsdecloud.crypto import sign
 from fsdecloud.errors import StoreCorrupt
 from fsdecloud.ledger import chain, verify
+from fsdecloud.ledger.blocks import block_id, decode_header
 from fsdecloud.ledger.reasons import ChainDamaged
 from fsdecloud.ledger.state import State, StateNodes
 from fsdecloud.ledger.transactions import decode_tx, tx_id
@@ -213,3 +214,16 @@ def test_116_sigkill_while_connecting_blocks(tmp_path):
             assert list(verify.verify_chain(make.document, store.stored_blocks()))[-1] == tip
             assert len(store.anchors(VOLUME_KEY, 1, 400)) == tip.height
             assert State(StateNodes(store.node).get, tip.state_root).volume(VOLUME_KEY).sequence == tip.height
+
+
+def test_headers_of_the_best_chain_by_height(tmp_path):
+    make = Maker()
+    with store_in(tmp_path / "c", make) as store:
+        assert store.headers_from(1, 10) == ()
+        for _ in range(5):
+            put(store, make, make.add())
+        headers = store.headers_from(1, 10)
+        assert [block_id(decode_header(data)) for data in headers] == [store.best_at(height) for height in range(1, 6)]
+        assert store.headers_from(0, 2) == headers[:2]
+        assert store.headers_from(4, 1) == headers[3:4]
+        assert store.headers_from(6, 1) == ()
