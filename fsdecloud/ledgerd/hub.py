@@ -30,7 +30,7 @@ from fsdecloud.ledger.chain import Switch
 from fsdecloud.ledger.compact import shorten
 from fsdecloud.ledger.mempool import slot_of
 from fsdecloud.ledger.network import NetworkDocument, decode_network, network_id
-from fsdecloud.ledger.reasons import WrongNonce, WrongPredecessor
+from fsdecloud.ledger.reasons import EARLY
 from fsdecloud.ledger.transactions import Transaction, decode_tx, tx_id
 from fsdecloud.ledgerd.addresses import Addresses, Key
 from fsdecloud.ledgerd.clock import ClockWatch
@@ -209,7 +209,7 @@ class Hub:
         self.requests.arrived(identity)
         try:
             self.keeper.submit(data)
-        except (WrongNonce, WrongPredecessor):  # what it follows may come by another way, later
+        except EARLY:  # what it follows may come by another way, later
             self.orphans.add(identity, slot_of(tx)[1], data)
             raise
         except InvalidTransaction:

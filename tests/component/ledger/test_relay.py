@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from fsdecloud.crypto import sign
 from fsdecloud.ledger.blocks import block_id, encode_block, encode_header
 from fsdecloud.ledger.compact import SHORT_ID, assemble, match, short_id, shorten
 from fsdecloud.ledger.transactions import decode_tx, tx_id
@@ -20,10 +21,10 @@ from fsdecloud.ledgerd.relay import ASK_AGAIN, OFFERED_MAX, OFFERERS_MAX, ORPHAN
 from fsdecloud.wire import gossip
 
 sys.path.insert(0, str(Path(__file__).parent))
-from nodes import rogue_of, session_test, until
+from nodes import rogue_of, session_test, until, until_so
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ledger"))
-from chainmaker import Maker
+from chainmaker import MINER, Maker
 
 VOLUMES = [bytes([n]) * 32 for n in range(2, 12)]
 
@@ -257,6 +258,33 @@ def test_what_comes_before_its_predecessor_waits_for_it(tmp_path):
             await rogue.expect(gossip.GetTxs)
             await rogue.send(gossip.Txs(tuple(reversed(txs))))
             await until(node, lambda: node.keeper.pool.ids() == names)
+            assert len(node.hub.orphans) == 0
+
+    session_test(tmp_path, work)
+
+
+def test_what_is_valid_one_block_later_waits_for_it(tmp_path):
+    """A daemon that is behind finds no money and no registration in what everybody else takes."""
+
+    async def work(make, node):
+        peer = bytes([6]) * 32
+        declared, registered = make.operate(peer, VOLUMES[0], 1), make.register(peer, 1)
+        block = make.add().block
+        spent = make.transfer(MINER, sign.public_key(peer), 5, 0)
+        names = tuple(tx_id(decode_tx(tx)) for tx in (declared, registered, spent))
+        async with rogue_of(node, make) as rogue:
+            await rogue.hello()
+            await rogue.send(gossip.Offer(names))
+            await rogue.expect(gossip.GetTxs)
+            await rogue.send(gossip.Txs((declared, spent)))
+            await until_so(lambda: len(node.hub.orphans) == 2)
+            await rogue.send(gossip.Txs((registered,)))
+            await until(node, lambda: set(node.keeper.pool.ids()) == set(names[:2]))
+            await rogue.send(gossip.NewTip(encode_header(block.header), make.tip.work))
+            while not isinstance(await rogue.receive(), gossip.GetCompact):
+                pass
+            await rogue.send(gossip.Compact(*shorten(encode_block(block))))
+            await until(node, lambda: set(node.keeper.pool.ids()) == set(names))
             assert len(node.hub.orphans) == 0
 
     session_test(tmp_path, work)
