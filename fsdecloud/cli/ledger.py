@@ -1,4 +1,4 @@
-"""`decloud ledger run|status|blocks|show|verify`: the chain node of this machine."""
+"""`decloud ledger run|status|blocks|show|verify|rebuild`: the chain node of this machine."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ command.add_command(networkdocument.show_network_command)
 @click.option(
     "--mine/--no-mine", "mine", default=None, help="Whether to mine (the network's parameters decide otherwise)."
 )
+@click.option("--minimum-work", metavar="N", type=click.IntRange(0), help="Follow no chain with less work (hashes).")
+@click.option(
+    "--prune",
+    metavar="MIB",
+    type=click.IntRange(16),
+    help="Keep only the last MIB mebibytes of block bodies, and all headers.",
+)
 def run_command(
     wishes: list[str],
     listen: str | None,
@@ -48,6 +55,8 @@ def run_command(
     bootstrap: tuple[str, ...],
     network_file: str | None,
     mine: bool | None,
+    minimum_work: int | None,
+    prune: int | None,
 ) -> None:
     """Run the ledger daemon in the foreground until SIGTERM or Ctrl-C.
 
@@ -56,6 +65,10 @@ def run_command(
     paths = find_paths()
     parts.require_stopped(paths, "ledger")
     arguments = ledger_arguments(listen, bootstrap, network_file, advertise=advertise, mine=mine)
+    if minimum_work is not None:
+        arguments += ["--minimum-work", str(minimum_work)]
+    if prune is not None:
+        arguments += ["--prune", str(prune)]
     part = parts.ledger_part(arguments)
     sys.stdout.flush()
     os.execv(sys.executable, [*part.command(), *wishes])
@@ -294,6 +307,35 @@ def _verify(paths: Paths, *, as_json: bool) -> int:
     else:
         emit(f"all {found.height} blocks follow the rules; tip {found.tip.hex()}")
     return 0
+
+
+@command.command("rebuild")
+@click.option("--discard", is_flag=True, help="Take nothing from the stored chain; all of it comes from other daemons.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rebuild_command(discard: bool, as_json: bool) -> None:
+    """Make the stored chain anew: what is whole of it is verified and kept, the rest comes from other daemons.
+
+    For a chain that is damaged. The ledger daemon must be stopped; when it runs again it fetches what is missing.
+    """
+    from fsdecloud.ledgerd.rebuild import rebuild_chain
+
+    paths = find_paths()
+    network.require_network(paths)
+    parts.require_stopped(paths, "ledger")
+    progress = Progress()
+    try:
+        found = rebuild_chain(
+            paths, discard=discard, progress=lambda done, total: progress.show(f"kept {done} of {total} blocks")
+        )
+    finally:
+        progress.end()
+    if as_json:
+        emit_json({"kept": found.kept, "before": found.before, "reason": found.reason or None})
+        return
+    emit(f"{found.kept} blocks are kept" + (f" of {found.before}" if found.before is not None else ""))
+    if found.reason:
+        emit(f"not more, because: {clean(found.reason)}")
+        emit("the rest comes from other daemons when the ledger daemon runs again")
 
 
 def describe_age(seconds: float) -> str:

@@ -129,7 +129,8 @@ class LocalApi:
         )
 
     async def _network(self, _: Empty) -> ledgerapi.NetworkInfo:
-        return ledgerapi.NetworkInfo(encode_network(self._keeper.document), self._keeper.alarm)
+        alarm = self._keeper.alarm or self._hub.clock.warning()
+        return ledgerapi.NetworkInfo(encode_network(self._keeper.document), alarm)
 
     async def _service_info(self, _: Empty) -> ledgerapi.ServicesInfo:
         return self._services.info()

@@ -16,19 +16,21 @@ from pathlib import Path
 
 import trio
 
-from fsdecloud.config import Paths
+from fsdecloud.config import Paths, write_private_file
 from fsdecloud.crypto import sign
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledgerd.api import LocalApi
 from fsdecloud.ledgerd.clock import SteadyClock
-from fsdecloud.ledgerd.hub import INBOUND_MAX, Hub, fetch_network
+from fsdecloud.ledgerd.conduct import Bans
+from fsdecloud.ledgerd.hub import INBOUND_MAX, SPARE, Hub, fetch_network
 from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.rebuild import finish_rebuild
 from fsdecloud.ledgerd.services import Services
 from fsdecloud.ledgerd.settings import NO_WISHES, Wishes, load_settings
 from fsdecloud.ledgerd.setup import (
-    ADDRESSES_MAX,
     NodeConfig,
+    book_path,
     chain_path,
     init_ledger,
     load_config,
@@ -38,6 +40,7 @@ from fsdecloud.ledgerd.setup import (
     save_config,
 )
 from fsdecloud.net.address import Address, format_endpoint, parse_endpoint, parse_url
+from fsdecloud.net.discovery import load_book
 from fsdecloud.net.unix import serve_unix
 from fsdecloud.net.websocket import serve
 from fsdecloud.readiness import notify, report_ready
@@ -49,6 +52,10 @@ from fsdecloud.wire import gossip
 log = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:0"
+
+SAVE_PAUSE = 1.0
+"""Seconds between two times that the address book is written; the first change is written at once: whoever is killed finds the
+others again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,10 @@ class Options:
     network_file: Path | None = None
     mine: bool | None = None
     """None: mine unless the network mines idly."""
+    minimum_work: int = 0
+    """Hashes; a chain with less is not followed."""
+    body_limit: int | None = None
+    """Bytes of block bodies to keep; None for all."""
     ready_fd: int | None = None
 
 
@@ -73,6 +84,7 @@ async def run_daemon(paths: Paths, options: Options) -> None:
     with acquire_lock(paths.lock_file("ledger")):
         document = await _find_network(paths, options)
         seed = load_node_seed(paths)
+        await trio.to_thread.run_sync(finish_rebuild, paths)
         with await trio.to_thread.run_sync(open_chain, chain_path(paths), document) as store:
             await _Daemon(paths, options, store, seed).run()
 
@@ -85,9 +97,18 @@ class _Daemon:
         self._options = options
         self._seed = seed
         self._config = load_config(paths)
+        self._book_changed = trio.Event()
         node = PeerId(sign.public_key(seed))
-        self._keeper = Keeper(store, SteadyClock())
-        self._hub = Hub(self._keeper, node, secrets.token_bytes(32), changed=self._remember)
+        self._keeper = Keeper(store, SteadyClock(), options.body_limit)
+        self._hub = Hub(
+            self._keeper,
+            node,
+            secrets.token_bytes(32),
+            changed=self._remember,
+            book=load_book(book_path(paths), node),
+            bans=Bans(self._config.bans),
+            minimum_work=options.minimum_work,
+        )
         self._services = Services(
             paths, load_settings(paths, options.wishes, mine=options.mine), self._keeper, self._hub, seed
         )
@@ -100,12 +121,13 @@ class _Daemon:
             async with trio.open_nursery() as nursery:
                 host, port = await self._listen(nursery)
                 self._hub.url = str(Address(self._advertised(host), port, self._node, self._keeper.network))
-                self._config = NodeConfig(format_endpoint(host, port), self._config.addresses)
-                self._remember()
-                self._hub.learn(self._options.bootstrap, given=True)
-                self._hub.learn(self._config.addresses, was_reached=True)
+                self._hub.hear(self._config.addresses, "")
+                self._config = NodeConfig(format_endpoint(host, port), (), self._config.bans)
+                self._remember(is_new=True)
+                self._hub.give(self._options.bootstrap)
                 await nursery.start(serve_unix, self._paths.socket("ledger"), self._api.methods_for)
                 nursery.start_soon(self._hub.run)
+                nursery.start_soon(self._save_book)
                 await self._services.start(nursery, self._options.advertise or socket.gethostname())
                 tip = self._keeper.tip
                 log.info(
@@ -136,7 +158,13 @@ class _Daemon:
                 candidates = [port, 0]
         for candidate in candidates:
             server = partial(
-                serve, host, candidate, self._seed, gossip.SUBPROTOCOL, self._hub.serve, connections_max=INBOUND_MAX
+                serve,
+                host,
+                candidate,
+                self._seed,
+                gossip.SUBPROTOCOL,
+                self._hub.serve,
+                connections_max=INBOUND_MAX + SPARE,
             )
             try:
                 return host, await nursery.start(server)
@@ -151,12 +179,31 @@ class _Daemon:
             return self._options.advertise
         return socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
 
-    def _remember(self) -> None:
-        addresses = self._hub.known_urls()[:ADDRESSES_MAX]
-        config = NodeConfig(self._config.listen, addresses or self._config.addresses)
-        if config != load_config(self._paths):
-            save_config(self._paths, config)
-        self._config = config
+    def _remember(self, *, is_new: bool = False) -> None:
+        """Keep what the next run needs besides the chain; the address book follows within SAVE_PAUSE."""
+        if not is_new:
+            self._book_changed.set()
+        bans = self._hub.bans.entries()
+        if is_new or bans != self._config.bans:
+            self._config = NodeConfig(self._config.listen, (), bans)
+            save_config(self._paths, self._config)
+
+    async def _save_book(self) -> None:
+        """Write the address book when it has changed, and once more at the end."""
+        try:
+            while True:
+                await self._book_changed.wait()
+                self._book_changed = trio.Event()
+                await trio.to_thread.run_sync(self._write_book, self._hub.addresses.book.encode())
+                await trio.sleep(SAVE_PAUSE)
+        finally:
+            self._write_book(self._hub.addresses.book.encode())
+
+    def _write_book(self, data: bytes) -> None:
+        try:
+            write_private_file(book_path(self._paths), data)
+        except OSError as exc:
+            log.warning("cannot write %s: %s", book_path(self._paths), exc)
 
 
 async def _find_network(paths: Paths, options: Options) -> NetworkDocument:

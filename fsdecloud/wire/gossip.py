@@ -5,7 +5,9 @@ but an address can learn the network (and check its hash against the address). T
 
     GetHeaders -> Headers      headers after the first known id of a locator, at most HEADERS_MAX
     GetBlocks  -> Blocks       those blocks that are at hand, in the order asked, as many as fit one message
-    GetTxs     -> Txs          likewise from the mempool
+    GetCompact -> Compact      a block without the transactions that the other may have (Compact(b"", b"", b""): not at hand)
+    GetBlockTxs -> BlockTxs    the transactions of a block at some places; none when it is not at hand
+    GetTxs     -> Txs          those of the transactions that were offered and still wait, as many as fit one message
     GetPeers   -> Peers        addresses of other daemons
     NewTip                     the sender's best chain has a new tip
     Offer                      ids of transactions the sender can give
@@ -23,10 +25,11 @@ from msgspec import Meta
 
 from fsdecloud import codec
 from fsdecloud.errors import MalformedError, RemoteProtocolError
+from fsdecloud.ledger.compact import SHORT_ID
 from fsdecloud.limits import BLOCK_MAX, MESSAGE_MAX, MIB, TX_MAX
 
-SUBPROTOCOL: Final = "decloud-ledger/1"
-VERSION: Final = 1
+SUBPROTOCOL: Final = "decloud-ledger/2"
+VERSION: Final = 2
 LOCATOR_MAX: Final = 64
 HEADERS_MAX: Final = 500
 """About 120 KiB: one round trip moves the chain on by a quarter of an hour even at two seconds a block."""
@@ -37,6 +40,10 @@ IDS_MAX: Final = 1000
 PEERS_MAX: Final = 100
 BATCH_BYTES: Final = MIB
 """Answers with blocks or transactions stop growing past this (one block is always sent)."""
+
+PLACES_MAX: Final = 10_000
+"""Transactions of one block that may be asked for by their place, and short ids of a compact block: a block of 1 MiB holds
+fewer."""
 
 _HEADER_MAX: Final = 512
 _URL_MAX: Final = 512
@@ -59,6 +66,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     work: Id
     """Cumulative work, big-endian. A claim: what counts are the headers."""
     tip: Id
+    time: Annotated[int, Meta(ge=0, le=(1 << 40) - 1)]
+    """The sender's clock, seconds since 1970: nothing is reckoned with it, but a clock that is far off is noticed."""
+    first: Annotated[int, Meta(ge=1, le=(1 << 40) - 1)]
+    """Height of the first block that the sender can give: 1 unless it pruned old bodies."""
 
 
 class GetNetwork(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
@@ -130,6 +141,33 @@ class Peers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     urls: Annotated[tuple[Url, ...], Meta(max_length=PEERS_MAX)]
 
 
+class GetCompact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=14):
+    """Ask for a block without what the mempool is likely to hold."""
+
+    id: Id
+
+
+class Compact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=15):
+    """A block whose transactions, but for the coinbase, are named by SHORT_ID bytes each (`ledger.compact`)."""
+
+    header: HeaderBytes
+    coinbase: Annotated[bytes, Meta(max_length=TX_MAX)]
+    short_ids: Annotated[bytes, Meta(max_length=PLACES_MAX * SHORT_ID)]
+
+
+class GetBlockTxs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=16):
+    """Ask for transactions of a block by their places, ascending."""
+
+    id: Id
+    places: Annotated[tuple[Annotated[int, Meta(ge=0, le=PLACES_MAX)], ...], Meta(min_length=1, max_length=PLACES_MAX)]
+
+
+class BlockTxs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=17):
+    """Encoded transactions of the block asked for, all of them in the order of the places, or none."""
+
+    txs: Annotated[tuple[Annotated[bytes, Meta(max_length=TX_MAX)], ...], Meta(max_length=PLACES_MAX)]
+
+
 Message: TypeAlias = (
     Hello
     | GetNetwork
@@ -144,6 +182,10 @@ Message: TypeAlias = (
     | Txs
     | GetPeers
     | Peers
+    | GetCompact
+    | Compact
+    | GetBlockTxs
+    | BlockTxs
 )
 
 

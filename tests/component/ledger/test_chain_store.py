@@ -137,9 +137,9 @@ def test_invalid_blocks_are_remembered_but_not_without_end(tmp_path, monkeypatch
     with store_in(tmp_path / "c", make) as store:
         for number in range(5):
             store.mark_invalid(number.to_bytes(32), f"reason {number}")
-        assert store.invalid_reason((4).to_bytes(32)) == "reason 4"
-        assert store.invalid_reason((0).to_bytes(32)) is None
-        assert sum(store.invalid_reason(n.to_bytes(32)) is not None for n in range(5)) == 3
+        kept = [n for n in range(5) if store.invalid_reason(n.to_bytes(32)) is not None]
+        assert kept == [0, 1, 2], "those that cost most work: an id below a target is the proof of it"
+        assert store.invalid_reason((1).to_bytes(32)) == "reason 1"
 
 
 def test_one_flipped_byte_on_the_disk_is_named(tmp_path):
