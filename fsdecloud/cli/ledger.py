@@ -111,6 +111,8 @@ def status_command(as_json: bool) -> None:
         return
     emit(f"network {clean(status.name)} {status.network.hex()}")
     emit(f"address {clean(status.url) or '-'}")
+    if status.light:
+        emit(f"light   headers only; full daemons that prove the rest: {status.provers}")
     emit(f"height  {status.height}, tip {status.tip.hex()[:16]} of {rfc3339(status.tip_time)}")
     emit(f"mempool {status.mempool} transactions; {'mining' if status.mining else 'not mining'}, pid {status.pid}")
     rows = [[p.url or "-", "in" if p.inbound else "out", str(p.height), p.id.hex()[:16]] for p in status.peers]
@@ -134,6 +136,8 @@ def status_fields(status: LedgerStatus) -> dict[str, object]:
         "mempool": status.mempool,
         "mining": status.mining,
         "hash_rate": status.hash_rate,
+        "light": status.light,
+        "provers": status.provers,
         "peers": [
             {"url": peer.url, "id": peer.id.hex(), "inbound": peer.inbound, "height": peer.height} for peer in status.peers
         ],

@@ -18,7 +18,7 @@ from fsdecloud.units import parse_percent
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.ledgerapi import ServicesInfo
 
-_WISHES: Final = ("mine_workers", "mine_duty", "mine_nice", "work", "explorer")
+_WISHES: Final = ("mine_workers", "mine_duty", "mine_nice", "work", "explorer", "light")
 
 
 def take_percent(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -47,6 +47,7 @@ def wish_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--work", metavar="[HOST:]PORT", help="Give work to miners elsewhere: see decloud mine."),
         click.option("--explorer", metavar="[HOST:]PORT", help="Show pages about the ledger on this machine."),
+        click.option("--light/--no-light", "light", default=None, help="Keep headers only (remembered)."),
     )
     wrapped: Callable[..., Any] = collecting
     for option in reversed(options):
@@ -58,7 +59,9 @@ def wish_arguments(wishes: Mapping[str, object]) -> list[str]:
     """Return the daemon's own arguments for what was given of these options."""
     found = []
     for name, value in wishes.items():
-        if value is not None:
+        if isinstance(value, bool):
+            found.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
             found += [f"--{name.replace('_', '-')}", str(value)]
     return found
 

@@ -35,8 +35,10 @@ def peer_names(count: int) -> list[str]:
 class Network:
     """The parts of one home and how each is started."""
 
-    def __init__(self, paths: Paths, chosen: settings.UpSettings) -> None:
+    def __init__(self, paths: Paths, chosen: settings.UpSettings, *, light: bool = False) -> None:
         self._paths = paths
+        self._light = light
+        self._light_arguments: list[str] = []
         self._chosen = chosen
         self._children: list[subprocess.Popen[bytes]] = []
         """Kept so that their ends are seen; they outlive this process."""
@@ -44,7 +46,9 @@ class Network:
     def start_ledger(self) -> None:
         """Start the ledger daemon unless it runs."""
         duty = self._chosen.mine_duty
-        arguments = () if duty is None else ("--mine-duty", str(duty))
+        arguments = list(self._light_arguments)
+        if duty is not None:
+            arguments += ["--mine-duty", str(duty)]
         self._keep(parts.ensure_part(self._paths, parts.ledger_part(arguments)))
 
     def start_peer(self, name: str) -> None:
@@ -69,6 +73,7 @@ class Network:
     def bring_up(self) -> None:
         """Start everything that does not run, in order. Raises UsageError; what already runs stays."""
         paths = self._paths
+        self._light_arguments = network.light_arguments(paths, light=self._light)
         network_id = network.ensure_network(paths)
         self.start_ledger()
         names = peer_names(self._chosen.peers)
@@ -158,8 +163,9 @@ def choose_settings(
     callback=services.take_percent,
     help="How much of one core mining may use (100% at first).",
 )
+@click.option("--light", is_flag=True, help="Run the ledger daemon with headers only (remembered).")
 @click.option("--detach", is_flag=True, help="Return once the mount answers; run again, it restarts whatever died.")
-def command(directory: str | None, count: int | None, duty: int | None, detach: bool) -> int:
+def command(directory: str | None, count: int | None, duty: int | None, light: bool, detach: bool) -> int:
     """Start a ledger daemon and N storage peers on this machine, make a volume on first use, and mount it at DIR (default
     ~/decloud, or where it was last time).
 
@@ -168,7 +174,7 @@ def command(directory: str | None, count: int | None, duty: int | None, detach: 
     paths = find_paths()
     if detach:
         chosen = choose_settings(paths, directory, count, duty)
-        running = Network(paths, chosen)
+        running = Network(paths, chosen, light=light)
         settings.save_settings(paths, chosen)
         try:
             running.bring_up()
@@ -183,7 +189,7 @@ def command(directory: str | None, count: int | None, duty: int | None, detach: 
     with lock:
         chosen = choose_settings(paths, directory, count, duty)
         settings.save_settings(paths, chosen)
-        return _stay(paths, Network(paths, chosen), chosen)
+        return _stay(paths, Network(paths, chosen, light=light), chosen)
 
 
 def _stay(paths: Paths, running: Network, chosen: settings.UpSettings) -> int:

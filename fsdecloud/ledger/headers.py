@@ -33,7 +33,11 @@ class Branch:
         document: NetworkDocument,
         read_point: Callable[[BlockId], Point | None],
         invalid_reason: Callable[[BlockId], str | None],
+        keep: int = 0,
     ) -> None:
+        """`keep` is how many headers, the first ones, stay at hand encoded in `headers`."""
+        self._keep = keep
+        self.headers: list[bytes] = []
         self._document = document
         self._read_point = read_point
         self._invalid_reason = invalid_reason
@@ -89,6 +93,8 @@ class Branch:
                 self.is_held = True
                 return
             self._ids += identity
+            if len(self.headers) < self._keep:
+                self.headers.append(data)
             if self.is_full:
                 return
 

@@ -80,10 +80,13 @@ def _parse(argv: list[str]) -> Options:
     run.add_argument("--mine", action=argparse.BooleanOptionalAction, default=None, help="mine blocks")
     run.add_argument("--minimum-work", metavar="N", type=_hashes, default=0, help="follow no chain with less work")
     run.add_argument("--prune", metavar="MIB", type=_prune, help="keep only the last MIB mebibytes of block bodies")
+    run.add_argument(
+        "--light", action=argparse.BooleanOptionalAction, default=None, help="keep headers only (default: as last time)"
+    )
     run.add_argument("--ready-fd", metavar="N", type=int, help="write one line of JSON here when serving")
     given = parser.parse_args(argv)
     return Options(
-        wishes=Wishes(given.mine_workers, given.mine_duty, given.mine_nice, given.work, given.explorer),
+        wishes=Wishes(given.mine_workers, given.mine_duty, given.mine_nice, given.work, given.explorer, given.light),
         listen=given.listen,
         advertise=given.advertise,
         bootstrap=tuple(given.bootstrap),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 from fsdecloud.config import Paths, write_private_file
@@ -21,18 +22,23 @@ from fsdecloud.crypto import sign
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledgerd.api import LocalApi
+from fsdecloud.ledgerd.asking import Asker
 from fsdecloud.ledgerd.clock import SteadyClock
 from fsdecloud.ledgerd.conduct import Bans
 from fsdecloud.ledgerd.hub import INBOUND_MAX, SPARE, Hub, fetch_network
 from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.light import LightKeeper
+from fsdecloud.ledgerd.lightanswers import LightAnswers
+from fsdecloud.ledgerd.lightapi import LightApi
 from fsdecloud.ledgerd.rebuild import finish_rebuild
 from fsdecloud.ledgerd.services import Services
-from fsdecloud.ledgerd.settings import NO_WISHES, Wishes, load_settings
+from fsdecloud.ledgerd.settings import NO_WISHES, Settings, Wishes, load_settings
 from fsdecloud.ledgerd.setup import (
     NodeConfig,
     book_path,
     chain_path,
     init_ledger,
+    light_path,
     load_config,
     load_network,
     load_node_seed,
@@ -84,55 +90,71 @@ async def run_daemon(paths: Paths, options: Options) -> None:
     with acquire_lock(paths.lock_file("ledger")):
         document = await _find_network(paths, options)
         seed = load_node_seed(paths)
+        config = load_config(paths)
+        settings = load_settings(paths, options.wishes, mine=options.mine, was_light=config.light)
+        if settings.light and options.body_limit is not None:
+            raise UsageError("a light ledger daemon keeps no bodies at all: leave --prune or --light out")
         await trio.to_thread.run_sync(finish_rebuild, paths)
-        with await trio.to_thread.run_sync(open_chain, chain_path(paths), document) as store:
-            await _Daemon(paths, options, store, seed).run()
+        path = light_path(paths) if settings.light else chain_path(paths)
+        with await trio.to_thread.run_sync(open_chain, path, document) as store:
+            await _Daemon(paths, options, settings, config, store, seed).run()
 
 
 class _Daemon:
     """The running daemon's parts."""
 
-    def __init__(self, paths: Paths, options: Options, store: ChainStore, seed: bytes) -> None:
+    def __init__(
+        self, paths: Paths, options: Options, settings: Settings, config: NodeConfig, store: ChainStore, seed: bytes
+    ) -> None:
         self._paths = paths
         self._options = options
         self._seed = seed
-        self._config = load_config(paths)
+        self._config = msgspec.structs.replace(config, light=settings.light)
         self._book_changed = trio.Event()
-        node = PeerId(sign.public_key(seed))
-        self._keeper = Keeper(store, SteadyClock(), options.body_limit)
-        self._hub = Hub(
-            self._keeper,
-            node,
+        self._node = PeerId(sign.public_key(seed))
+        self._services: Services | None = None
+        self._api: LocalApi | LightApi
+        if settings.light:
+            light = LightKeeper(store, SteadyClock())
+            self._keeper: Keeper | LightKeeper = light
+            self._hub = self._open_hub(light)
+            answers = LightAnswers(light, Asker(light, self._hub.sync.sessions, self._hub.sync.changed))
+            self._api = LightApi(light, self._hub, answers)
+        else:
+            keeper = Keeper(store, SteadyClock(), options.body_limit)
+            self._keeper = keeper
+            self._hub = self._open_hub(keeper)
+            self._services = Services(paths, settings, keeper, self._hub, seed)
+            self._api = LocalApi(keeper, self._hub, self._services)
+
+    def _open_hub(self, keeper: Keeper | LightKeeper) -> Hub:
+        return Hub(
+            keeper,
+            self._node,
             secrets.token_bytes(32),
             changed=self._remember,
-            book=load_book(book_path(paths), node),
+            book=load_book(book_path(self._paths), self._node),
             bans=Bans(self._config.bans),
-            minimum_work=options.minimum_work,
+            minimum_work=self._options.minimum_work,
         )
-        self._services = Services(
-            paths, load_settings(paths, options.wishes, mine=options.mine), self._keeper, self._hub, seed
-        )
-        self._api = LocalApi(self._keeper, self._hub, self._services)
-        self._node = node
 
     async def run(self) -> None:
         """Serve until a signal comes."""
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
-                host, port = await self._listen(nursery)
-                self._hub.url = str(Address(self._advertised(host), port, self._node, self._keeper.network))
+                await self._open_port(nursery)
                 self._hub.hear(self._config.addresses, "")
-                self._config = NodeConfig(format_endpoint(host, port), (), self._config.bans)
+                self._config = msgspec.structs.replace(self._config, addresses=())
                 self._remember(is_new=True)
                 self._hub.give(self._options.bootstrap)
                 await nursery.start(serve_unix, self._paths.socket("ledger"), self._api.methods_for)
                 nursery.start_soon(self._hub.run)
                 nursery.start_soon(self._save_book)
-                await self._services.start(nursery, self._options.advertise or socket.gethostname())
+                if self._services is not None:
+                    await self._services.start(nursery, self._options.advertise or socket.gethostname())
                 tip = self._keeper.tip
-                log.info(
-                    "network %s, height %d, listening at %s", self._keeper.network.hex(), tip.height, self._hub.url
-                )
+                where = f"listening at {self._hub.url}" if self._hub.url else "light: headers only"
+                log.info("network %s, height %d, %s", self._keeper.network.hex(), tip.height, where)
                 facts = {"url": self._hub.url, "network": self._keeper.network.hex(), "height": tip.height}
                 report_ready(self._options.ready_fd, facts)
                 async for number in signals:
@@ -145,6 +167,13 @@ class _Daemon:
                     notify("STOPPING=1")
                     nursery.cancel_scope.cancel()
                     break
+
+    async def _open_port(self, nursery: trio.Nursery) -> None:
+        """Let others call, unless this daemon has nothing for them."""
+        if not self._hub.is_light:
+            host, port = await self._listen(nursery)
+            self._hub.url = str(Address(self._advertised(host), port, self._node, self._keeper.network))
+            self._config = msgspec.structs.replace(self._config, listen=format_endpoint(host, port))
 
     async def _listen(self, nursery: trio.Nursery) -> tuple[str, int]:
         """Listen where the command line says, or else where the last run did; return host and port."""
@@ -185,7 +214,7 @@ class _Daemon:
             self._book_changed.set()
         bans = self._hub.bans.entries()
         if is_new or bans != self._config.bans:
-            self._config = NodeConfig(self._config.listen, (), bans)
+            self._config = msgspec.structs.replace(self._config, bans=bans)
             save_config(self._paths, self._config)
 
     async def _save_book(self) -> None:

@@ -26,7 +26,7 @@ from fsdecloud.errors import (
     RemoteProtocolError,
     UsageError,
 )
-from fsdecloud.ledger.chain import Switch
+from fsdecloud.ledger.chain import Switch, genesis_point
 from fsdecloud.ledger.compact import shorten
 from fsdecloud.ledger.mempool import slot_of
 from fsdecloud.ledger.network import NetworkDocument, decode_network, network_id
@@ -37,6 +37,7 @@ from fsdecloud.ledgerd.clock import ClockWatch
 from fsdecloud.ledgerd.conduct import Bans, Misbehaviour
 from fsdecloud.ledgerd.eviction import Caller, choose_eviction
 from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.light import LightKeeper
 from fsdecloud.ledgerd.relay import Orphans, Pacer, Requests
 from fsdecloud.ledgerd.session import Session
 from fsdecloud.ledgerd.sync import Syncer
@@ -61,6 +62,9 @@ STABLE: Final = 30.0
 OFFER_MEAN_MAX: Final = 2.0
 """Seconds; a network with quick blocks has quicker offers (a twentieth of its interval)."""
 
+PROVING_MAX: Final = 2
+"""Threads that make proofs for others at a time: they never keep a block waiting."""
+
 FEELER_PAUSE: Final = 120.0
 """Seconds between two feelers; half of it random."""
 
@@ -70,7 +74,7 @@ class Hub:
 
     def __init__(
         self,
-        keeper: Keeper,
+        keeper: Keeper | LightKeeper,
         node: PeerId,
         nonce: bytes,
         *,
@@ -90,6 +94,7 @@ class Hub:
         )
         self.requests: Requests[Session] = Requests()
         self.orphans = Orphans()
+        self.proving = trio.CapacityLimiter(PROVING_MAX)
         self.clock = ClockWatch()
         self.offer_mean = min(OFFER_MEAN_MAX, keeper.document.interval / 20)
         """Mean seconds that an offer waits for its moment on a connection of ours; for those who called it is twice that."""
@@ -107,9 +112,14 @@ class Hub:
         keeper.on_tx.append(self._offer)
 
     # ---- for sessions ----------------------------------------------------------------------------------------------
+    @property
+    def is_light(self) -> bool:
+        """Whether this daemon keeps headers only."""
+        return isinstance(self.keeper, LightKeeper)
+
     def hello(self) -> gossip.Hello:
-        """Return what this daemon says first."""
-        tip = self.keeper.tip
+        """Return what this daemon says first. A light one claims nothing: nobody can get a chain from it."""
+        tip = genesis_point(self.keeper.document) if self.is_light else self.keeper.tip
         return gossip.Hello(
             version=gossip.VERSION,
             network=self.keeper.network,
@@ -119,7 +129,7 @@ class Hub:
             work=tip.work,
             tip=tip.id,
             time=self.keeper.now(),
-            first=self.keeper.store.first_body(),
+            first=gossip.NO_BODIES if self.is_light else self.keeper.store.first_body(),
         )
 
     def add(self, session: Session) -> None:
@@ -190,7 +200,9 @@ class Hub:
 
     # ---- transactions ----------------------------------------------------------------------------------------------
     def offered(self, session: Session, ids: Iterable[TxId]) -> list[TxId]:
-        """Take an offer; return those that the session is to be asked for now."""
+        """Take an offer; return those that the session is to be asked for now. A light daemon wants none."""
+        if self.is_light:
+            return []
         unknown = [
             identity
             for identity in ids

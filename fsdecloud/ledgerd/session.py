@@ -27,6 +27,7 @@ from fsdecloud.ledger.blocks import decode_block, decode_header
 from fsdecloud.ledger.network import encode_network
 from fsdecloud.ledger.reasons import BadSignature, MalformedTransaction
 from fsdecloud.ledger.transactions import decode_tx, tx_id
+from fsdecloud.ledgerd import proving
 from fsdecloud.ledgerd.conduct import Misbehaviour, Points
 from fsdecloud.ledgerd.relay import Pacer
 from fsdecloud.limits import REQUEST_TIMEOUT
@@ -72,8 +73,23 @@ UNASKED: Final = 10.0
 
 _NOTHING: Final = object()
 
+PROOF_RATE: Final = 200.0
+PROOF_BURST: Final = 2000.0
+"""Cost of proofs a second (`proving.cost_of`) that one session may ask for, and at once after a silence. More wait."""
+
 HEADROOM: Final = 64 << 10
 """Bytes of a message that are not transactions, at most."""
+
+ANSWERS: Final = (
+    gossip.Headers,
+    gossip.Blocks,
+    gossip.Compact,
+    gossip.BlockTxs,
+    gossip.StateProof,
+    gossip.Nodes,
+    gossip.Anchors,
+    gossip.TxProofs,
+)
 
 SEND_TIMEOUT: Final = 60.0
 """The other side must take a message within this time."""
@@ -127,6 +143,7 @@ class Session:
         self._tx_rate = TokenBucket(TX_RATE, TX_BURST, now)
         self._peers_rate = TokenBucket(PEERS_RATE, PEERS_BURST, now)
         self._url_rate = TokenBucket(URL_RATE, URL_BURST, now)
+        self._proof_rate = TokenBucket(PROOF_RATE, PROOF_BURST, now)
         self._tip_pending = False
         self._wake_writer = trio.Event()
         self._room = trio.Event()
@@ -137,20 +154,30 @@ class Session:
         self._is_over = False
 
     @property
+    def is_full(self) -> bool:
+        """Whether the other keeps blocks, or the last of them: it takes transactions, and can prove what the state holds."""
+        return self.first < gossip.NO_BODIES
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the session is over, or about to be."""
+        return self._is_over or self._failure is not None
+
+    @property
     def remote(self) -> str:
         """The other end's address, for logs."""
         return self._channel.remote
 
     # ---- called by the hub -----------------------------------------------------------------------------------------
     def announce_tip(self) -> None:
-        """Tell the other of our tip soon, unless it knows as good a one."""
-        if self.work < self._keeper.tip.work:
+        """Tell the other of our tip soon, unless it knows as good a one, or we have no blocks to give."""
+        if not self._hub.is_light and self.work < self._keeper.tip.work:
             self._tip_pending = True
             self._wake_writer.set()
 
     def offer(self, identity: TxId) -> None:
         """Tell the other of a transaction soon, unless it told us of it."""
-        if identity not in self._knows and len(self._offers) < OFFERS_MAX:
+        if self.is_full and identity not in self._knows and len(self._offers) < OFFERS_MAX:
             self._offers[identity] = None
             self._offers_wanted.set()
 
@@ -338,10 +365,18 @@ class Session:
                 self._send(self._hub.compact(BlockId(message.id)))
             case gossip.GetBlockTxs():
                 self._send(gossip.BlockTxs(self._block_txs(message)))
-            case gossip.Headers() | gossip.Blocks() | gossip.Compact() | gossip.BlockTxs():
+            case gossip.GetState() | gossip.GetNodes() | gossip.GetAnchors() | gossip.GetTxProofs():
+                await self._prove(message)
+            case _ if isinstance(message, ANSWERS):
                 self._take_answer(message)
             case _:
                 raise Misbehaviour(f"{type(message).__name__} out of place")
+
+    async def _prove(self, question: proving.Question) -> None:
+        """Answer in a worker thread, where a block may have to be hashed; over the rate, this session waits."""
+        await trio.sleep(self._proof_rate.take(proving.cost_of(question), trio.current_time()))
+        found = await trio.to_thread.run_sync(proving.answer, self._keeper.store, question, limiter=self._hub.proving)
+        self._send(found)
 
     def _take_answer(self, message: gossip.Message) -> None:
         if not self._questions or self._questions[0].kind is not type(message):

@@ -12,7 +12,7 @@ import secrets
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -32,6 +32,7 @@ _FILE_MAX: Final = 64 << 10
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """ledgerd.toml as it is written."""
 
+    ledger: Literal["full", "light"] | None = None
     mine: bool | None = None
     mine_workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 1
     mine_duty: int | str = 100
@@ -54,6 +55,8 @@ class Settings:
     """HOST:PORT where miners of other machines connect; empty: nowhere."""
     explorer: str = ""
     """HOST:PORT of the pages; empty: there are none."""
+    light: bool = False
+    """Keep headers only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Wishes:
     nice: int | None = None
     work: str | None = None
     explorer: str | None = None
+    light: bool | None = None
 
 
 NO_WISHES: Final = Wishes()
@@ -75,8 +79,11 @@ def settings_file(paths: Paths) -> Path:
     return paths.ledger_state / "ledgerd.toml"
 
 
-def load_settings(paths: Paths, wishes: Wishes, *, mine: bool | None = None) -> Settings:
-    """Return the settings: the command line, else the file, else the defaults. Raises UsageError for what cannot be meant."""
+def load_settings(paths: Paths, wishes: Wishes, *, mine: bool | None = None, was_light: bool = False) -> Settings:
+    """Return the settings: the command line, else the file, else what was (`was_light`), else the defaults.
+
+    Raises UsageError for what cannot be meant.
+    """
     path = settings_file(paths)
     found = _read(path)
     try:
@@ -85,10 +92,23 @@ def load_settings(paths: Paths, wishes: Wishes, *, mine: bool | None = None) -> 
             crew=CrewPlan(found.mine_workers, parse_percent(str(found.mine_duty), "mine_duty"), found.mine_nice),
             work=parse_port("work", str(found.work)),
             explorer=parse_loopback("explorer", str(found.explorer)),
+            light=was_light if found.ledger is None else found.ledger == "light",
         )
     except UsageError as exc:
         raise UsageError(f"{path}: {exc}") from exc
-    return _with_wishes(settings, wishes)
+    return _check_light(_with_wishes(settings, wishes))
+
+
+def _check_light(settings: Settings) -> Settings:
+    if settings.light:
+        for what, is_wished in (
+            ("mine", settings.mine),
+            ("give out work", settings.work),
+            ("show pages", settings.explorer),
+        ):
+            if is_wished:
+                raise UsageError(f"a light ledger daemon cannot {what}: it has no blocks; leave that or --light out")
+    return settings
 
 
 def _with_wishes(settings: Settings, wishes: Wishes) -> Settings:
@@ -99,7 +119,7 @@ def _with_wishes(settings: Settings, wishes: Wishes) -> Settings:
         crew = replace(crew, duty=parse_percent(wishes.duty, "--mine-duty"))
     if wishes.nice is not None:
         crew = replace(crew, nice=_within("--mine-nice", wishes.nice, NICE_MAX))
-    settings = replace(settings, crew=crew)
+    settings = replace(settings, crew=crew, light=settings.light if wishes.light is None else wishes.light)
     if wishes.work is not None:
         settings = replace(settings, work=parse_port("--work", wishes.work))
     if wishes.explorer is not None:

@@ -5,6 +5,7 @@ state/ledger/node.key   32-byte Ed25519 seed: proves the daemon's identity to ot
 state/ledger/node.json  the address it listens on, so that it is found again after a restart, and who is shut out
 state/ledger/addresses  other daemons' addresses (`swarm.addressbook`)
 state/ledger/chain/     `store.chain`
+state/ledger/light/     the same of a light daemon: headers only
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Other daemons, as an earlier release kept them; now they are in the address book."""
     bans: tuple[tuple[str, int], ...] = ()
     """Addresses that are shut out, until when (seconds since 1970)."""
+    light: bool = False
+    """Whether it kept headers only."""
 
 
 def init_ledger(paths: Paths, document: NetworkDocument) -> bytes:
@@ -106,6 +109,11 @@ def chain_path(paths: Paths) -> Path:
 def book_path(paths: Paths) -> Path:
     """Return where the address book lies."""
     return paths.ledger_state / "addresses"
+
+
+def light_path(paths: Paths) -> Path:
+    """Return where a light daemon's store of headers lies."""
+    return paths.ledger_state / "light"
 
 
 def _network_path(paths: Paths) -> Path:

@@ -28,6 +28,7 @@ from fsdecloud.ledger.headers import Branch, describe
 from fsdecloud.ledgerd.conduct import Misbehaviour
 from fsdecloud.ledgerd.download import Download
 from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.light import KEPT_HEADERS, LightKeeper, store_branch
 from fsdecloud.ledgerd.session import Session
 from fsdecloud.limits import REQUEST_TIMEOUT
 from fsdecloud.types import BlockId
@@ -51,7 +52,7 @@ FALSE_CLAIM: Final = 20.0
 class Syncer:
     """Keeps the chain at the best that the sessions offer. `run` is the only task."""
 
-    def __init__(self, keeper: Keeper, minimum_work: int = 0) -> None:
+    def __init__(self, keeper: Keeper | LightKeeper, minimum_work: int = 0) -> None:
         self._keeper = keeper
         self._minimum = minimum_work.to_bytes(32)
         self._sessions: dict[Session, None] = {}
@@ -112,13 +113,14 @@ class Syncer:
         number = session.claims
         try:
             branch = await self._collect(session, REQUEST_TIMEOUT if is_alone else IMPATIENCE)
-            if branch is not None:
-                body = await self._compact(session, branch.id_at(0)) if len(branch) == 1 else None
-                if not await Download(self._keeper, self, branch, session, body).run():
-                    session.disclaim(number)
+            if branch is not None and not await self._take(session, branch):
+                session.disclaim(number)
         except (PeerUnavailable, RemoteTimeout, Misbehaviour) as exc:
             session.fail(exc)
             self.remove(session)
+        except InvalidBlock as exc:  # headers that were valid a moment ago: our clock went back, or another branch won
+            log.info("%s: %s", session.remote, describe(exc))
+            session.disclaim(number)
         except StoreCorrupt:
             raise
         except StoreError as exc:
@@ -127,6 +129,14 @@ class Syncer:
         finally:
             self.is_busy = False
 
+    async def _take(self, session: Session, branch: Branch) -> bool:
+        """Fetch a branch that proved its work; return False when nobody can give it."""
+        if isinstance(self._keeper, LightKeeper):
+            session.height = max(session.height, 0 if branch.last is None else branch.last.height)
+            return await store_branch(self._keeper, session, branch)
+        body = await self._compact(self._keeper, session, branch.id_at(0)) if len(branch) == 1 else None
+        return await Download(self._keeper, self, branch, session, body).run()
+
     async def _collect(self, session: Session, patience: float) -> Branch | None:
         """Return a branch of the other's chain that is worth fetching; None, and its claim is forgotten, when it has none.
 
@@ -134,7 +144,8 @@ class Syncer:
         """
         claim, number = session.work, session.claims
         store, document = self._keeper.store, self._keeper.document
-        branch = Branch(document, store.point, store.invalid_reason)
+        keep = KEPT_HEADERS if isinstance(self._keeper, LightKeeper) else 0
+        branch = Branch(document, store.point, store.invalid_reason, keep)
         headers, more = await self._first_headers(session, patience)
         while headers:
             try:
@@ -180,7 +191,7 @@ class Syncer:
         answer = await session.ask(gossip.GetHeaders(ids[: gossip.LOCATOR_MAX]), gossip.Headers, patience)
         return answer.headers, len(answer.headers) == gossip.HEADERS_MAX
 
-    async def _compact(self, session: Session, identity: BlockId) -> bytes | None:
+    async def _compact(self, keeper: Keeper, session: Session, identity: BlockId) -> bytes | None:
         """Return a new block put together from what the mempool holds and the few transactions that it lacks; None when that
         does not give it. Raises Misbehaviour, RemoteTimeout, PeerUnavailable."""
         answer = await session.ask(gossip.GetCompact(identity), gossip.Compact)
@@ -192,7 +203,7 @@ class Syncer:
             raise Misbehaviour(f"it sent a malformed header: {exc}") from exc
         if block_id(header) != identity or len(answer.short_ids) % SHORT_ID:
             raise Misbehaviour("another block than was asked for")
-        found = match(identity, answer.coinbase, answer.short_ids, self._keeper.pool.verified())
+        found = match(identity, answer.coinbase, answer.short_ids, keeper.pool.verified())
         missing = tuple(place for place, data in enumerate(found) if data is None)
         if len(missing) > len(found) // 2:
             return None

@@ -11,7 +11,7 @@ from fsdecloud.ledger.chain import Point, genesis_point
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledger.reasons import ChainDamaged, StoredBlockDiffers
 from fsdecloud.ledger.verify import verify_chain, verify_headers, verify_pruned
-from fsdecloud.ledgerd.setup import chain_path, load_network
+from fsdecloud.ledgerd.setup import chain_path, light_path, load_config, load_network
 from fsdecloud.store.chain import ChainStore, open_chain
 from fsdecloud.types import BlockId
 
@@ -40,18 +40,21 @@ class Verified:
 
 def offline_verify(paths: Paths, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Verified:
     """Verify every block of this machine's chain: form, links, work, times, signatures, transactions, state roots, and that
-    the index names just these blocks. Of pruned blocks the headers; of those just after them what needs no state. `progress`
-    is called with (blocks done, blocks in all).
+    the index names just these blocks. Of pruned blocks, and all of a light daemon's, the headers; of those just after pruned
+    ones what needs no state. `progress` is called with (blocks done, blocks in all).
 
     Raises ChainDamaged (height and reason), StoreCorrupt, or UsageError when there is no chain here.
     """
     document = load_network(paths)
-    if document is None or not chain_path(paths).exists():
+    is_light = load_config(paths).light
+    path = light_path(paths) if is_light else chain_path(paths)
+    if document is None or not path.exists():
         raise UsageError(f"there is no chain below {paths.ledger_state}")
-    with open_chain(chain_path(paths), document) as store:
+    with open_chain(path, document) as store:
         tip = store.tip()
         last = None
-        for point in _points(store, document):
+        points = verify_headers(document, store.stored_headers(tip.height)) if is_light else _points(store, document)
+        for point in points:
             if store.point(point.id) != point:
                 raise ChainDamaged(point.height, StoredBlockDiffers("its index entry is not what its bytes say"))
             last = point

@@ -162,6 +162,22 @@ class ChainStore:
         with self._env.read() as txn:
             return self._at(txn, txn.get(identity, db=self._txs))
 
+    def block_with(self, identity: TxId) -> tuple[bytes, int] | None:
+        """Return the best chain's block that holds a transaction, and the transaction's index in it; None when there is none or
+        its body was pruned."""
+        with self._env.read() as txn:
+            return self._block_at(txn, txn.get(identity, db=self._txs))
+
+    def anchor_blocks(self, volume: bytes, first: int, count: int) -> Iterator[tuple[bytes, int]]:
+        """Yield the blocks that hold a volume's anchors from sequence number `first` on, as `block_with`, up to the first that
+        is not at hand."""
+        for sequence in range(max(1, first), max(1, first) + count):
+            with self._env.read() as txn:
+                found = self._block_at(txn, txn.get(volume + sequence.to_bytes(8), db=self._anchors))
+            if found is None:
+                return
+            yield found
+
     def anchors(self, volume: bytes, first: int, count: int) -> tuple[tuple[bytes, int], ...]:
         """Return a volume's anchors of the best chain from sequence number `first` on: (bytes, height), ascending."""
         found: list[tuple[bytes, int]] = []
@@ -224,6 +240,21 @@ class ChainStore:
                 txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
             if switch is not None:
                 self._move(txn, switch, {checked.point.id: checked for checked, _ in blocks})
+
+    def add_headers(self, headers: Sequence[tuple[Point, bytes]], switch: Switch | None) -> None:
+        """Store checked headers, parents before children, without bodies, and move the tip along `switch`, if given. For a
+        store that holds nothing but headers."""
+        with self._env.write() as txn:
+            for point, header in headers:
+                txn.put(point.id, header, db=self._headers)
+                txn.put(point.id, codec.encode(point), db=self._points)
+                txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
+            if switch is not None:
+                for left in switch.leave:
+                    txn.delete(left.height.to_bytes(8), db=self._best)
+                for entered in switch.enter:
+                    txn.put(entered.height.to_bytes(8), entered.id, db=self._best)
+                txn.put(_TIP, switch.enter[-1].id, db=self._meta)
 
     def move_tip(self, switch: Switch) -> None:
         """Make a stored branch the best chain."""
@@ -399,6 +430,14 @@ class ChainStore:
         if index >= len(transactions):
             raise self._corrupt(f"block {height} has no transaction {index}")
         return transactions[index], height, index
+
+    def _block_at(self, txn: Transaction, place: bytes | None) -> tuple[bytes, int] | None:
+        if place is None:
+            return None
+        height, index = _PLACE.unpack(place)
+        identity = txn.get(height.to_bytes(8), db=self._best)
+        data = None if identity is None else txn.get(identity, db=self._bodies)
+        return None if data is None else (data, index)
 
     def _body(self, txn: Transaction, identity: BlockId) -> Block:
         data = txn.get(identity, db=self._bodies)

@@ -55,6 +55,10 @@ class LedgerStatus(msgspec.Struct, frozen=True, array_like=True):
     mining: bool
     hash_rate: float
     peers: tuple[LedgerPeer, ...]
+    light: bool = False
+    """It keeps headers only, and answers with what full daemons prove; `mempool` is what this machine submitted."""
+    provers: int = 0
+    """How many full daemons a light one is connected to."""
 
 
 class TipNotice(msgspec.Struct, frozen=True, array_like=True):

@@ -45,9 +45,25 @@ def test_the_command_line_goes_before_the_file(paths: Paths) -> None:
     assert load_settings(paths, Wishes(work="off", explorer="off")) == Settings(True, CrewPlan(2, 25, 3), "", "")
 
 
+def test_light_is_the_command_lines_or_the_files_or_as_it_was(paths: Paths) -> None:
+    assert load_settings(paths, NO_WISHES, was_light=True).light
+    settings_file(paths).write_text('ledger = "full"\n')
+    assert not load_settings(paths, NO_WISHES, was_light=True).light
+    assert load_settings(paths, Wishes(light=True)).light
+    settings_file(paths).write_text('ledger = "light"\n')
+    assert load_settings(paths, NO_WISHES).light
+    assert not load_settings(paths, Wishes(light=False)).light
+    for wishes in (Wishes(work="1"), Wishes(explorer="1")):
+        with pytest.raises(UsageError, match="it has no blocks"):
+            load_settings(paths, wishes)
+    with pytest.raises(UsageError, match="cannot mine"):
+        load_settings(paths, NO_WISHES, mine=True)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ('ledger = "heavy"', "heavy"),
         ("mine_duty = 0", "from 1 to 100"),
         ("mine_duty = 101", "from 1 to 100"),
         ('mine_duty = "half"', "from 1 to 100"),

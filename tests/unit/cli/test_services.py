@@ -8,11 +8,14 @@ from pathlib import Path
 import click
 import pytest
 
-from fsdecloud.cli import parts, services, settings
+from fsdecloud.cli import network, parts, services, settings
 from fsdecloud.cli.ledger import command as ledger_command
 from fsdecloud.cli.run import run
 from fsdecloud.cli.up import Network, choose_settings
 from fsdecloud.config import find_paths
+from fsdecloud.errors import UsageError
+from fsdecloud.types import BlockId
+from fsdecloud.wire.ledgerapi import LedgerStatus
 
 
 def test_the_daemon_gets_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,12 +34,15 @@ def test_the_daemon_gets_what_was_given(tmp_path: Path, monkeypatch: pytest.Monk
         "7790",
         "--explorer",
         "0",
+        "--light",
     ]
     assert run(ledger_command, ["run", *words], "decloud") == 0
     [arguments] = started
     assert arguments[-len(words) :] == [word.rstrip("%") for word in words]
     assert run(ledger_command, ["run"], "decloud") == 0
     assert started[1][-1] == "run"
+    assert run(ledger_command, ["run", "--no-light"], "decloud") == 0
+    assert started[2][-2:] == ["run", "--no-light"]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,30 @@ def test_up_remembers_the_duty_and_passes_it_on(tmp_path: Path, monkeypatch: pyt
     Network(paths, chosen).start_ledger()
     Network(paths, choose_settings(paths, None, None)).start_ledger()
     assert given == [("run",), ("run", "--mine-duty", "25"), ("run", "--mine-duty", "25")]
+
+
+def test_a_light_daemon_is_started_where_there_is_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = find_paths({"FSDECLOUD_HOME": os.fspath(tmp_path / "home")})
+    given: list[tuple[str, ...]] = []
+    monkeypatch.setattr(parts, "ensure_part", lambda _paths, part: given.append(part.arguments))
+    chosen = choose_settings(paths, os.fspath(tmp_path / "mount"), 1)
+    with pytest.raises(UsageError, match="needs a network that others keep"):
+        Network(paths, chosen, light=True).bring_up()
+    with pytest.raises(UsageError, match="needs a network that others keep"):
+        network.ensure_ledger(paths, light=True)
+    assert not given
+    assert not network.has_network(paths)
+    network.ensure_network(paths)
+    network.ensure_ledger(paths, light=True)
+    network.ensure_ledger(paths)
+    assert given == [("run", "--light"), ("run",)]
+    full = LedgerStatus(12, bytes(32), "", "", 6, BlockId(bytes(32)), 0, b"", 0, False, 0.0, ())
+    monkeypatch.setattr(parts, "running_pid", lambda _paths, _daemon: 12)
+    monkeypatch.setattr(network, "ledger_status", lambda _paths: full)
+    network.ensure_ledger(paths, light=True)
+    assert "runs already, as a full one" in capsys.readouterr().err
 
 
 def test_percent_of_an_option() -> None:

@@ -9,12 +9,13 @@ import re
 import typing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fsdecloud import codec, limits
 from fsdecloud.errors import RemoteProtocolError
-from fsdecloud.ledger import compact, headers
-from fsdecloud.ledgerd import addresses, clock, conduct, download, eviction, hub, relay, session, sync
+from fsdecloud.ledger import compact, headers, proofs
+from fsdecloud.ledgerd import addresses, asking, clock, conduct, download, eviction, hub, light, relay, session, sync
 from fsdecloud.wire import gossip
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +26,7 @@ KINDS = typing.get_args(gossip.Message)
 
 ID, OTHER, THIRD = (bytes([value]) * 32 for value in (0xA1, 0xB2, 0xC3))
 URL = f"wss://ledger.example:7713/{ID.hex()}?network={OTHER.hex()}"
+PROOF = proofs.TxProof(ID, 2, 3, b"an anchor", (OTHER, THIRD))
 EXAMPLES = (
     gossip.Hello(gossip.VERSION, ID, URL, OTHER, 1000, (1 << 70).to_bytes(32), THIRD, 1_800_000_000, 1),
     gossip.Hello(gossip.VERSION, ID, "", OTHER, 0, bytes(32), ID, 1_800_000_000, 1),
@@ -46,6 +48,17 @@ EXAMPLES = (
     gossip.Compact(b"", b"", b""),
     gossip.GetBlockTxs(ID, (0, 3, 200)),
     gossip.BlockTxs((b"a coinbase", b"a transaction", b"another")),
+    gossip.Hello(gossip.VERSION, ID, "", OTHER, 9, bytes(32), ID, 1_800_000_000, gossip.NO_BODIES),
+    gossip.GetState(ID, (b"A" + OTHER, b"N")),
+    gossip.StateProof((b"a root", b"a leaf")),
+    gossip.StateProof(()),
+    gossip.GetNodes((ID, OTHER)),
+    gossip.Nodes((b"a node",)),
+    gossip.GetAnchors(ID, OTHER, 3, 16),
+    gossip.Anchors((b"a root", b"a leaf"), b"an anchor", (PROOF,)),
+    gossip.Anchors((), b"", ()),
+    gossip.GetTxProofs((THIRD,)),
+    gossip.TxProofs((PROOF,)),
 )
 REFUSED = {
     "no message": b"",
@@ -68,6 +81,18 @@ REFUSED = {
     "a place below zero": codec.encode([16, ID, [-1]]),
     "a place above 10000": codec.encode([16, ID, [10_001]]),
     "a height of 2^40": codec.encode([1, 2, ID, "", ID, 1 << 40, ID, ID, 0, 1]),
+    "no keys": codec.encode([18, ID, []]),
+    "17 keys": codec.encode([18, ID, [b"A"] * 17]),
+    "a key of 401 bytes": codec.encode([18, ID, [bytes(401)]]),
+    "129 nodes": codec.encode([19, [b""] * 129]),
+    "a node of 131073 bytes": codec.encode([21, [bytes(131_073)]]),
+    "no node asked for": codec.encode([20, []]),
+    "17 anchors asked for": codec.encode([22, ID, ID, 1, 17]),
+    "a sequence number of 2^53": codec.encode([22, ID, ID, 1 << 53, 1]),
+    "17 transactions with their places asked for": codec.encode([24, [ID] * 17]),
+    "a path of 21 hashes": codec.encode([25, [[ID, 0, 1, b"", [ID] * 21]]]),
+    "a hash of 31 bytes in a path": codec.encode([25, [[ID, 0, 1, b"", [bytes(31)]]]]),
+    "a block of no transactions": codec.encode([25, [[ID, 0, 0, b"", []]]]),
     "a first block 0": codec.encode([1, 2, ID, "", ID, 1, ID, ID, 0, 0]),
 }
 """What a daemon drops a connection for; those that are long are kept in the file by their beginning only."""
@@ -91,10 +116,12 @@ def vectors() -> dict[str, object]:
     }
 
 
-def fields_of(message: gossip.Message) -> dict[str, object]:
+def fields_of(message: msgspec.Struct) -> dict[str, object]:
     def plain(value: object) -> object:
         if isinstance(value, bytes):
             return value.hex()
+        if isinstance(value, msgspec.Struct):
+            return fields_of(value)
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     return {name: plain(getattr(message, name)) for name in message.__struct_fields__}
@@ -173,6 +200,18 @@ def test_no_other_message_is_described():
         f"lets all others wait for its blocks {download.STALLS_MAX} times",
         f"beyond {session.TX_BURST:g} at once and {session.TX_RATE:g} a second",
         f"within {limits.REQUEST_TIMEOUT:g} seconds, or takes none of its messages for {session.SEND_TIMEOUT:g}",
+        f"says {gossip.NO_BODIES} (2^40",
+        f"1 to {gossip.KEYS_MAX} keys",
+        f"1 to {gossip.NODES_MAX} nodes",
+        f"(at most {gossip.PROOFS_MAX}) from",
+        f"1 to {gossip.PROOFS_MAX} transactions of the best chain",
+        f"{proofs.PATH_MAX} hashes at most",
+        f"{session.PROOF_BURST:g} of them at once and {session.PROOF_RATE:g} a second",
+        f"keeps the first {light.KEPT_HEADERS} headers of a branch",
+        f"{asking.PATIENCE:g} seconds for a proof",
+        f"asks {asking.ASKED_MAX} of them at most",
+        f"It {asking.SILENT:g} points No answer to a question for a proof",
+        f"It {asking.ABSENT:g} points A proof that is not at hand",
         f"keeps {hub.OUTBOUND_MAX} connections of its own",
         f"The first {addresses.ANCHORS_FIRST} go to",
         f"serves {hub.INBOUND_MAX} connections",
