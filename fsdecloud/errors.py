@@ -15,6 +15,7 @@
     +-- LedgerError
     |   +-- InvalidTransaction InvalidBlock   subclassed by the ledger, one leaf for each reason
     |   +-- LedgerUnavailable                 the ledger daemon does not answer
+    +-- CertificateError            a certificate proves nothing, or not of this file or network
     +-- StoreError                  local storage
     |   +-- StoreCorrupt StoreFull StoreLocked
     +-- UsageError(message, exit code)        printed as one line, without traceback
@@ -231,6 +232,10 @@ class InvalidBlock(LedgerError):
 
 class LedgerUnavailable(LedgerError):
     """The ledger daemon does not answer."""
+
+
+class CertificateError(FsdecloudError):
+    """A certificate is damaged or forged, or is not about this file, or not of this network."""
 
 
 class StoreError(FsdecloudError):

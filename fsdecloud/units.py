@@ -61,6 +61,14 @@ def parse_duration(text: str, what: str = "a time", *, smallest: float = 0.001, 
     return seconds
 
 
+def parse_percent(text: str, what: str = "a share") -> int:
+    """Return the whole percent, 1 to 100, that `text` names. Raises UsageError, saying which forms are accepted."""
+    match = re.fullmatch(r"([0-9]{1,3}) ?%?", text.strip(), re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= 100:
+        raise UsageError(f"{what} cannot be {text!r}: write a whole number of percent from 1 to 100, such as 25%")
+    return int(match[1])
+
+
 def format_size(size: int) -> str:
     """Return `size` bytes for people: three digits and a binary unit."""
     if size < 1024:

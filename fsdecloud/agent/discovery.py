@@ -39,6 +39,9 @@ LOOK_SOON: Final = 10.0
 LOOK_LATER: Final = 1800.0
 """Seconds between two searches for hosts that are away, at first (it doubles from there), and at most; before jitter."""
 
+LOOK_ASKED: Final = 8
+"""Peers asked about hosts that are away: not everybody has heard of who moved. In a small network that is all of them."""
+
 NOBODY: Final = PeerId(bytes(32))
 
 
@@ -175,7 +178,7 @@ class Discovery:
             if self._lost():
                 if self._lan is not None:
                     self._lan.ask()
-                await self.seeker.ask_some(2, is_any=True)  # not everybody has heard of who moved
+                await self.seeker.ask_some(LOOK_ASKED, is_any=True)
             with trio.move_on_after(wait * random.uniform(0.75, 1.25)):
                 await self._away.wait()
                 await trio.sleep(min(wait, LOOK_SOON))  # who falls with it falls now

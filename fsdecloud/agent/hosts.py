@@ -100,7 +100,10 @@ def missing_hosts(book: PeerBook, members: Sequence[PeerId]) -> set[PeerId]:
 
 def redundancy_of(book: PeerBook, host_map: HostMap, wanted: Redundancy | None) -> tuple[Redundancy, str]:
     """Return the redundancy for new blobs, and a warning. A peer that is down counts: it is expected back."""
-    return choose_redundancy(wanted, count_usable(book, host_map))
+    redundancy, warning = choose_redundancy(wanted, count_usable(book, host_map))
+    if not host_map.current:  # nothing is stored before there is one: what would be stored badly is no matter yet
+        warning = "no peer is known yet: what is written stays on this machine until there is one"
+    return redundancy, warning
 
 
 def count_usable(book: PeerBook, host_map: HostMap) -> int:

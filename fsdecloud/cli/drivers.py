@@ -65,6 +65,17 @@ def volume_of_path(paths: Paths, path: str | None) -> str:
     return volume
 
 
+def place_of(paths: Paths, path: str) -> tuple[str, bytes]:
+    """Return the volume that `path` lies in, and its path from the volume's root. The mount is not touched.
+
+    There need be nothing at `path` now. Raises UsageError when it is in no volume that this home serves.
+    """
+    volume = volume_of_path(paths, path)
+    found = mounts.find_our_mount(path)  # also for a path that is called like a volume
+    inside = mounts.canonical(path, mounts.read_mounts()).removeprefix(found.mountpoint.rstrip("/"))
+    return volume, os.fsencode("/" + inside.strip("/"))
+
+
 def is_mounted(paths: Paths, volume: str) -> bool:
     """Whether a driver of this home serves the volume; waits for one that is just ending or starting.
 

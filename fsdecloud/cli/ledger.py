@@ -1,4 +1,4 @@
-"""`decloud ledger run|status|blocks|show|verify`: the chain node of this machine."""
+"""`decloud ledger run|status|blocks|show|verify|rebuild`: the chain node of this machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, network, networkdocument, parts
+from fsdecloud.cli import client, network, networkdocument, parts, services
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
+from fsdecloud.cli.saveheaders import headers_command
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import LedgerUnavailable, UsageError
 from fsdecloud.units import format_duration
@@ -32,6 +33,7 @@ command.add_command(networkdocument.show_network_command)
 
 
 @command.command("run")
+@services.wish_options
 @click.option("--listen", metavar="HOST:PORT", help="Where other daemons reach this one (port 0: any; remembered).")
 @click.option("--advertise", metavar="HOST", help="The host name under which others reach this machine.")
 @click.option("--bootstrap", metavar="URL", multiple=True, help="A daemon of the network to join; may be repeated.")
@@ -39,8 +41,22 @@ command.add_command(networkdocument.show_network_command)
 @click.option(
     "--mine/--no-mine", "mine", default=None, help="Whether to mine (the network's parameters decide otherwise)."
 )
+@click.option("--minimum-work", metavar="N", type=click.IntRange(0), help="Follow no chain with less work (hashes).")
+@click.option(
+    "--prune",
+    metavar="MIB",
+    type=click.IntRange(16),
+    help="Keep only the last MIB mebibytes of block bodies, and all headers.",
+)
 def run_command(
-    listen: str | None, advertise: str | None, bootstrap: tuple[str, ...], network_file: str | None, mine: bool | None
+    wishes: list[str],
+    listen: str | None,
+    advertise: str | None,
+    bootstrap: tuple[str, ...],
+    network_file: str | None,
+    mine: bool | None,
+    minimum_work: int | None,
+    prune: int | None,
 ) -> None:
     """Run the ledger daemon in the foreground until SIGTERM or Ctrl-C.
 
@@ -49,9 +65,13 @@ def run_command(
     paths = find_paths()
     parts.require_stopped(paths, "ledger")
     arguments = ledger_arguments(listen, bootstrap, network_file, advertise=advertise, mine=mine)
+    if minimum_work is not None:
+        arguments += ["--minimum-work", str(minimum_work)]
+    if prune is not None:
+        arguments += ["--prune", str(prune)]
     part = parts.ledger_part(arguments)
     sys.stdout.flush()
-    os.execv(sys.executable, part.command())
+    os.execv(sys.executable, [*part.command(), *wishes])
 
 
 def ledger_arguments(
@@ -77,6 +97,10 @@ def ledger_arguments(
     return arguments
 
 
+command.add_command(services.explorer_command)
+command.add_command(services.mining_command)
+
+
 @command.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status_command(as_json: bool) -> None:
@@ -87,6 +111,8 @@ def status_command(as_json: bool) -> None:
         return
     emit(f"network {clean(status.name)} {status.network.hex()}")
     emit(f"address {clean(status.url) or '-'}")
+    if status.light:
+        emit(f"light   headers only; full daemons that prove the rest: {status.provers}")
     emit(f"height  {status.height}, tip {status.tip.hex()[:16]} of {rfc3339(status.tip_time)}")
     emit(f"mempool {status.mempool} transactions; {'mining' if status.mining else 'not mining'}, pid {status.pid}")
     rows = [[p.url or "-", "in" if p.inbound else "out", str(p.height), p.id.hex()[:16]] for p in status.peers]
@@ -110,6 +136,8 @@ def status_fields(status: LedgerStatus) -> dict[str, object]:
         "mempool": status.mempool,
         "mining": status.mining,
         "hash_rate": status.hash_rate,
+        "light": status.light,
+        "provers": status.provers,
         "peers": [
             {"url": peer.url, "id": peer.id.hex(), "inbound": peer.inbound, "height": peer.height} for peer in status.peers
         ],
@@ -221,6 +249,9 @@ def transaction_fields(tx: Any) -> dict[str, object]:
     return fields
 
 
+command.add_command(headers_command)
+
+
 @command.command("accept-tip")
 @click.argument("block")
 def accept_tip_command(block: str) -> None:
@@ -280,6 +311,35 @@ def _verify(paths: Paths, *, as_json: bool) -> int:
     else:
         emit(f"all {found.height} blocks follow the rules; tip {found.tip.hex()}")
     return 0
+
+
+@command.command("rebuild")
+@click.option("--discard", is_flag=True, help="Take nothing from the stored chain; all of it comes from other daemons.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rebuild_command(discard: bool, as_json: bool) -> None:
+    """Make the stored chain anew: what is whole of it is verified and kept, the rest comes from other daemons.
+
+    For a chain that is damaged. The ledger daemon must be stopped; when it runs again it fetches what is missing.
+    """
+    from fsdecloud.ledgerd.rebuild import rebuild_chain
+
+    paths = find_paths()
+    network.require_network(paths)
+    parts.require_stopped(paths, "ledger")
+    progress = Progress()
+    try:
+        found = rebuild_chain(
+            paths, discard=discard, progress=lambda done, total: progress.show(f"kept {done} of {total} blocks")
+        )
+    finally:
+        progress.end()
+    if as_json:
+        emit_json({"kept": found.kept, "before": found.before, "reason": found.reason or None})
+        return
+    emit(f"{found.kept} blocks are kept" + (f" of {found.before}" if found.before is not None else ""))
+    if found.reason:
+        emit(f"not more, because: {clean(found.reason)}")
+        emit("the rest comes from other daemons when the ledger daemon runs again")
 
 
 def describe_age(seconds: float) -> str:

@@ -3,29 +3,70 @@
 from __future__ import annotations
 
 import errno
+import os
+import pwd
+import sys
+import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from fsdecloud import codec
-from fsdecloud.cli import client, drivers, parts, volumes
+from fsdecloud.cli import client, drivers, mounts, parts, volumes
 from fsdecloud.cli.output import Progress, clean, emit, emit_json
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import UsageError
-from fsdecloud.wire.controlapi import LogLine, LogPage, LogQuery
+from fsdecloud.wire.controlapi import LOG_CURSORS, LogLine, LogPage, LogQuery
+
+if TYPE_CHECKING:
+    from fsdecloud.cli.logfilter import LogFilter
+
+FOLLOW_PAUSE: Final = 0.5
+"""Seconds between two looks for new records."""
+
+_TIMEOUT: Final = 120.0
 
 
-def read_log(paths: Paths, volume: str) -> Iterator[LogLine]:
-    """Yield all records of a mounted volume, oldest first."""
+def read_log(paths: Paths, volume: str, cursor: int = 0) -> Iterator[LogLine]:
+    """Yield all records of a mounted volume from a cursor on, oldest first, one batch in memory."""
     with client.Client(paths.socket(drivers.PREFIX + volume), error=drivers.UnansweredDriver) as link:
-        batch = 0
-        while batch >= 0:
-            page = link.call("log", LogQuery(batch), LogPage, timeout=120.0)
+        while cursor >= 0:
+            page = link.call("log", LogQuery(cursor), LogPage, timeout=_TIMEOUT)
             yield from page.lines
-            if 0 <= page.next_batch <= batch:
-                raise UsageError(f"the driver of {volume} repeats record batch {batch}", SYSTEM)
-            batch = page.next_batch
+            if 0 <= page.next_batch <= cursor:
+                raise UsageError(f"the driver of {volume} repeats record batch {cursor}", SYSTEM)
+            cursor = page.next_batch
+
+
+def follow_log(paths: Paths, volume: str, cursor: int = 0) -> Iterator[LogLine | None]:
+    """As `read_log`, and then each new record once, as it comes; None whenever there is none more for now.
+
+    Ends only with the driver (`drivers.UnansweredDriver`).
+    """
+    shown = 0
+    with client.Client(paths.socket(drivers.PREFIX + volume), error=drivers.UnansweredDriver) as link:
+        while True:
+            page = link.call("log", LogQuery(cursor), LogPage, timeout=_TIMEOUT)
+            yield from page.lines[shown:]
+            if page.next_batch > cursor:
+                cursor, shown = page.next_batch, 0
+            else:  # the last one: more come at its end, and then behind it
+                shown = max(shown, len(page.lines))
+                yield None
+
+
+def cursor_since(paths: Paths, volume: str, since: int) -> int:
+    """Return a cursor behind anchors that have nothing from `since` (nanoseconds since 1970) on, as the snapshots tell."""
+    from fsdecloud.cli.snapshot import read_snapshots
+
+    sequence = 0
+    for info in read_snapshots(paths, volume):
+        if info.time >= since:
+            break
+        sequence = info.sequence
+    return (sequence + 1) * LOG_CURSORS if sequence else 0
 
 
 def record_fields(line: LogLine) -> dict[str, object]:
@@ -84,21 +125,95 @@ def record_line(fields: dict[str, object]) -> str:
 
 @click.command("log")
 @click.argument("name", metavar="[NAME]", required=False)
+@click.option("--path", metavar="PATH", help="Only what touched PATH or something below it.")
+@click.option("--since", metavar="TIME", help="Only from then on: a time in UTC, or how long ago (90m, 2d).")
+@click.option("--until", metavar="TIME", help="Only until then.")
+@click.option("--program", "programs", metavar="PROGRAM", multiple=True, help="Only of this program; may be repeated.")
+@click.option(
+    "--user", "users", metavar="USER", multiple=True, help="Only of this user, a name or number; may be repeated."
+)
+@click.option("--op", "operations", metavar="OPERATION", multiple=True, help="Only this operation; may be repeated.")
+@click.option("--follow", is_flag=True, help="Go on with new records as they come, until Ctrl-C.")
 @click.option("--verify", is_flag=True, help="Recompute every batch, anchor, block link, proof of work and state root.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def command(name: str | None, verify: bool, as_json: bool) -> int:
+def command(
+    name: str | None,
+    path: str | None,
+    since: str | None,
+    until: str | None,
+    programs: tuple[str, ...],
+    users: tuple[str, ...],
+    operations: tuple[str, ...],
+    follow: bool,
+    verify: bool,
+    as_json: bool,
+) -> int:
     """Show the recorded operations of the volume NAME (the only mounted one by default), oldest first."""
     paths = find_paths()
     if verify:
+        if follow or any((path, since, until, programs, users, operations)):
+            raise UsageError("--verify checks the whole record: leave the filters and --follow out")
         return _verify(paths, name, as_json=as_json)
+    wanted = _filter(path, since, until, programs, users, operations)
     volume = _running_volume(paths, name)
-    for line in read_log(paths, volume):
-        fields = record_fields(line)
-        if as_json:
-            emit_json(fields)
-        else:
-            emit(record_line(fields))
+    cursor = 0 if wanted.since is None else cursor_since(paths, volume, wanted.since)
+    _show(follow_log(paths, volume, cursor) if follow else read_log(paths, volume, cursor), wanted, as_json=as_json)
     return 0
+
+
+def _show(lines: Iterator[LogLine | None], wanted: LogFilter, *, as_json: bool) -> None:
+    """Print the wanted ones among the records; None is a pause."""
+    from fsdecloud.fs.records import Record
+
+    for line in lines:
+        if line is None:
+            sys.stdout.flush()
+            time.sleep(FOLLOW_PAUSE)
+        elif wanted.matches(codec.decode(line.record, Record)):
+            fields = record_fields(line)
+            if as_json:
+                emit_json(fields)
+            else:
+                emit(record_line(fields))
+
+
+def _filter(
+    path: str | None,
+    since: str | None,
+    until: str | None,
+    programs: tuple[str, ...],
+    users: tuple[str, ...],
+    operations: tuple[str, ...],
+) -> LogFilter:
+    """Return what the options ask for. Raises UsageError."""
+    from fsdecloud.cli import logfilter
+
+    now = time.time_ns()
+    return logfilter.LogFilter(
+        path=None if path is None else path_in_volume(path),
+        since=None if since is None else logfilter.parse_moment(since, now, is_end=False, what="--since"),
+        until=None if until is None else logfilter.parse_moment(until, now, is_end=True, what="--until"),
+        programs=frozenset(program.encode("utf-8", "surrogateescape") for program in programs),
+        users=frozenset(logfilter.parse_user(user, _uid_of) for user in users),
+        operations=frozenset(map(logfilter.parse_operation, operations)),
+    )
+
+
+def path_in_volume(path: str) -> bytes:
+    """Return a path from the volume's root: of one below a mount its rest, else the path itself. Touches no mount."""
+    table = mounts.read_mounts()
+    place = mounts.canonical(path, table)
+    found = mounts.mount_below(place, table)
+    if found is not None and found.is_ours:
+        path = place.removeprefix(found.mountpoint.rstrip("/"))
+    return b"/" + os.fsencode(path).strip(b"/")
+
+
+def _uid_of(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
 
 
 def _running_volume(paths: Paths, name: str | None) -> str:

@@ -27,6 +27,9 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "unreadable": ("unreadable", "Name the files that cannot be read until a peer returns."),
     "sync": ("sync", "Wait until what was written is durable, stored or anchored."),
     "log": ("log", "Show the recorded operations of a volume."),
+    "history": ("history", "Show the versions of FILE, and restore one."),
+    "certify": ("certify", "Write a certificate of what FILE is, or was."),
+    "verify-certificate": ("verifycertificate", "Check a certificate and its file, without any key."),
     "snapshot": ("snapshot", "The states a volume has been in: list, diff, restore, keep, forget, policy."),
     "gc": ("gc", "Have peers delete what no state of the volume needs any more."),
     "fsck": ("fsck", "Check the volume NAME while it is not mounted, and repair it."),
@@ -36,6 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "phrase": ("phrase", "Show the 24 words of the volume NAME."),
     "peer": ("peer", "Store shards for others: init, run, status, leave."),
     "ledger": ("ledger", "The ledger daemon: run, status, blocks, show, verify."),
+    "mine": ("mine", "Mine for a ledger daemon on another machine."),
     "install-system": ("install_system", "Put mount helpers, units and man pages in place."),
 }
 """Each command's module in this package, and what the list of commands says of it."""

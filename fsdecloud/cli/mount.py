@@ -34,7 +34,7 @@ ANSWER_TIMEOUT: Final = 15.0
 
 
 def mount_volume(
-    paths: Paths, name: str, directory: str, options: MountOptions, *, fake: bool = False
+    paths: Paths, name: str, directory: str, options: MountOptions, *, fake: bool = False, light: bool = False
 ) -> subprocess.Popen[bytes] | None:
     """Mount the volume `name`; return the driver's process once the mount answers (None with `fake`).
 
@@ -57,7 +57,7 @@ def mount_volume(
         return None
     root = volumes.open_root(paths, name, credential=options.credential, passfile=options.passfile)
     try:
-        network.ensure_ledger(paths)
+        network.ensure_ledger(paths, light=light)
     except FsdecloudError as exc:
         note(f"mount: the ledger daemon does not start ({exc}); the volume is mounted without it")
     part = parts.Part(
@@ -165,11 +165,13 @@ def _serve(process: subprocess.Popen[bytes], name: str, mountpoint: str) -> int:
     return code if code >= 0 else SYSTEM
 
 
-def _mount_and_serve(name: str, directory: str, options: MountOptions, *, fake: bool, verbose: bool) -> int:
+def _mount_and_serve(
+    name: str, directory: str, options: MountOptions, *, fake: bool, verbose: bool, light: bool = False
+) -> int:
     """Do what both commands do."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end while starting ends the driver as well
     try:
-        process = mount_volume(find_paths(), name, directory, options, fake=fake)
+        process = mount_volume(find_paths(), name, directory, options, fake=fake, light=light)
     except KeyboardInterrupt as exc:
         raise UsageError("interrupted", INTERRUPTED_MOUNT) from exc
     if process is None:
@@ -213,8 +215,11 @@ def _options_help() -> str:
 @click.option("-r", "--read-only", is_flag=True, help="Mount read-only.")
 @click.option("--allow-other", is_flag=True, help="Let other users in; the mode bits decide what they may do.")
 @click.option("--foreground", is_flag=True, help="Stay until the volume is unmounted; Ctrl-C unmounts it.")
+@click.option(
+    "--light", is_flag=True, help="Start the ledger daemon, if it does not run, with headers only (remembered)."
+)
 def command(
-    name: str, directory: str, texts: tuple[str, ...], read_only: bool, allow_other: bool, foreground: bool
+    name: str, directory: str, texts: tuple[str, ...], read_only: bool, allow_other: bool, foreground: bool, light: bool
 ) -> int:
     """Mount a volume."""
     options, _ = parse_options(",".join(texts))
@@ -225,7 +230,7 @@ def command(
         foreground=options.foreground or foreground,
     )
     name, options = _with_snapshot(name.removeprefix(mounts.SOURCE_PREFIX), options)
-    return _mount_and_serve(name, directory, options, fake=False, verbose=True)
+    return _mount_and_serve(name, directory, options, fake=False, verbose=True, light=light)
 
 
 @click.command(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fsdecloud.cli import client, parts, peers
+from fsdecloud.cli.output import note
 from fsdecloud.config import Paths, write_private_file
 from fsdecloud.errors import LedgerUnavailable, RemoteTimeout, UsageError
 from fsdecloud.wire.agentapi import Empty
@@ -49,12 +50,29 @@ def ensure_network(paths: Paths) -> bytes:
     return require_network(paths)
 
 
-def ensure_ledger(paths: Paths) -> None:
-    """Start this home's ledger daemon if it belongs to a network and the daemon does not run."""
-    if has_network(paths):
-        process = parts.ensure_part(paths, parts.ledger_part())
+def ensure_ledger(paths: Paths, *, light: bool = False) -> None:
+    """Start this home's ledger daemon, a light one if a person wants that, if it belongs to a network and the daemon does not
+    run. Raises UsageError as `light_arguments` does."""
+    if has_network(paths) or light:
+        process = parts.ensure_part(paths, parts.ledger_part(light_arguments(paths, light=light)))
         if process is not None:
             process.returncode = 0  # it lives on; nobody waits for it here
+
+
+def light_arguments(paths: Paths, *, light: bool) -> list[str]:
+    """Return the ledger daemon's arguments for keeping headers only, if a person wants that; it remembers.
+
+    Raises UsageError when this home belongs to no network: a light daemon cannot begin one.
+    """
+    if not light:
+        return []
+    if not has_network(paths):
+        raise UsageError(
+            "a light ledger daemon needs a network that others keep: decloud ledger run --light --bootstrap URL joins one"
+        )
+    if parts.running_pid(paths, "ledger") is not None and not ledger_status(paths).light:
+        note("the ledger daemon runs already, as a full one: stop it (decloud down), then --light holds")
+    return ["--light"]
 
 
 def require_ledger(paths: Paths) -> None:

@@ -83,6 +83,7 @@ def find_anchor(paths: Paths, volume_id: bytes, timeout: float) -> tuple[VolumeA
     show_default=True,
     help="Give up when the ledger is not in step by then.",
 )
+@click.option("--light", is_flag=True, help="Start the ledger daemon with headers only (remembered).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     name: str,
@@ -91,6 +92,7 @@ def command(
     peers: tuple[str, ...],
     passphrase_file: str | None,
     timeout: str,
+    light: bool,
     as_json: bool,
 ) -> None:
     """Get the volume NAME back: read its 24 words, join the ledger network and find the volume's latest anchor.
@@ -114,7 +116,7 @@ def command(
     volume_id = VolumeKeys.from_root(root).volume_id
     started = parts.running_pid(paths, "ledger") is None
     if started:
-        part = parts.ledger_part(ledger_arguments(bootstrap=bootstrap))
+        part = parts.ledger_part(ledger_arguments(bootstrap=bootstrap) + ["--light"] * light)
         process = parts.ensure_part(paths, part)
         if process is not None:
             process.returncode = 0  # it lives on, for the mount

@@ -1,4 +1,4 @@
-"""What `decloud up` remembers in the home: where it mounted, and how many peers it started."""
+"""What `decloud up` remembers in the home: where it mounted, how many peers it started, and how much may be mined."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ DEFAULT_PEERS: Final = 6
 PEERS_MAX: Final = 200
 
 
-class UpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class UpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The last `decloud up`."""
 
     directory: str
     peers: Annotated[int, msgspec.Meta(ge=1, le=PEERS_MAX)] = DEFAULT_PEERS
+    mine_duty: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
+    """Percent of one core that mining may use; None: as the ledger daemon's own settings say."""
 
 
 def default_directory() -> str:

@@ -98,6 +98,17 @@ def command(path: str, level: str, timeout: str | None, as_json: bool) -> int:
     paths = find_paths()
     volume = drivers.volume_of_path(paths, path)
     started = time.monotonic()
+    status, target = bring(paths, volume, level, limit)
+    _report(status, volume, level, target, time.monotonic() - started, as_json=as_json)
+    return 0
+
+
+def bring(paths: Paths, volume: str, level: str, limit: float | None) -> tuple[DriverStatus, int]:
+    """Bring everything written so far to a level, with progress; return the state then, and the sequence number it reached.
+
+    Raises UsageError after `limit` seconds (None: never), or when the volume is read-only and so will not reach it.
+    """
+    started = time.monotonic()
     status = drivers.driver_status(paths, volume)
     mount = mounts.mount_at(status.mountpoint, mounts.read_mounts())
     if mount is not None and mount.is_ours:
@@ -107,8 +118,7 @@ def command(path: str, level: str, timeout: str | None, as_json: bool) -> int:
                     f"{volume} is mounted read-only: what it has from before is not {level} until it is mounted read-write",
                     PENDING,
                 )
-            _report(status, volume, level, status.written_sequence, 0.0, as_json=as_json)
-            return 0
+            return status, status.written_sequence
         write_back(paths, mount, limit)
     progress = Progress()
     with client.Client(paths.socket(drivers.PREFIX + volume), error=drivers.UnansweredDriver) as link:
@@ -129,8 +139,7 @@ def command(path: str, level: str, timeout: str | None, as_json: bool) -> int:
             pause = min(1.0, pause * 1.5)
             status = link.call("status", Empty(), DriverStatus)
         progress.end()
-    _report(status, volume, level, target, time.monotonic() - started, as_json=as_json)
-    return 0
+    return status, target
 
 
 def _report(status: DriverStatus, volume: str, level: str, target: int, seconds: float, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from fsdecloud.cli import client, down, drivers, mounts, network, parts, peers, settings, volumes
+from fsdecloud.cli import client, down, drivers, mounts, network, parts, peers, services, settings, volumes
 from fsdecloud.cli.init import create_volume
 from fsdecloud.cli.mount import detach_stale, mount_volume
 from fsdecloud.cli.output import emit, note
@@ -35,15 +35,21 @@ def peer_names(count: int) -> list[str]:
 class Network:
     """The parts of one home and how each is started."""
 
-    def __init__(self, paths: Paths, chosen: settings.UpSettings) -> None:
+    def __init__(self, paths: Paths, chosen: settings.UpSettings, *, light: bool = False) -> None:
         self._paths = paths
+        self._light = light
+        self._light_arguments: list[str] = []
         self._chosen = chosen
         self._children: list[subprocess.Popen[bytes]] = []
         """Kept so that their ends are seen; they outlive this process."""
 
     def start_ledger(self) -> None:
         """Start the ledger daemon unless it runs."""
-        self._keep(parts.ensure_part(self._paths, parts.ledger_part()))
+        duty = self._chosen.mine_duty
+        arguments = list(self._light_arguments)
+        if duty is not None:
+            arguments += ["--mine-duty", str(duty)]
+        self._keep(parts.ensure_part(self._paths, parts.ledger_part(arguments)))
 
     def start_peer(self, name: str) -> None:
         """Start a peer unless it runs."""
@@ -67,6 +73,7 @@ class Network:
     def bring_up(self) -> None:
         """Start everything that does not run, in order. Raises UsageError; what already runs stays."""
         paths = self._paths
+        self._light_arguments = network.light_arguments(paths, light=self._light)
         network_id = network.ensure_network(paths)
         self.start_ledger()
         names = peer_names(self._chosen.peers)
@@ -109,7 +116,9 @@ class Network:
         ]
 
 
-def choose_settings(paths: Paths, directory: str | None, count: int | None) -> settings.UpSettings:
+def choose_settings(
+    paths: Paths, directory: str | None, count: int | None, duty: int | None = None
+) -> settings.UpSettings:
     """Return what this `up` works with: what is named, else what was remembered, else the defaults; make DIR if missing.
 
     Peers are never fewer than there are: they hold data. Raises UsageError when the volume is mounted elsewhere.
@@ -120,19 +129,22 @@ def choose_settings(paths: Paths, directory: str | None, count: int | None) -> s
     wanted = count if count is not None else max(before.peers, existing)
     if wanted < existing:
         note(f"{existing} peers hold data of this network; all of them are started")
-    chosen = settings.UpSettings(where, max(wanted, existing))
+    duty = duty if duty is not None else before.mine_duty
+    if duty != before.mine_duty and parts.running_pid(paths, "ledger") is not None:
+        note("the ledger daemon runs already: --mine-duty holds from its next start on")
+    chosen = settings.UpSettings(where, max(wanted, existing), duty)
     if drivers.is_mounted(paths, settings.VOLUME):
         present = drivers.where_mounted(paths, settings.VOLUME)
         if directory is not None and mounts.canonical(where, mounts.read_mounts()) != present:
             raise UsageError(f"volume {settings.VOLUME} is mounted at {present}: decloud down first", MOUNT_FAILED)
-        return settings.UpSettings(present, chosen.peers)
+        return settings.UpSettings(present, chosen.peers, duty)
     detach_stale(settings.VOLUME, where)
     if not os.path.lexists(where):
         try:
             os.makedirs(where)
         except OSError as exc:
             raise UsageError(f"cannot make the mount point {where}: {exc.strerror}") from exc
-    return settings.UpSettings(mounts.check_mountpoint(where), chosen.peers)
+    return settings.UpSettings(mounts.check_mountpoint(where), chosen.peers, duty)
 
 
 @click.command("up")
@@ -144,8 +156,16 @@ def choose_settings(paths: Paths, directory: str | None, count: int | None) -> s
     type=click.IntRange(1, settings.PEERS_MAX),
     help="Storage peers to run (6 at first).",
 )
+@click.option(
+    "--mine-duty",
+    "duty",
+    metavar="PERCENT",
+    callback=services.take_percent,
+    help="How much of one core mining may use (100% at first).",
+)
+@click.option("--light", is_flag=True, help="Run the ledger daemon with headers only (remembered).")
 @click.option("--detach", is_flag=True, help="Return once the mount answers; run again, it restarts whatever died.")
-def command(directory: str | None, count: int | None, detach: bool) -> int:
+def command(directory: str | None, count: int | None, duty: int | None, light: bool, detach: bool) -> int:
     """Start a ledger daemon and N storage peers on this machine, make a volume on first use, and mount it at DIR (default
     ~/decloud, or where it was last time).
 
@@ -153,8 +173,8 @@ def command(directory: str | None, count: int | None, detach: bool) -> int:
     """
     paths = find_paths()
     if detach:
-        chosen = choose_settings(paths, directory, count)
-        running = Network(paths, chosen)
+        chosen = choose_settings(paths, directory, count, duty)
+        running = Network(paths, chosen, light=light)
         settings.save_settings(paths, chosen)
         try:
             running.bring_up()
@@ -167,9 +187,9 @@ def command(directory: str | None, count: int | None, detach: bool) -> int:
     except StoreLocked as exc:
         raise UsageError("`decloud up` runs already in another shell: decloud status, decloud down", SYSTEM) from exc
     with lock:
-        chosen = choose_settings(paths, directory, count)
+        chosen = choose_settings(paths, directory, count, duty)
         settings.save_settings(paths, chosen)
-        return _stay(paths, Network(paths, chosen), chosen)
+        return _stay(paths, Network(paths, chosen, light=light), chosen)
 
 
 def _stay(paths: Paths, running: Network, chosen: settings.UpSettings) -> int:

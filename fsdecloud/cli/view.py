@@ -59,6 +59,9 @@ def take_view(paths: Paths, volume: str | None) -> View:
             ledger = network.ledger_status(paths)
         except FsdecloudError as exc:
             problems.append(f"the ledger daemon does not answer: {exc}")
+        else:
+            if ledger.light and not ledger.provers:
+                problems.append("the ledger daemon is light, and no full one is connected that proves what it is asked")
     elif volume is not None and network.has_network(paths):
         problems.append("the ledger daemon is not running")
     rows = _peer_rows(paths, driver)
@@ -149,6 +152,8 @@ def as_json(view: View) -> dict[str, object]:
         "network": view.ledger.network.hex() if view.ledger else None,
         "ledger_url": view.ledger.url if view.ledger else None,
         "mempool": view.ledger.mempool if view.ledger else None,
+        "light": view.ledger.light if view.ledger else None,
+        "provers": view.ledger.provers if view.ledger else None,
         "k": driver.k if driver else None,
         "n": driver.n if driver else None,
         "redundancy": (driver.redundancy or None) if driver else None,
@@ -250,4 +255,7 @@ def ledger_line(view: View) -> str:
         return f"ledger pid {view.ledger_pid} does not answer" if view.ledger_pid else "ledger not running"
     ledger = view.ledger
     mining = "mining" if ledger.mining else "idle"
-    return f"ledger height {ledger.height}, {ledger.mempool} waiting, {mining}, {len(ledger.peers)} nodes, pid {ledger.pid}"
+    role = f"light with {ledger.provers} full nodes of" if ledger.light else f"{mining},"
+    return (
+        f"ledger height {ledger.height}, {ledger.mempool} waiting, {role} {len(ledger.peers)} nodes, pid {ledger.pid}"
+    )

@@ -177,7 +177,7 @@ class Anchors:
             raise
         finally:
             self._committer.anchoring = b""
-        # With more batches than one manifest may have, the rest of the records comes with the next anchor.
+        # With more batches than this anchor may have, the rest of the records comes with the next one.
         is_whole = self._committer.meta.inflight_batches == len(commit.batches)
         self._inflight_changes = commit.change_sequence if is_whole else self.anchored_sequence
         self._inflight_mark = (self._entries.anchorable_count, self._entries.anchorable_bytes)
@@ -191,7 +191,7 @@ class Anchors:
         meta = self._committer.meta
         sequence = meta.sequence + 1
         root = Ref.from_bytes(commit.root)
-        batches = commit.batches[:BATCHES_MAX]
+        batches = self._committer.next_batches(commit, BATCHES_MAX)
         manifest = Manifest(1, sequence, time.time_ns(), root, locations.map_root, locations.host_map, batches)
         keys = self._core.keys
         ref, sealed = seal(keys.seal_secret, Kind.MANIFEST, encode_manifest(manifest))

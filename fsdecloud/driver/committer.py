@@ -89,6 +89,9 @@ class Committer:
         self._done = trio.Event()
         self._lock = trio.Lock()
         self._times_written = trio.current_time()
+        self.alone: set[bytes] = set()
+        """Roots of the batches that get an anchor with no other batch: whoever is shown the way to one of them from the anchor
+        (`ledger.certificate`) sees no hash of another's records."""
         self.on_commit: Callable[[], None] = lambda: None
         self.prepare: Callable[[], Awaitable[None]] = _nothing
         """Called before each freeze, to have at hand what `add_rows` needs. Raises nothing of ours."""
@@ -167,13 +170,17 @@ class Committer:
                 await self._write(lambda: codec.encode(committed()), barrier)
             except BaseException:
                 self._core.overlay.thaw()
-                self._core.recorder.pending[:0] = frozen.records
-                self._core.recorder.pending_changes += frozen.changes
+                recorder = self._core.recorder
+                recorder.closing = []
+                recorder.pending[:0] = frozen.records
+                recorder.statements[:0] = frozen.statements
+                recorder.pending_changes += frozen.changes
                 raise
             try:
                 self._core.overlay.commit(root)
                 # Not what was encoded: an anchor may have come into a block meanwhile, and its next save says so.
                 meta = self.meta = committed()
+                self._core.recorder.closing = []
                 self._core.inode_bound = bound
                 self.latest = Commit(root, frozen.change_sequence, mark, meta.batches, meta.changes)
             except Exception as exc:
@@ -198,8 +205,15 @@ class Committer:
                 self._core.fail_safe(f"journal: {describe(exc)}")
             raise
 
+    def next_batches(self, commit: Commit, limit: int) -> tuple[BatchEntry, ...]:
+        """Return the oldest batches of a commit, as many as its anchor takes: up to `limit`, and one of `alone` by itself."""
+        batches = commit.batches[:limit]
+        cut = next((i for i, batch in enumerate(batches) if batch.root in self.alone), len(batches))
+        return batches[: max(cut, 1)]
+
     def forget_batches(self, count: int) -> None:
         """The oldest batches are anchored."""
+        self.alone -= {batch.root for batch in self.latest.batches[:count]}
         left = self.latest.batches[count:]
         self.latest = replace(self.latest, batches=left, changes=self.latest.changes if left else 0)
 
@@ -219,6 +233,8 @@ class Committer:
                 core.inodes.touch(live)  # group commits until then must not have the size without them
         frozen.change_sequence = core.change_sequence
         frozen.records, core.recorder.pending = core.recorder.pending, []
+        frozen.statements, core.recorder.statements = core.recorder.statements, []
+        core.recorder.closing = frozen.parts()
         frozen.changes, core.recorder.pending_changes = core.recorder.pending_changes, 0
         frozen.rows = self.add_rows(frozen.changes > 0)
         frozen.generation = core.overlay.freeze()
@@ -240,7 +256,7 @@ class Committer:
 
     async def _close_batches(self, frozen: _Frozen) -> tuple[BatchEntry, ...]:
         """Stage the records as batch entries."""
-        parts = split_rows(frozen.records)
+        parts = frozen.parts()
         refs = await self._entries.stage([(Kind.RECORDS, codec.encode(part)) for part in parts]) if parts else []
         return tuple(BatchEntry(ref, len(part), batch_root(part)) for ref, part in zip(refs, parts, strict=True))
 
@@ -275,5 +291,10 @@ class _Frozen:
         self.change_sequence = 0
         self.chunks: list[DirtyChunk] = []
         self.records: list[bytes] = []
+        self.statements: list[bytes] = []
         self.changes = 0
         self.rows: frozenset[int] = frozenset()
+
+    def parts(self) -> list[list[bytes]]:
+        """Return the records as they become batch entries, each statement as one of its own."""
+        return [*split_rows(self.records), *([row] for row in self.statements)]

@@ -8,15 +8,27 @@ from __future__ import annotations
 import trio
 
 from fsdecloud.config import Paths
+from fsdecloud.driver.certifier import Certifier
 from fsdecloud.driver.history import History
 from fsdecloud.driver.snapshotcontrol import SnapshotControl
 from fsdecloud.driver.statemount import StateMount
 from fsdecloud.driver.unreadable import Search, UnreadableControl
-from fsdecloud.driver.volume import Volume
+from fsdecloud.driver.versions import Versions
+from fsdecloud.driver.volume import Volume, own_caller
 from fsdecloud.errors import UsageError
 from fsdecloud.net.unix import Methods, RpcConnection, serve_unix
 from fsdecloud.wire.agentapi import Bandwidth, Empty, WantedRedundancy
-from fsdecloud.wire.controlapi import AnchorNumber, DriverStatus, GcRequest, GcStatus, LogQuery, SyncRequest
+from fsdecloud.wire.controlapi import (
+    AnchorNumber,
+    Certified,
+    CertifyRequest,
+    DriverStatus,
+    GcRequest,
+    GcStatus,
+    LogQuery,
+    SyncRequest,
+    VersionQuery,
+)
 
 WAITS = ("durable", "stored", "anchored")
 
@@ -28,6 +40,8 @@ async def serve_control(
     history = History(volume)
     snapshots = SnapshotControl(volume)
     unreadable = UnreadableControl(lambda: Search(volume.core, volume.entries, volume.nodes, volume.agent))
+    versions = Versions(volume.core, volume.namespace, volume.snapshots)
+    certifier = Certifier(volume.core, volume.committer, volume.anchors, volume.snapshots, volume.views, volume.states)
 
     async def status(_params: Empty) -> DriverStatus:
         return await volume.status()
@@ -53,6 +67,9 @@ async def serve_control(
         await volume.set_bandwidth(params)
         return Empty()
 
+    async def certify(params: CertifyRequest) -> Certified:
+        return await certifier.certify(params, own_caller())
+
     async def unmount(_params: Empty) -> Empty:
         volume.stop_requested.set()
         return Empty()
@@ -63,6 +80,8 @@ async def serve_control(
             "sync": (SyncRequest, sync),
             "log": (LogQuery, history.page),
             "contents": (AnchorNumber, history.contents),
+            "versions": (VersionQuery, versions.page),
+            "certify": (CertifyRequest, certify),
             "gc": (GcRequest, collect),
             "gc_status": (Empty, collecting),
             "redundancy": (WantedRedundancy, redundancy),

@@ -1,9 +1,10 @@
 """The volume's operation records, oldest first: anchored ones by way of the ledger, pending ones from memory.
 
-A page is one batch. Its cursor is sequence number x _PAGES + index of the batch. What no anchor has yet counts under the
-sequence number after the last: closed batches first, then what memory holds, cut as a commit will cut it. So a cursor
-stays good while commits and anchors are made: batches keep their order, and those that an anchor did not take are
-the first of the next. The ledger daemon is asked over its local socket; batches come from wherever entries are.
+A page is one batch. Its cursor is sequence number x LOG_CURSORS + index of the batch. What no anchor has yet counts under
+the sequence number after the last: closed batches first, then what memory holds, cut as a commit cuts it. So a cursor stays
+good while commits and anchors are made, and one can follow what comes: batches keep their order, those that an anchor did
+not take are the first of the next, and the last page only grows at its end (a commit that fails joins the last two pages).
+The ledger daemon is asked over its local socket; batches come from wherever entries are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fsdecloud.fs.records import BatchEntry, batch_root, decode_records, split_r
 from fsdecloud.ledger.transactions import Anchor, decode_tx, tx_id
 from fsdecloud.net.unix import connect_unix, open_rpc
 from fsdecloud.wire.agentapi import FetchedEntry
-from fsdecloud.wire.controlapi import AnchorContents, AnchorNumber, LogLine, LogPage, LogQuery
+from fsdecloud.wire.controlapi import LOG_CURSORS, AnchorContents, AnchorNumber, LogLine, LogPage, LogQuery
 from fsdecloud.wire.ledgerapi import AnchorList, AnchorQuery, VolumeAnchor
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 LEDGER_TIMEOUT: Final = 20.0
 _MANIFESTS_KEPT: Final = 64
-
-_PAGES: Final = 1 << 32
-"""More batches than any anchor takes or ever wait for one."""
 
 
 class AnchoredStates:
@@ -84,7 +82,7 @@ class History:
 
         Raises RemoteError when the batch cannot be fetched, LedgerUnavailable when the ledger daemon does not answer.
         """
-        sequence, index = divmod(query.batch, _PAGES)
+        sequence, index = divmod(query.batch, LOG_CURSORS)
         if query.batch < 0:
             raise InvalidArgument("a log cursor is not negative")
         sequence = max(sequence, 1)
@@ -93,16 +91,19 @@ class History:
             if index < len(manifest.batches):
                 rows = await self._rows(manifest.batches[index])
                 lines = [LogLine(row, sequence, place.height, tx_id(anchor)) for row in rows]
-                return LogPage(tuple(lines), sequence * _PAGES + index + 1)
+                return LogPage(tuple(lines), sequence * LOG_CURSORS + index + 1)
             sequence, index = sequence + 1, index - len(manifest.batches)
         volume = self._volume
-        batches = volume.committer.latest.batches
-        in_memory = split_rows(volume.core.recorder.pending)
+        batches, recorder = volume.committer.latest.batches, volume.core.recorder
+        meta = volume.committer.meta
+        if sequence > meta.sequence + 1:  # the ledger has the anchor in flight already, the driver was not told yet
+            batches = batches[meta.inflight_batches :]
+        in_memory = recorder.closing + split_rows(recorder.pending)
         count = len(batches) + len(in_memory)
         if index >= count:
             return LogPage((), -1)
         rows = await self._rows(batches[index]) if index < len(batches) else in_memory[index - len(batches)]
-        following = sequence * _PAGES + index + 1 if index + 1 < count else -1
+        following = sequence * LOG_CURSORS + index + 1 if index + 1 < count else -1
         return LogPage(tuple(LogLine(row, 0, -1, b"") for row in rows), following)
 
     async def contents(self, params: AnchorNumber) -> AnchorContents:

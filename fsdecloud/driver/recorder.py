@@ -43,6 +43,11 @@ class Recorder:
         """Encoded records since the last closed batch entry, journaled or not."""
         self.pending_changes = 0
         """How many of `pending` are more than reads."""
+        self.closing: list[list[bytes]] = []
+        """Those before `pending`, as a commit under way makes batch entries of them."""
+        self.statements: list[bytes] = []
+        """Encoded records of statements, which the next commit puts into a batch each, after those of `pending`. The journal
+        does not have them: who made a statement waits for its anchor, and a crash ends that."""
         self.dropped = 0
         """Reads that were not recorded because nothing could be made durable for too long."""
         self._is_stopped = False
@@ -93,6 +98,11 @@ class Recorder:
         self.pending.append(data)
         if operation not in READ_ONLY_OPERATIONS:
             self.pending_changes += 1
+
+    def state(self, row: bytes) -> None:
+        """Take the record of a statement (`fs.statement`); the caller has it committed."""
+        self.statements.append(row)
+        self.pending_changes += 1
 
     @property
     def is_full(self) -> bool:

@@ -108,9 +108,9 @@ class Restorer:
         pin = self._pins
         self._snapshots.pinned[pin] = row.root
         try:
-            source = await _walk(view.core, view.namespace, path, f"snapshot {row.sequence}")
+            source = await walk_path(view.core, view.namespace, path, f"snapshot {row.sequence}")
             parent_path, name = split_path(dest)
-            parent = await _walk(self._core, self._namespace, parent_path, "the volume")
+            parent = await walk_path(self._core, self._namespace, parent_path, "the volume")
             await self._check_place(parent, name, dest, force=force)
             copy = _Copy(self._core, self._committer, view)
             try:
@@ -161,7 +161,7 @@ def split_path(path: bytes) -> tuple[bytes, bytes]:
     return b"/" + b"/".join(parts[:-1]), parts[-1]
 
 
-async def _walk(core: Core, namespace: Namespace, path: bytes, where: str) -> LiveInode:
+async def walk_path(core: Core, namespace: Namespace, path: bytes, where: str) -> LiveInode:
     """Return the inode at an absolute path, following no symbolic link. Raises UsageError."""
     live = await core.run(core.inodes.get, ROOT)
     for part in path.split(b"/"):

@@ -180,7 +180,14 @@ def _days(year: int, month: int, day: int) -> int:
 
 
 def parse_time(text: str) -> int | None:
-    """Return the last second, since 1970, of a time in UTC: `2026-11-22`, with `T18`, `T18:30` or `T18:30:05` and a `Z`.
+    """Return the last second of what `parse_span` reads."""
+    span = parse_span(text)
+    return None if span is None else span[1]
+
+
+def parse_span(text: str) -> tuple[int, int] | None:
+    """Return the first and the last second, since 1970, of a time in UTC: `2026-11-22`, with `T18`, `T18:30` or `T18:30:05`
+    and a `Z`.
 
     None for anything else. Dots do for colons.
     """
@@ -196,7 +203,8 @@ def parse_time(text: str) -> int | None:
     least, most = [*rest, 0, 0, 0][:3], [*rest, *(23, 59, 59)[len(rest) :]]
     if least[0] > 23 or least[1] > 59 or least[2] > 59:
         return None
-    return _days(year, month, day) * 86400 + most[0] * 3600 + most[1] * 60 + most[2]
+    start = _days(year, month, day) * 86400
+    return start + least[0] * 3600 + least[1] * 60 + least[2], start + most[0] * 3600 + most[1] * 60 + most[2]
 
 
 def find_snapshot(rows: Sequence[Snapshot], text: str) -> Snapshot:

@@ -109,7 +109,11 @@ class Overlay:
         return self.generation - 1
 
     def commit(self, root: bytes) -> None:
-        """End a commit: the frozen layer is in the tree with this root."""
+        """End a commit: the frozen layer is in the tree with this root.
+
+        The transaction that made the root durable has to take along what the journal lacked: an older row of a late value may
+        stand behind the place that the journal is cut at, and would hide the tree's when it is read again.
+        """
         self._unjournaled -= self.frozen.keys() - self.current.keys()
         self.root = root
         self.frozen = SortedDict()

@@ -54,6 +54,8 @@ class Operation(enum.IntEnum):
     RESTORE = 20
     SNAPSHOT = 21
     """A snapshot was kept, named or forgotten by hand, or the policy set: `path2` says what."""
+    CERTIFY = 22
+    """With a path: a certificate was made of it. Without one: `path2` is the commitment to a statement (`fs.statement`)."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -235,3 +235,7 @@ COMMITTED: Final = (
 id for ever, and are worth remembering. All others either say nothing about the id (`BodyMismatch`, `TimeTooNew`,
 `UnknownParent`), or cost whoever sends them nothing and are found again as fast as a look-up: a memory of those fills up at a
 liar's will."""
+
+EARLY: Final = (WrongNonce, WrongPredecessor, NotRegistered, NotEnoughMoney)
+"""Reasons that may hold only until other transactions are in a block, or wait for one: a daemon one block behind finds them in
+what is valid everywhere else."""

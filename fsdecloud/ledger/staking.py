@@ -56,7 +56,9 @@ EVIDENCE_SHARE: Final = 16
 RESTARTS: Final = 4
 """A leaving stake is locked for this many times `restart_after`."""
 
-_FINALITY: Final = b"F"
+FINALITY_KEY: Final = b"F"
+"""The state key of the checkpoints."""
+
 _STAKE: Final = b"S"
 _UNBONDING: Final = b"U"
 
@@ -123,7 +125,7 @@ def restart_after(document: NetworkDocument) -> int:
 
 def finality_of(document: NetworkDocument, state: State) -> Finality:
     """Return the row of checkpoints; that of the genesis block when nothing is written yet."""
-    data = state.read(_FINALITY)
+    data = state.read(FINALITY_KEY)
     if data is not None:
         return codec.decode(data, Finality)
     genesis, nobody = Checkpoint(0, network_id(document), 0), Voters(0, 0)
@@ -241,7 +243,7 @@ def apply_vote(document: NetworkDocument, state: State, tx: Vote, *, stacked: bo
     )
     if _is_enough(document, finality):
         finality = _justify(document, finality)
-    state.changes[_FINALITY] = codec.encode(finality)
+    state.changes[FINALITY_KEY] = codec.encode(finality)
 
 
 def apply_evidence(document: NetworkDocument, state: State, tx: Evidence, height: int, *, stacked: bool) -> None:
@@ -299,7 +301,7 @@ def _set_weight(
     state.changes[_STAKE + peer] = codec.encode(changed)
     if not stacked:
         bonded = finality.bonded - before + weight
-        state.changes[_FINALITY] = codec.encode(msgspec.structs.replace(finality, bonded=bonded))
+        state.changes[FINALITY_KEY] = codec.encode(msgspec.structs.replace(finality, bonded=bonded))
 
 
 def _pay_back(state: State, key: bytes) -> None:
@@ -346,7 +348,7 @@ def _note_checkpoint(document: NetworkDocument, state: State, identity: bytes, h
     if (is_stalled and not is_small) or (is_small and finality.bonded >= document.least_stake):
         voters = Voters(height, finality.bonded)
         changed = msgspec.structs.replace(changed, front=voters, rear=voters, restarted=height)
-    state.changes[_FINALITY] = codec.encode(changed)
+    state.changes[FINALITY_KEY] = codec.encode(changed)
 
 
 def _suspend_absent(document: NetworkDocument, state: State, finality: Finality, height: int) -> Finality:

@@ -334,6 +334,23 @@ def keys_of(owner: bytes) -> tuple[bytes, ...]:
     return (_ACCOUNT + owner, _VOLUME + owner, _PEER + owner, _OPERATOR + owner, staking.stake_key(owner))
 
 
+def account_key(owner: bytes) -> bytes:
+    """Return the state key of a public key's account."""
+    return _ACCOUNT + owner
+
+
+def volume_key(volume: bytes) -> bytes:
+    """Return the state key of a volume's latest anchor."""
+    return _VOLUME + volume
+
+
+REGISTRY_PREFIXES: Final = (_OPERATOR, _PEER)
+"""What the keys of all declarations, and of all registrations, begin with."""
+
+COUNT_KEY: Final = _COUNT
+"""The state key of the number of registrations."""
+
+
 def is_coinbase_for(tx: Transaction, height: int) -> bool:
     """Tell whether `tx` may stand first in the block of this height."""
     return isinstance(tx, Coinbase) and tx.height == height

@@ -67,6 +67,11 @@ def work_of(target: bytes) -> int:
     return (1 << 256) // (int.from_bytes(target) + 1)
 
 
+def hash_header(prefix: bytes, nonce: bytes) -> bytes:
+    """Return the id of the header whose bytes are `prefix` and `nonce`: what is compared with its target, 32 bytes."""
+    return blake3(prefix + nonce, derive_key_context=_ID_CONTEXT).digest()
+
+
 def search(prefix: bytes, target: bytes, start: int, stop: Callable[[], bool], batch: int) -> tuple[bytes | None, int]:
     """Try nonces from `start` on for the header bytes `prefix`. Returns the nonce, or None once `stop()` says so, and how
     many were tried. `stop` is asked after each `batch` tries."""

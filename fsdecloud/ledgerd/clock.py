@@ -18,6 +18,14 @@ BELIEVED_AFTER: Final = 600.0
 """Seconds. A machine that started with a wrong clock has it set right sooner; the daemon then follows this much later."""
 
 
+OTHERS_MIN: Final = 3
+"""Others whose clocks are compared with ours; fewer say nothing."""
+
+OFF: Final = 600.0
+"""Seconds by which the others' median may differ from our clock before a person is told. Time is never set by others: who
+surrounds a daemon would move it at will."""
+
+
 def _boot_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -44,3 +52,29 @@ class SteadyClock:
                 return int(now + self._offset)
         self._offset = self._jumped_to = offset
         return int(now + offset)
+
+
+class ClockWatch:
+    """Compares this machine's clock with those of the daemons it called (any hashable names them)."""
+
+    def __init__(self) -> None:
+        self._offsets: dict[object, int] = {}
+
+    def heard(self, who: object, offset: int) -> None:
+        """Note by how many seconds somebody's clock is ahead of ours."""
+        self._offsets[who] = offset
+
+    def gone(self, who: object) -> None:
+        """Forget somebody."""
+        self._offsets.pop(who, None)
+
+    def warning(self) -> str:
+        """Return what a person should be told; empty when the clocks agree."""
+        offsets = sorted(self._offsets.values())
+        middle = offsets[len(offsets) // 2] if len(offsets) >= OTHERS_MIN else 0
+        if abs(middle) <= OFF:
+            return ""
+        way = "ahead of" if middle < 0 else "behind"
+        return (
+            f"this machine's clock is about {abs(middle)} s {way} those of {len(offsets)} other daemons: set it right"
+        )

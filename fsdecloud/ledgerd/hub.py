@@ -1,30 +1,51 @@
-"""The daemon's connections to others: whom to call, who called, and what all of them are told.
+"""The daemon's connections to others: who called, whom to call, and what all of them are told.
 
-Keeps up to OUTBOUND_MAX calls of its own: always those to the bootstrap addresses it was given, then addresses it learned.
-An address that fails is tried again after a growing, jittered delay; one that never answered is forgotten after
-FAILURES_MAX failures unless it was given. Everything here runs in the trio thread. Not here: what is said on a connection
-(`session`).
+Keeps up to OUTBOUND_MAX calls of its own: always those to the addresses a person gave, then others (`addresses`). A *feeler*
+now and then finds out whether an address that was heard of is worth its place. When more have called than INBOUND_MAX, one of
+them gives way (`eviction`); who misbehaves is shut out (`conduct`). Everything here runs in the trio thread. Not here: what is
+said on a connection (`session`), and which chain is fetched from whom (`sync`).
 """
 
 from __future__ import annotations
 
 import logging
 import random
+import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from fsdecloud.errors import FsdecloudError, MalformedError, PeerUnavailable, RemoteProtocolError, UsageError
-from fsdecloud.ledger.chain import Switch
+from fsdecloud.errors import (
+    FsdecloudError,
+    InvalidTransaction,
+    MalformedError,
+    PeerUnavailable,
+    ProtocolError,
+    RemoteError,
+    RemoteProtocolError,
+    UsageError,
+)
+from fsdecloud.ledger.chain import Switch, genesis_point
+from fsdecloud.ledger.compact import shorten
+from fsdecloud.ledger.mempool import slot_of
 from fsdecloud.ledger.network import NetworkDocument, decode_network, network_id
+from fsdecloud.ledger.reasons import EARLY
+from fsdecloud.ledger.transactions import Transaction, decode_tx, tx_id
+from fsdecloud.ledgerd.addresses import Addresses, Key
+from fsdecloud.ledgerd.clock import ClockWatch
+from fsdecloud.ledgerd.conduct import Bans, Misbehaviour
+from fsdecloud.ledgerd.eviction import Caller, choose_eviction
 from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.light import LightKeeper
+from fsdecloud.ledgerd.relay import Orphans, Pacer, Requests
 from fsdecloud.ledgerd.session import Session
+from fsdecloud.ledgerd.sync import Syncer
 from fsdecloud.limits import REQUEST_TIMEOUT
-from fsdecloud.net.address import Address, parse_url
+from fsdecloud.net.address import Address, client_group, format_endpoint, parse_url
 from fsdecloud.net.websocket import Channel, connect
-from fsdecloud.types import PeerId, TxId
+from fsdecloud.swarm.addressbook import AddressBook
+from fsdecloud.types import BlockId, PeerId, TxId
 from fsdecloud.wire import gossip
 from fsdecloud.wire.ledgerapi import LedgerPeer
 
@@ -32,123 +53,220 @@ log = logging.getLogger(__name__)
 
 OUTBOUND_MAX: Final = 8
 INBOUND_MAX: Final = 64
-ADDRESSES_MAX: Final = 1000
-FAILURES_MAX: Final = 8
-DELAY_MIN: Final = 0.5
-DELAY_MAX: Final = 60.0
-"""Between two calls of one address: doubling from the first to the second, half of it random."""
+SPARE: Final = 8
+"""Connections that are accepted beyond INBOUND_MAX, so that one can be let in before another gives way."""
 
 STABLE: Final = 30.0
 """A connection that lasted this long forgives its address the failures before it."""
 
+OFFER_MEAN_MAX: Final = 2.0
+"""Seconds; a network with quick blocks has quicker offers (a twentieth of its interval)."""
 
-@dataclass(slots=True)
-class Target:
-    """An address to call."""
+PROVING_MAX: Final = 2
+"""Threads that make proofs for others at a time: they never keep a block waiting."""
 
-    address: Address
-    given: bool
-    failures: int = 0
-    due: float = 0.0
-    was_reached: bool = False
-    found: PeerId | None = None
-    """Who answered there, when the address does not say who must."""
-    is_active: bool = False
-
-    @property
-    def url(self) -> str:
-        """The address with the key of who answers there, as far as it is known."""
-        return str(Address(self.address.host, self.address.port, self.address.id or self.found, self.address.network))
+FEELER_PAUSE: Final = 120.0
+"""Seconds between two feelers; half of it random."""
 
 
 class Hub:
     """All sessions of one daemon, and the calls it makes."""
 
     def __init__(
-        self, keeper: Keeper, node: PeerId, nonce: bytes, *, changed: Callable[[], None] = lambda: None
+        self,
+        keeper: Keeper | LightKeeper,
+        node: PeerId,
+        nonce: bytes,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        book: AddressBook | None = None,
+        bans: Bans | None = None,
+        minimum_work: int = 0,
     ) -> None:
         self.keeper = keeper
         self.nonce = nonce
         self.url = ""
         """Where others reach this daemon; set once it listens."""
-        self.sync_lock = trio.Lock()
-        self._node = node
+        self.sync = Syncer(keeper, minimum_work)
+        self.bans = Bans() if bans is None else bans
+        self.addresses = Addresses(
+            AddressBook(secrets.token_bytes(32), node) if book is None else book, keeper.network, node, keeper.now
+        )
+        self.requests: Requests[Session] = Requests()
+        self.orphans = Orphans()
+        self.proving = trio.CapacityLimiter(PROVING_MAX)
+        self.clock = ClockWatch()
+        self.offer_mean = min(OFFER_MEAN_MAX, keeper.document.interval / 20)
+        """Mean seconds that an offer waits for its moment on a connection of ours; for those who called it is twice that."""
+        self.inbound_pacer = Pacer(2 * self.offer_mean)
+        self._requests_changed = trio.Event()
+        self._compact: tuple[BlockId, gossip.Compact] | None = None
+        self._clock_warning = ""
+        self._secret = secrets.token_bytes(32)
         self._changed = changed
-        self._sessions: set[Session] = set()
-        self._targets: dict[tuple[str, int], Target] = {}
+        self._sessions: dict[Session, None] = {}
+        self._active: set[Key] = set()
+        """Addresses being called or connected."""
         self._wake = trio.Event()
         keeper.on_tip.append(self._announce_tip)
         keeper.on_tx.append(self._offer)
 
     # ---- for sessions ----------------------------------------------------------------------------------------------
+    @property
+    def is_light(self) -> bool:
+        """Whether this daemon keeps headers only."""
+        return isinstance(self.keeper, LightKeeper)
+
     def hello(self) -> gossip.Hello:
-        """Return what this daemon says first."""
-        tip = self.keeper.tip
-        return gossip.Hello(gossip.VERSION, self.keeper.network, self.url, self.nonce, tip.height, tip.work, tip.id)
+        """Return what this daemon says first. A light one claims nothing: nobody can get a chain from it."""
+        tip = genesis_point(self.keeper.document) if self.is_light else self.keeper.tip
+        return gossip.Hello(
+            version=gossip.VERSION,
+            network=self.keeper.network,
+            url=self.url,
+            nonce=self.nonce,
+            height=tip.height,
+            work=tip.work,
+            tip=tip.id,
+            time=self.keeper.now(),
+            first=gossip.NO_BODIES if self.is_light else self.keeper.store.first_body(),
+        )
 
     def add(self, session: Session) -> None:
         """Take note of a session that has been greeted."""
-        self._sessions.add(session)
-        for target in self._targets.values():
-            if target.is_active and not session.inbound and target.url == session.url:
-                target.was_reached = True
+        self._sessions[session] = None
+        if session.address is not None and session.id is not None:
+            self.addresses.answered(session.address, session.id, is_lasting=True)
+        self.sync.add(session)
         self._changed()
         log.info("%s %s", "called by" if session.inbound else "connected to", session.url or session.remote)
+        if session.inbound:
+            self._make_room()
 
     def remove(self, session: Session) -> None:
         """Forget a session; unknown ones do not matter."""
         if session in self._sessions:
-            self._sessions.discard(session)
+            del self._sessions[session]
+            self.clock.gone(session)
+            self._ask_others(self.requests.gone(session, trio.current_time()))
+            self.sync.remove(session)
             log.info("lost %s", session.url or session.remote)
             self._wake_up()
 
     def is_myself(self, session: Session) -> None:
         """Forget the address that led back to this daemon (fault 108)."""
-        for key, target in list(self._targets.items()):
-            if session.url and target.url == session.url:
-                del self._targets[key]
+        if session.address is not None:
+            self.addresses.forget_given(session.address)
+        if session.id is not None:
+            self.addresses.forget(session.id)
 
-    def learn(self, urls: Iterable[str], *, given: bool = False, was_reached: bool = False) -> None:
-        """Remember addresses of other daemons. Those that others sent are dropped silently when they make no sense."""
+    def give(self, urls: Iterable[str]) -> None:
+        """Call these addresses, always: a person said so. Raises UsageError."""
         for url in urls:
-            try:
-                address = parse_url(url)
-            except UsageError:
-                if given:
-                    raise
-                continue
-            if address.network not in (None, self.keeper.network) or address.id == self._node:
-                continue
-            key = (address.host, address.port)
-            if key in self._targets:
-                self._targets[key].given |= given
-            elif given or (address.id is not None and len(self._targets) < ADDRESSES_MAX):
-                self._targets[key] = Target(address, given, was_reached=was_reached)
+            self.addresses.give(url)
         self._wake_up()
+
+    def hear(self, urls: Iterable[str], source: str) -> None:
+        """Take addresses that the daemon at HOST:PORT `source` told; "" for remembered ones."""
+        if self.addresses.hear(urls, client_group(source) if source else ""):
+            self._wake_up()
+
+    def compare_clocks(self, session: Session, time: int) -> None:
+        """Note what time it is for a daemon that we called; warn a person once when ours is far off."""
+        self.clock.heard(session, time - self.keeper.now())
+        warning = self.clock.warning()
+        if warning and not self._clock_warning:
+            log.warning("%s", warning)
+        self._clock_warning = warning
+
+    def compact(self, identity: BlockId) -> gossip.Compact:
+        """Return a stored block in its short form; an empty one when it is not at hand."""
+        if self._compact is None or self._compact[0] != identity:
+            data = self.keeper.store.block(identity)
+            parts = None if data is None else shorten(data)
+            if parts is None:
+                return gossip.Compact(b"", b"", b"")
+            self._compact = identity, gossip.Compact(*parts)
+        return self._compact[1]
 
     def known_urls(self) -> tuple[str, ...]:
         """Return the addresses of daemons that this one is or was connected to, those connected first."""
         live = [s.url for s in self._sessions if s.url]
-        other = [t.url for t in self._targets.values() if t.was_reached]
-        return tuple(dict.fromkeys(live + other))
+        return tuple(dict.fromkeys(live + self.addresses.urls()))
 
     def peers(self) -> tuple[LedgerPeer, ...]:
         """Return the connected daemons for `status`."""
-        return tuple(LedgerPeer(s.url, s.id or b"", s.inbound, s.height) for s in self._sessions)
+        return tuple(LedgerPeer(s.url, s.id or b"", s.inbound, max(s.height, s.asked_height)) for s in self._sessions)
+
+    # ---- transactions ----------------------------------------------------------------------------------------------
+    def offered(self, session: Session, ids: Iterable[TxId]) -> list[TxId]:
+        """Take an offer; return those that the session is to be asked for now. A light daemon wants none."""
+        if self.is_light:
+            return []
+        unknown = [
+            identity
+            for identity in ids
+            if identity not in self.keeper.pool
+            and identity not in self.orphans
+            and self.keeper.store.find_tx(identity) is None
+        ]
+        ask = self.requests.offered(session, unknown, trio.current_time())
+        if ask:
+            self._requests_changed.set()
+        return ask
+
+    def take(self, tx: Transaction, data: bytes) -> None:
+        """Put a transaction that somebody sent into the mempool. Raises an InvalidTransaction leaf."""
+        identity = tx_id(tx)
+        self.requests.arrived(identity)
+        try:
+            self.keeper.submit(data)
+        except EARLY:  # what it follows may come by another way, later
+            self.orphans.add(identity, slot_of(tx)[1], data)
+            raise
+        except InvalidTransaction:
+            self.requests.refuse(identity)
+            raise
+
+    def _retry(self, orphans: Iterable[bytes]) -> None:
+        for data in orphans:
+            tx = decode_tx(data)
+            try:
+                self.take(tx, data)
+            except InvalidTransaction as exc:
+                log.debug("transaction %s waits or is refused: %s", tx_id(tx).hex(), exc)
+
+    async def _ask_again(self) -> None:
+        """Ask somebody else for what does not come."""
+        while True:
+            self._requests_changed = trio.Event()
+            with trio.move_on_at(self.requests.next_due()):
+                await self._requests_changed.wait()
+            self._ask_others(self.requests.overdue(trio.current_time()))
+
+    @staticmethod
+    def _ask_others(asks: dict[Session, list[TxId]]) -> None:
+        for session, ids in asks.items():
+            session.ask_for(ids)
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
     async def serve(self, channel: Channel) -> None:
-        """Run the session of someone who called."""
-        await Session(self, channel, inbound=True).run()
+        """Run the session of someone who called, unless its address is shut out."""
+        if self.bans.is_banned(channel.remote, self.keeper.now()):
+            raise PeerUnavailable(f"{channel.remote} is shut out")
+        await self._run(Session(self, channel, inbound=True))
 
     async def run(self) -> None:
-        """Call others until cancelled."""
+        """Call others and sync with them until cancelled. Raises StoreCorrupt."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.sync.run)
+            nursery.start_soon(self._feel)
+            nursery.start_soon(self._ask_again)
             while True:
                 self._wake = trio.Event()
-                for target in self._due_targets():
-                    target.is_active = True
-                    nursery.start_soon(self._call, target)
+                for address in self._next_calls():
+                    self._active.add((address.host, address.port))
+                    nursery.start_soon(self._call, address)
                 with trio.move_on_at(self._next_due()):
                     await self._wake.wait()
 
@@ -156,55 +274,120 @@ class Hub:
     def _announce_tip(self, _switch: Switch) -> None:
         for session in self._sessions:
             session.announce_tip()
+        self.requests.forgive()
+        self._retry(self.orphans.take())
 
     def _offer(self, identity: TxId) -> None:
         for session in self._sessions:
             session.offer(identity)
+        data = self.keeper.pool.get(identity)
+        if data is not None and len(self.orphans):
+            self._retry(self.orphans.take(slot_of(decode_tx(data))[1]))
 
     def _wake_up(self) -> None:
         self._wake.set()
 
-    def _callable(self) -> list[Target]:
-        """Return the targets that may be called at some time, given ones first."""
-        connected = {parts.id for s in self._sessions if s.url and (parts := _parse(s.url)) is not None}
-        idle = [t for t in self._targets.values() if not t.is_active and (t.given or t.address.id not in connected)]
-        return sorted(idle, key=lambda t: (not t.given, t.due))
+    def _connected(self) -> set[PeerId]:
+        """Return who need not be called. Somebody who called is believed to be who he says when he called from the address he
+        names: else anybody could keep us from calling a daemon by using its name."""
+        found = {session.id for session in self._sessions if session.id is not None}
+        for session in self._sessions:
+            says = _parse(session.url) if session.inbound and session.url else None
+            if says is not None and says.id is not None and says.host == session.remote.rpartition(":")[0].strip("[]"):
+                found.add(says.id)
+        return found
 
-    def _due_targets(self) -> list[Target]:
+    def _has_room(self) -> bool:
+        return len(self._active) < OUTBOUND_MAX
+
+    def _next_calls(self) -> list[Address]:
+        """Return the addresses to call now."""
         now = trio.current_time()
-        room = OUTBOUND_MAX - sum(t.is_active for t in self._targets.values())
-        due = [t for t in self._callable() if t.due <= now]
-        given = [t for t in due if t.given]
-        return given + [t for t in due if not t.given][: max(0, room - len(given))]
+        calls = self.addresses.given(self._active, now)
+        active = self._active | {(address.host, address.port) for address in calls}
+        connected = self._connected()
+        while len(active) < OUTBOUND_MAX:
+            address = self.addresses.choose(active, connected, now, self._may_call)
+            if address is None:
+                break
+            active.add((address.host, address.port))
+            calls.append(address)
+        return calls
+
+    def _may_call(self, address: Address) -> bool:
+        return not self.bans.is_banned(format_endpoint(address.host, address.port), self.keeper.now())
 
     def _next_due(self) -> float:
-        now = trio.current_time()
-        room = OUTBOUND_MAX - sum(t.is_active for t in self._targets.values())
-        waiting = [t.due for t in self._callable() if t.given or room > 0]
-        return min((due for due in waiting if due > now), default=float("inf"))
+        return self.addresses.next_due(self._active, self._connected(), trio.current_time(), has_room=self._has_room())
 
-    async def _call(self, target: Target) -> None:
+    async def _call(self, address: Address) -> None:
         """Call one address and stay for as long as the connection lasts."""
         begun = trio.current_time()
+        found = address.id
+        is_reached = False
         try:
-            async with connect(target.address, subprotocol=gossip.SUBPROTOCOL) as channel:
-                target.found = channel.server_key
-                session = Session(self, channel, inbound=False, url=target.url)
+            async with connect(address, subprotocol=gossip.SUBPROTOCOL) as channel:
+                found, is_reached = channel.server_key, True
                 begun = trio.current_time()
-                await session.run()
+                await self._run(Session(self, channel, inbound=False, address=address))
         except RemoteProtocolError as exc:
-            log.warning("%s: %s", target.address, exc)
+            log.warning("%s: %s", address, exc)
         except FsdecloudError as exc:
-            log.info("%s: %s", target.address, exc)
+            log.info("%s: %s", address, exc)
         finally:
-            target.is_active = False
-        lasted = trio.current_time() - begun
-        target.failures = 1 if lasted >= STABLE else target.failures + 1
-        delay = min(DELAY_MAX, DELAY_MIN * 2 ** (target.failures - 1))
-        target.due = trio.current_time() + delay * random.uniform(0.5, 1.0)
-        if target.failures > FAILURES_MAX and not target.given and not target.was_reached:
-            self._targets = {key: t for key, t in self._targets.items() if t is not target}
+            self._active.discard((address.host, address.port))
+        now = trio.current_time()
+        if now - begun >= STABLE and is_reached:
+            self.addresses.succeeded(address)
+        self.addresses.failed(address, found, now, is_reached=is_reached)
         self._wake_up()
+
+    async def _run(self, session: Session) -> None:
+        """Run a session; whoever misbehaves in it is shut out."""
+        try:
+            await session.run()
+        except Misbehaviour as exc:
+            if self.bans.ban(session.remote, self.keeper.now()):
+                log.warning("%s is shut out: %s", session.remote, exc)
+                self._changed()
+            if session.id is not None:
+                self.addresses.forget(session.id)
+            raise
+
+    async def _feel(self) -> None:
+        """Test one address now and then (a feeler connection): what answers may take a tried one's place, what does not
+        goes. While there is room for more connections, ask somebody who else there is."""
+        while True:
+            await trio.sleep(FEELER_PAUSE * random.uniform(0.5, 1.0))
+            if self._sessions and self._has_room():
+                random.choice(list(self._sessions)).ask_peers()
+            address = self.addresses.to_test(self._connected())
+            if address is not None and self._may_call(address):
+                await self._test(address)
+
+    async def _test(self, address: Address) -> None:
+        try:
+            async with connect(address, subprotocol=gossip.SUBPROTOCOL) as channel:
+                found = channel.server_key
+        except (RemoteError, ProtocolError) as exc:
+            log.debug("feeler: %s", exc)
+            self.addresses.failed(address, address.id, trio.current_time(), is_reached=False)
+        else:
+            self.addresses.answered(address, found, is_lasting=False)
+        self._changed()
+
+    def _make_room(self) -> None:
+        """Let one of those who called give way if they are too many."""
+        inbound = [session for session in self._sessions if session.inbound]
+        if len(inbound) <= INBOUND_MAX:
+            return
+        callers = [
+            Caller(number, client_group(s.remote).encode(), s.since, s.last_block, s.last_tx)
+            for number, s in enumerate(inbound)
+        ]
+        chosen = choose_eviction(callers, self._secret)
+        if chosen is not None:
+            inbound[chosen.number].fail(PeerUnavailable(f"{inbound[chosen.number].remote} gives way to another"))
 
 
 async def fetch_network(address: Address) -> NetworkDocument:

@@ -8,17 +8,20 @@ checkpoints, after the store's transaction is durable. Not here: where blocks an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
+from fsdecloud.errors import InvalidBlock
 from fsdecloud.ledger.blocks import Block, block_id, decode_block
-from fsdecloud.ledger.chain import Point, Switch, build_block, check_block, is_better, plan_switch
+from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, build_block, check_block, open_next, plan_switch
+from fsdecloud.ledger.finality import choose_tip, read_finality
 from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
-from fsdecloud.ledger.reasons import COMMITTED, KnownInvalid, ReorgTooDeep, UnknownParent
+from fsdecloud.ledger.reasons import COMMITTED, ConflictsWithFinal, KnownInvalid, ReorgTooDeep, UnknownParent
+from fsdecloud.ledger.staking import Finality
 from fsdecloud.ledger.state import Registration, State, StateNodes
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.store.chain import ChainStore
@@ -28,7 +31,8 @@ from fsdecloud.types import BlockId, PeerId, TxId
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY: Final = 128
-"""Connected blocks between two sweeps of old state nodes: each sweep reads the whole state once."""
+"""Connected blocks between two sweeps of old state nodes, at least; and a sweep, which reads the whole state once, waits until
+there are half as many nodes again as the last one left: its cost for each block stays the same however large the state is."""
 
 PRUNE_MARGIN: Final = 28
 """States kept below the finality depth, for branches that begin just above it."""
@@ -43,10 +47,19 @@ class Accepted:
     switch: Switch | None
 
 
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """What became of successive blocks: how many of them are stored now, and what is wrong with the one after these."""
+
+    count: int
+    error: InvalidBlock | None
+
+
 class Keeper:
     """Owner of the chain store and the mempool."""
 
-    def __init__(self, store: ChainStore, clock: Callable[[], int]) -> None:
+    def __init__(self, store: ChainStore, clock: Callable[[], int], body_limit: int | None = None) -> None:
+        """`clock` returns Unix seconds; `body_limit` is how many bytes of bodies to keep, None for all."""
         self.document = store.document
         self.network = network_id(store.document)
         self.tip = store.tip()
@@ -55,7 +68,9 @@ class Keeper:
         self._store = store
         self._clock = clock
         self._lock = trio.Lock()
+        self._body_limit = body_limit
         self._connected = 0
+        self._prune_above = 0
         self._tip_changed = trio.Event()
         self._pool_changed = trio.Event()
         self.on_tip: list[Callable[[Switch], None]] = []
@@ -63,13 +78,18 @@ class Keeper:
         self.on_tx: list[Callable[[TxId], None]] = []
         """Called, not to block, for each transaction that enters the mempool."""
         self.pool = Mempool(store.document)
-        self.pool.rebase(self.state, self.tip.height + 1, clock())
+        self.pool.rebase(self.next_state, self.tip.height + 1, clock())
 
     # ---- looking ---------------------------------------------------------------------------------------------------
     @property
     def store(self) -> ChainStore:
         """The stored chain; others only read it."""
         return self._store
+
+    @property
+    def kept_depth(self) -> int:
+        """Blocks below the tip whose states, and bodies, are always kept: a reorganisation may need them."""
+        return self.document.finality_depth + PRUNE_MARGIN
 
     def now(self) -> int:
         """Return this machine's time in seconds since 1970."""
@@ -78,6 +98,14 @@ class Keeper:
     def state(self) -> State:
         """Return the state at the tip."""
         return State(StateNodes(self._store.node).get, self.tip.state_root)
+
+    def next_state(self) -> State:
+        """Return the state that the next block's transactions are applied to: a checkpoint at the tip is noted in it."""
+        return open_next(self.document, self.tip, self._store.node)
+
+    def finality(self) -> Finality:
+        """Return the checkpoints at the tip."""
+        return read_finality(self.document, self.tip, self._store.node)
 
     def registry(self) -> list[tuple[PeerId, Registration]]:
         """Return all registered peers by their place."""
@@ -113,21 +141,40 @@ class Keeper:
     async def accept(self, data: bytes) -> Accepted:
         """Check and store an encoded block, and follow it if its chain has the most work.
 
-        Raises an InvalidBlock leaf. A block that is invalid for ever is remembered as such, with what follows it.
+        Raises an InvalidBlock leaf. A block that is invalid for ever, and cost its work, is remembered as such.
         """
         async with self._lock:
-            accepted = await trio.to_thread.run_sync(self._connect, data, self.pool.verified())
-            if accepted.switch is not None:
-                await self._follow(accepted.switch)
-        return accepted
+            batch = await trio.to_thread.run_sync(self._connect, (data,), self.pool.verified())
+            if batch.switch is not None:
+                await self._follow(batch.switch)
+        if batch.error is not None:
+            raise batch.error
+        return Accepted(batch.last, is_new=bool(batch.fresh), switch=batch.switch)
+
+    async def accept_chain(self, blocks: Sequence[bytes]) -> Connected:
+        """Check and store encoded blocks, each the parent of the next, and follow the last if its chain has the most work.
+
+        One disk transaction for all of them. What comes before the first invalid one is stored all the same.
+        """
+        async with self._lock:
+            batch = await trio.to_thread.run_sync(self._connect, blocks, self.pool.verified())
+            if batch.switch is not None:
+                await self._follow(batch.switch)
+        return Connected(batch.count, batch.error)
 
     async def accept_tip(self, identity: BlockId) -> Point:
-        """Follow a stored block however deep it reorganises: a person said so. Raises UnknownParent if it is unknown."""
+        """Follow a stored block however deep it reorganises: a person said so. Raises UnknownParent if it is unknown,
+        ReorgTooDeep if pruned blocks would have to be undone."""
         async with self._lock:
             point = self._store.point(identity)
             if point is None:
                 raise UnknownParent(f"block {identity.hex()} is not stored here")
             switch = plan_switch(self._store.point, self.tip, point, None)
+            if any(self._store.block(left.id) is None for left in (*switch.leave, *switch.enter)):
+                raise ReorgTooDeep(
+                    "that would undo blocks whose bodies were pruned: stop the daemon, run `decloud ledger rebuild "
+                    "--discard`, and let it sync from daemons whose chain you trust"
+                )
             await trio.to_thread.run_sync(self._store.move_tip, switch)
             self.alarm = ""
             await self._follow(switch)
@@ -144,38 +191,56 @@ class Keeper:
         )
 
     # ---- inner -----------------------------------------------------------------------------------------------------
-    def _connect(self, data: bytes, verified: frozenset[bytes]) -> Accepted:
-        """Check and store one block. Worker thread."""
+    def _connect(self, blocks: Sequence[bytes], verified: frozenset[bytes]) -> _Batch:
+        """Check blocks one after another and store those before the first invalid one. Worker thread."""
+        batch = _Batch(self._store, self.tip)
+        for data in blocks:
+            try:
+                self._check(batch, data, verified)
+            except InvalidBlock as exc:
+                batch.error = exc
+                break
+            batch.count += 1
+        if batch.fresh:
+            try:
+                batch.switch = self._choose(batch)
+            except (ConflictsWithFinal, ReorgTooDeep) as exc:
+                self.raise_alarm(str(exc))
+            self._store.add_many(tuple(batch.fresh.values()), batch.switch)
+        return batch
+
+    def _choose(self, batch: _Batch) -> Switch | None:
+        """Return how to get to the batch's last block if its chain comes first."""
+
+        def read_finality_at(point: Point) -> Finality:
+            return read_finality(self.document, point, batch.node)
+
+        return choose_tip(self.document, batch.point, read_finality_at, self.tip, batch.last)
+
+    def _check(self, batch: _Batch, data: bytes, verified: frozenset[bytes]) -> None:
+        """Check one block and append it to the batch, unless it is stored already."""
         block = decode_block(data, self.document.block_max)
         identity = block_id(block.header)
-        known = self._store.point(identity)
+        known = batch.point(identity)
         if known is not None:
-            return Accepted(known, is_new=False, switch=None)
-        parent = self._known_parent(block, identity)
+            batch.last = known
+            return
+        parent = self._known_parent(batch, block, identity)
         try:
-            checked = check_block(self.document, parent, block, self._store.node, self.now(), verified)
+            checked = check_block(self.document, parent, block, batch.node, self.now(), verified)
         except COMMITTED as exc:
             self._store.mark_invalid(identity, f"{type(exc).__name__}: {exc}")
             raise
         except NodeMissing as exc:
             raise ReorgTooDeep(f"block {parent.height + 1} follows a block whose state is no longer kept") from exc
-        switch = None
-        if is_better(checked.point, self.tip):
-            try:
-                switch = plan_switch(self._store.point, self.tip, checked.point, self.document.finality_depth)
-            except ReorgTooDeep as exc:
-                self.raise_alarm(str(exc))
-        self._store.add(checked, data, switch)
-        return Accepted(checked.point, is_new=True, switch=switch)
+        batch.append(checked, data)
 
-    def _known_parent(self, block: Block, identity: BlockId) -> Point:
+    def _known_parent(self, batch: _Batch, block: Block, identity: BlockId) -> Point:
         for candidate in (identity, BlockId(block.header.parent)):
             reason = self._store.invalid_reason(candidate)
             if reason is not None:
-                if candidate != identity:
-                    self._store.mark_invalid(identity, f"descends from an invalid block ({reason})")
-                raise KnownInvalid(reason)
-        parent = self._store.point(BlockId(block.header.parent))
+                raise KnownInvalid(reason if candidate == identity else f"descends from an invalid block ({reason})")
+        parent = batch.point(BlockId(block.header.parent))
         if parent is None:
             raise UnknownParent(f"the parent of block {block.header.height} is not known")
         return parent
@@ -184,7 +249,8 @@ class Keeper:
         """Take the new tip over; the store has it."""
         returned = [tx for point in reversed(switch.leave) for tx in self._transactions(point)]
         self.tip = switch.enter[-1] if switch.enter else switch.fork
-        dropped = self.pool.rebase(self.state, self.tip.height + 1, self.now(), returned)
+        waited = frozenset(self.pool.ids()) if returned else frozenset()
+        dropped = self.pool.rebase(self.next_state, self.tip.height + 1, self.now(), returned)
         if switch.leave:
             log.info("left %d blocks for a chain with more work, tip %d", len(switch.leave), self.tip.height)
         for waiting, reason in dropped:
@@ -194,11 +260,18 @@ class Keeper:
         self._notify_pool()
         for callback in self.on_tip:
             callback(switch)
+        if returned:  # the others' mempools may never have held what the left blocks did
+            for identity in self.pool.ids():
+                if identity not in waited:
+                    for tell in self.on_tx:
+                        tell(identity)
+        if self._body_limit is not None and switch.enter:
+            await trio.to_thread.run_sync(self._store.prune_bodies, self._body_limit, self.kept_depth)
         self._connected += len(switch.enter)
-        if self._connected >= PRUNE_EVERY:
+        if self._connected >= PRUNE_EVERY and self._store.node_count() >= self._prune_above:
             self._connected = 0
-            depth = self.document.finality_depth + PRUNE_MARGIN
-            count = await trio.to_thread.run_sync(self._store.prune, depth)
+            count = await trio.to_thread.run_sync(self._store.prune, self.kept_depth)
+            self._prune_above = self._store.node_count() * 3 // 2
             log.debug("dropped %d old state nodes", count)
 
     def _transactions(self, point: Point) -> tuple[bytes, ...]:
@@ -210,7 +283,36 @@ class Keeper:
         self._pool_changed = trio.Event()
 
     def raise_alarm(self, text: str) -> None:
-        """Remember and log, once, that a chain with more work is not followed."""
+        """Remember and log, once, that a chain that comes first by work or votes is not followed."""
         if text != self.alarm:
             log.warning("%s: see `decloud ledger accept-tip`", text)
         self.alarm = text
+
+
+class _Batch:
+    """Successive blocks on their way into the store: what is checked so far, over what is stored."""
+
+    def __init__(self, store: ChainStore, last: Point) -> None:
+        self._store = store
+        self._nodes: dict[bytes, bytes] = {}
+        self.fresh: dict[BlockId, tuple[CheckedBlock, bytes]] = {}
+        self.last = last
+        self.count = 0
+        self.switch: Switch | None = None
+        self.error: InvalidBlock | None = None
+
+    def point(self, identity: BlockId) -> Point | None:
+        """Return a block's point, of the batch or stored."""
+        found = self.fresh.get(identity)
+        return self._store.point(identity) if found is None else found[0].point
+
+    def node(self, ref: bytes) -> bytes | None:
+        """Return an encoded state node, of the batch or stored."""
+        data = self._nodes.get(ref)
+        return self._store.node(ref) if data is None else data
+
+    def append(self, checked: CheckedBlock, data: bytes) -> None:
+        """Take a checked block with its bytes."""
+        self.fresh[checked.point.id] = (checked, data)
+        self._nodes.update(checked.nodes)
+        self.last = checked.point

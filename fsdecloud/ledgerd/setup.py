@@ -2,8 +2,10 @@
 
 state/ledger/network    the network document, canonical bytes: `b3sum` of it is the network id
 state/ledger/node.key   32-byte Ed25519 seed: proves the daemon's identity to others, receives its mining rewards
-state/ledger/node.json  the address it listens on, so that it is found again after a restart, and other daemons' addresses
+state/ledger/node.json  the address it listens on, so that it is found again after a restart, and who is shut out
+state/ledger/addresses  other daemons' addresses (`swarm.addressbook`)
 state/ledger/chain/     `store.chain`
+state/ledger/light/     the same of a light daemon: headers only
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from fsdecloud.config import Paths, make_private_dir, read_private_file, write_p
 from fsdecloud.errors import MalformedError, UsageError
 from fsdecloud.ledger.network import NetworkDocument, decode_network, encode_network, network_id
 
-ADDRESSES_MAX: Final = 1000
 _JSON_MAX: Final = 1 << 20
 
 
@@ -28,7 +29,11 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = ""
     """HOST:PORT of the last run."""
     addresses: tuple[str, ...] = ()
-    """Other daemons that were reached, the latest first."""
+    """Other daemons, as an earlier release kept them; now they are in the address book."""
+    bans: tuple[tuple[str, int], ...] = ()
+    """Addresses that are shut out, until when (seconds since 1970)."""
+    light: bool = False
+    """Whether it kept headers only."""
 
 
 def init_ledger(paths: Paths, document: NetworkDocument) -> bytes:
@@ -99,6 +104,16 @@ def save_config(paths: Paths, config: NodeConfig) -> None:
 def chain_path(paths: Paths) -> Path:
     """Return where the chain store lies."""
     return paths.ledger_state / "chain"
+
+
+def book_path(paths: Paths) -> Path:
+    """Return where the address book lies."""
+    return paths.ledger_state / "addresses"
+
+
+def light_path(paths: Paths) -> Path:
+    """Return where a light daemon's store of headers lies."""
+    return paths.ledger_state / "light"
 
 
 def _network_path(paths: Paths) -> Path:

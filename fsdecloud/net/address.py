@@ -94,6 +94,16 @@ def client_group(remote: str) -> str:
     return host
 
 
+def is_loopback(remote: str) -> bool:
+    """Tell whether HOST:PORT as a socket has it is on this machine."""
+    try:
+        address = ipaddress.ip_address(remote.rpartition(":")[0].strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
 def parse_endpoint(text: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT, port 0 allowed (to listen). Raises UsageError."""
     host, colon, port_text = text.rpartition(":")

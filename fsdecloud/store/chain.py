@@ -4,10 +4,11 @@ Blocking. Reads may come from any thread; writes from one thread at a time (LMDB
 connects a block with everything that follows from it, so after a crash the store is at a block or at the one before.
 Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
 
-    meta      "network" document, "tip" block id
+    meta      "network" document, "tip" block id, "first" height of the first block whose body is here (1 when absent)
     points    block id -> Point                              every valid block, on whatever branch
     headers   block id -> encoded header
-    bodies    block id -> encoded block
+    bodies    block id -> encoded block                      but for pruned ones (`prune_bodies`)
+    kept      height, index -> transaction                   of pruned blocks: each volume's latest anchor
     levels    height + block id -> b""                       all blocks of a height
     best      height -> block id                             the best chain
     txs       transaction id -> height, index                of the best chain
@@ -19,7 +20,7 @@ Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -37,7 +38,11 @@ from fsdecloud.types import BlockId, TxId
 
 _NETWORK: Final = b"network"
 _TIP: Final = b"tip"
+_FIRST: Final = b"first"
 _PLACE: Final = struct.Struct(">QI")
+PRUNE_STEP: Final = 256
+"""Bodies dropped in one transaction, at most."""
+
 _INVALID_MAX: Final = 4096
 """Invalid blocks remembered: enough to drop whoever repeats them, too few to fill a disk."""
 
@@ -52,6 +57,7 @@ class ChainStore:
         self._points = environment.database(b"points")
         self._headers = environment.database(b"headers")
         self._bodies = environment.database(b"bodies")
+        self._kept = environment.database(b"kept")
         self._levels = environment.database(b"levels")
         self._best = environment.database(b"best")
         self._txs = environment.database(b"txs")
@@ -88,6 +94,16 @@ class ChainStore:
         """Return an encoded block; None for an unknown one and for the genesis block, which has no bytes."""
         with self._env.read() as txn:
             return txn.get(identity, db=self._bodies)
+
+    def first_body(self) -> int:
+        """Return the height from which on all blocks of the best chain are here: 1 unless old ones were pruned."""
+        with self._env.read() as txn:
+            return self._first(txn)
+
+    def body_bytes(self) -> int:
+        """Return how many bytes of the disk the bodies take."""
+        with self._env.read() as txn:
+            return self._body_bytes(txn)
 
     def header(self, identity: BlockId) -> bytes | None:
         """Return a stored block's encoded header."""
@@ -129,10 +145,38 @@ class ChainStore:
                 size += len(data)
         return tuple(found)
 
+    def headers_from(self, height: int, count: int) -> tuple[bytes, ...]:
+        """Return up to `count` encoded headers of the best chain from `height` (1 or more) on."""
+        found: list[bytes] = []
+        with self._env.read() as txn:
+            for number in range(max(1, height), max(1, height) + count):
+                identity = txn.get(number.to_bytes(8), db=self._best)
+                data = None if identity is None else txn.get(identity, db=self._headers)
+                if data is None:
+                    break
+                found.append(data)
+        return tuple(found)
+
     def find_tx(self, identity: TxId) -> tuple[bytes, int, int] | None:
         """Return a transaction of the best chain: its bytes, height and index in the block."""
         with self._env.read() as txn:
             return self._at(txn, txn.get(identity, db=self._txs))
+
+    def block_with(self, identity: TxId) -> tuple[bytes, int] | None:
+        """Return the best chain's block that holds a transaction, and the transaction's index in it; None when there is none or
+        its body was pruned."""
+        with self._env.read() as txn:
+            return self._block_at(txn, txn.get(identity, db=self._txs))
+
+    def anchor_blocks(self, volume: bytes, first: int, count: int) -> Iterator[tuple[bytes, int]]:
+        """Yield the blocks that hold a volume's anchors from sequence number `first` on, as `block_with`, up to the first that
+        is not at hand."""
+        for sequence in range(max(1, first), max(1, first) + count):
+            with self._env.read() as txn:
+                found = self._block_at(txn, txn.get(volume + sequence.to_bytes(8), db=self._anchors))
+            if found is None:
+                return
+            yield found
 
     def anchors(self, volume: bytes, first: int, count: int) -> tuple[tuple[bytes, int], ...]:
         """Return a volume's anchors of the best chain from sequence number `first` on: (bytes, height), ascending."""
@@ -150,6 +194,11 @@ class ChainStore:
         with self._env.read() as txn:
             return txn.get(ref, db=self._nodes)
 
+    def node_count(self) -> int:
+        """Return how many state nodes are stored."""
+        with self._env.read() as txn:
+            return int(txn.stat(self._nodes)["entries"])
+
     def invalid_reason(self, identity: BlockId) -> str | None:
         """Return why a block was found invalid, None if it was not."""
         with self._env.read() as txn:
@@ -157,28 +206,55 @@ class ChainStore:
         return None if data is None else data.decode("utf-8", "replace")
 
     def stored_blocks(self) -> Iterator[tuple[BlockId | None, bytes]]:
-        """Yield (id, bytes) of the best chain from height 1 on, as stored; b"" for a block that is missing. Each step is
-        a transaction of its own, so that a long verification pins no old pages."""
-        height = 1
+        """Yield (id, bytes) of the best chain from the first body on, as stored; b"" for a block that is missing. Each step
+        is a transaction of its own, so that a long verification pins no old pages."""
+        height = self.first_body()
         top = self.tip().height
         while height <= top:
             identity = self.best_at(height)
             yield identity, (b"" if identity is None else self.block(identity) or b"")
             height += 1
 
+    def stored_headers(self, last: int) -> Iterator[bytes]:
+        """Yield the encoded headers of the best chain from height 1 to `last`; b"" for one that is missing."""
+        for height in range(1, last + 1):
+            identity = self.best_at(height)
+            yield b"" if identity is None else self.header(identity) or b""
+
     # ---- writing ---------------------------------------------------------------------------------------------------
     def add(self, checked: CheckedBlock, data: bytes, switch: Switch | None) -> None:
         """Store a checked block whose bytes are `data`, and move the tip along `switch` (which ends with it), if given."""
-        point = checked.point
+        self.add_many(((checked, data),), switch)
+
+    def add_many(self, blocks: Sequence[tuple[CheckedBlock, bytes]], switch: Switch | None) -> None:
+        """Store checked blocks with their bytes, parents before children, and move the tip along `switch`, if given. All in
+        one transaction: after a crash either all of it is there or nothing."""
         with self._env.write() as txn:
-            for ref, node in checked.nodes.items():
-                txn.put(ref, node, db=self._nodes)
-            txn.put(point.id, encode_header(checked.block.header), db=self._headers)
-            txn.put(point.id, data, db=self._bodies)
-            txn.put(point.id, codec.encode(point), db=self._points)
-            txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
+            for checked, data in blocks:
+                point = checked.point
+                for ref, node in checked.nodes.items():
+                    txn.put(ref, node, db=self._nodes)
+                txn.put(point.id, encode_header(checked.block.header), db=self._headers)
+                txn.put(point.id, data, db=self._bodies)
+                txn.put(point.id, codec.encode(point), db=self._points)
+                txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
             if switch is not None:
-                self._move(txn, switch)
+                self._move(txn, switch, {checked.point.id: checked for checked, _ in blocks})
+
+    def add_headers(self, headers: Sequence[tuple[Point, bytes]], switch: Switch | None) -> None:
+        """Store checked headers, parents before children, without bodies, and move the tip along `switch`, if given. For a
+        store that holds nothing but headers."""
+        with self._env.write() as txn:
+            for point, header in headers:
+                txn.put(point.id, header, db=self._headers)
+                txn.put(point.id, codec.encode(point), db=self._points)
+                txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
+            if switch is not None:
+                for left in switch.leave:
+                    txn.delete(left.height.to_bytes(8), db=self._best)
+                for entered in switch.enter:
+                    txn.put(entered.height.to_bytes(8), entered.id, db=self._best)
+                txn.put(_TIP, switch.enter[-1].id, db=self._meta)
 
     def move_tip(self, switch: Switch) -> None:
         """Make a stored branch the best chain."""
@@ -186,13 +262,14 @@ class ChainStore:
             self._move(txn, switch)
 
     def mark_invalid(self, identity: BlockId, reason: str) -> None:
-        """Remember that no chain may hold this block."""
+        """Remember that no chain may hold this block. Of more than _INVALID_MAX those are forgotten whose ids are the largest:
+        they cost the least work, so that a flood of cheap ones does not drive out what was dear."""
         with self._env.write() as txn:
-            if txn.stat(self._invalid)["entries"] >= _INVALID_MAX:
-                with txn.cursor(db=self._invalid) as cursor:
-                    if cursor.first():
-                        cursor.delete()
             txn.put(identity, reason.encode()[:1000], db=self._invalid)
+            if txn.stat(self._invalid)["entries"] > _INVALID_MAX:
+                with txn.cursor(db=self._invalid) as cursor:
+                    if cursor.last():
+                        cursor.delete()
 
     def prune(self, depth: int) -> int:
         """Drop the state nodes that only states more than `depth` blocks below the tip need; return how many. States of
@@ -218,6 +295,20 @@ class ChainStore:
                         found = cursor.delete() and bool(cursor.key())
                         dropped += 1
         return dropped
+
+    def prune_bodies(self, limit: int, keep: int) -> int:
+        """Drop the bodies of the oldest blocks, on every branch, until the rest takes at most `limit` bytes or only the last
+        `keep` blocks are left; at most PRUNE_STEP heights. Headers stay, and each volume's latest anchor. Return how many
+        heights were pruned."""
+        with self._env.write() as txn:
+            first = start = self._first(txn)
+            end = min(self._tip_height(txn) - keep, first + PRUNE_STEP)
+            while first < end and self._body_bytes(txn) > limit:
+                self._prune_height(txn, first)
+                first += 1
+            if first > start:
+                txn.put(_FIRST, first.to_bytes(8), db=self._meta)
+        return first - start
 
     def close(self) -> None:
         """Close the store."""
@@ -248,7 +339,56 @@ class ChainStore:
         elif stored != expected:
             raise StoreCorrupt(f"{self._env.path} holds the chain of another network: move it away to sync again")
 
-    def _move(self, txn: Transaction, switch: Switch) -> None:
+    def _first(self, txn: Transaction) -> int:
+        data = txn.get(_FIRST, db=self._meta)
+        return 1 if data is None else int.from_bytes(data)
+
+    def _tip_height(self, txn: Transaction) -> int:
+        data = txn.get(txn.get(_TIP, db=self._meta) or b"-", db=self._points)
+        if data is None:
+            raise self._corrupt("its tip is missing")
+        return self._point(data).height
+
+    def _body_bytes(self, txn: Transaction) -> int:
+        stat = txn.stat(self._bodies)
+        return int(stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]))
+
+    def _prune_height(self, txn: Transaction, height: int) -> None:
+        """Drop all bodies of a height, and what the indexes say of the one in the best chain."""
+        best = txn.get(height.to_bytes(8), db=self._best)
+        if best is None:
+            raise self._corrupt(f"block {height} is missing")
+        for index, data in enumerate(self._body(txn, BlockId(best)).transactions):
+            tx = decode_tx(data)
+            place = _PLACE.pack(height, index)
+            if isinstance(tx, Anchor):
+                self._drop_kept(txn, tx.volume, tx.sequence)
+                if txn.get(tx.volume + (tx.sequence + 1).to_bytes(8), db=self._anchors) is None:
+                    txn.put(place, data, db=self._kept)  # the volume's latest: who has lost all begins with it
+                    continue
+                txn.delete(tx.volume + tx.sequence.to_bytes(8), db=self._anchors)
+            txn.delete(tx_id(tx), db=self._txs)
+        with txn.cursor(db=self._levels) as cursor:
+            found = cursor.set_range(height.to_bytes(8))
+            while found and cursor.key()[:8] == height.to_bytes(8):
+                txn.delete(cursor.key()[8:], db=self._bodies)
+                found = cursor.next()
+
+    def _drop_kept(self, txn: Transaction, volume: bytes, below: int) -> None:
+        """Drop a volume's anchor that was kept as its latest, with a number below this one: it is not the latest any more."""
+        with txn.cursor(db=self._anchors) as cursor:
+            if not cursor.set_range(volume) or cursor.key()[:-8] != volume:
+                return
+            place = cursor.value()
+            data = txn.get(place, db=self._kept)
+            if data is None or int.from_bytes(cursor.key()[-8:]) >= below:
+                return
+            cursor.delete()
+        txn.delete(place, db=self._kept)
+        txn.delete(tx_id(decode_tx(data)), db=self._txs)
+
+    def _move(self, txn: Transaction, switch: Switch, fresh: Mapping[BlockId, CheckedBlock] | None = None) -> None:
+        """Leave and enter the blocks of `switch`; those in `fresh` are at hand decoded."""
         for point in switch.leave:
             for identity, tx, _ in self._contents(txn, point):
                 txn.delete(identity, db=self._txs)
@@ -256,7 +396,7 @@ class ChainStore:
                     txn.delete(tx.volume + tx.sequence.to_bytes(8), db=self._anchors)
             txn.delete(point.height.to_bytes(8), db=self._best)
         for point in switch.enter:
-            for identity, tx, place in self._contents(txn, point):
+            for identity, tx, place in self._contents(txn, point, None if fresh is None else fresh.get(point.id)):
                 txn.put(identity, place, db=self._txs)
                 if isinstance(tx, Anchor):
                     txn.put(tx.volume + tx.sequence.to_bytes(8), place, db=self._anchors)
@@ -264,8 +404,14 @@ class ChainStore:
         tip = switch.enter[-1] if switch.enter else switch.fork
         txn.put(_TIP, tip.id, db=self._meta)
 
-    def _contents(self, txn: Transaction, point: Point) -> Iterator[tuple[TxId, object, bytes]]:
-        """Yield id, transaction and place of everything in a stored block."""
+    def _contents(
+        self, txn: Transaction, point: Point, checked: CheckedBlock | None = None
+    ) -> Iterator[tuple[TxId, object, bytes]]:
+        """Yield id, transaction and place of everything in a block: the checked one, else as it is stored."""
+        if checked is not None:
+            for index, (identity, known) in enumerate(zip(checked.ids, checked.transactions, strict=True)):
+                yield identity, known, _PLACE.pack(point.height, index)
+            return
         for index, data in enumerate(self._body(txn, point.id).transactions):
             tx = decode_tx(data)
             yield tx_id(tx), tx, _PLACE.pack(point.height, index)
@@ -274,6 +420,9 @@ class ChainStore:
         if place is None:
             return None
         height, index = _PLACE.unpack(place)
+        kept = txn.get(place, db=self._kept)
+        if kept is not None:
+            return kept, height, index
         identity = txn.get(height.to_bytes(8), db=self._best)
         if identity is None:
             raise self._corrupt(f"block {height} is missing")
@@ -281,6 +430,14 @@ class ChainStore:
         if index >= len(transactions):
             raise self._corrupt(f"block {height} has no transaction {index}")
         return transactions[index], height, index
+
+    def _block_at(self, txn: Transaction, place: bytes | None) -> tuple[bytes, int] | None:
+        if place is None:
+            return None
+        height, index = _PLACE.unpack(place)
+        identity = txn.get(height.to_bytes(8), db=self._best)
+        data = None if identity is None else txn.get(identity, db=self._bodies)
+        return None if data is None else (data, index)
 
     def _body(self, txn: Transaction, identity: BlockId) -> Block:
         data = txn.get(identity, db=self._bodies)
@@ -298,7 +455,7 @@ class ChainStore:
             raise self._corrupt(f"an index entry does not decode ({exc})") from exc
 
     def _corrupt(self, why: str) -> StoreCorrupt:
-        return StoreCorrupt(f"{self._env.path} is damaged: {why}; move it away and the daemon syncs again from others")
+        return StoreCorrupt(f"{self._env.path} is damaged: {why}; stop the daemon and run `decloud ledger rebuild`")
 
 
 def open_chain(path: Path, document: NetworkDocument | None = None, *, map_size: int = CHAIN_MAP_SIZE) -> ChainStore:

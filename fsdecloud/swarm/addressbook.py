@@ -148,15 +148,16 @@ class AddressBook:
         found = contested + [known for known in (*fresh, *old) if id(known) not in due and _is_due(known, now)]
         return found[:count]
 
-    def answered(self, peer: PeerId, host: str, port: int, now: int) -> None:
-        """A connection to a peer at an address was made, and it proved to be that peer."""
+    def answered(self, peer: PeerId, host: str, port: int, now: int, *, is_anchor: bool = True) -> None:
+        """A connection to a peer at an address was made, and it proved to be that peer; `is_anchor` when it is one to stay."""
         tried = self.tried(peer)
         new = self._find(self._new, self._new_places, peer)
         if tried is not None and (tried.host, tried.port) == (host, port):
             tried.tested = tried.answered = now
             tried.failures = 0
             self._challengers.pop(self._tried[peer], None)  # it keeps its place
-            self._note_anchor(peer)
+            if is_anchor:
+                self._note_anchor(peer)
             return
         if new is None or (new.host, new.port) != (host, port):
             return
@@ -172,7 +173,8 @@ class AddressBook:
             self._promote(peer, place)
         else:
             self._challengers.setdefault(place, peer)
-        self._note_anchor(peer)
+        if is_anchor:
+            self._note_anchor(peer)
 
     def failed(self, peer: PeerId, host: str, port: int, now: int) -> None:
         """A peer was not reached at an address."""

@@ -62,3 +62,37 @@ def _follow(get: Get, root: bytes, key: bytes) -> bytes | None:
         node = load_child(get, node, index, upper)
     index = bisect_left(node.keys, key)
     return node.values[index] if index < len(node.keys) and node.keys[index] == key else None
+
+
+def prove_keys(get: Get, root: bytes, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return one proof of what several keys have: the nodes of all their proofs, each once, in the order they are met.
+
+    Raises NodeMissing, MalformedError.
+    """
+    found = (node for key in keys for node in prove(get, root, key))
+    return tuple(dict.fromkeys(found))
+
+
+def check_keys(
+    ref_of: Callable[[bytes], bytes], root: bytes, keys: Sequence[bytes], proof: Sequence[bytes]
+) -> tuple[bytes | None, ...]:
+    """Return the value of each key in the tree named by `root`, None for no value, as a proof of `prove_keys` shows.
+
+    Raises MalformedError when a node is missing, is there twice or belongs to none of the keys.
+    """
+    if len(proof) > len(keys) * (LEVEL_MAX + 1):
+        raise MalformedError("a tree proof is longer than any tree is tall")
+    nodes = {ref_of(encoded): encoded for encoded in proof}
+    decoded: dict[bytes, Node] = {}
+
+    def get(ref: bytes) -> Node:
+        if ref not in decoded:
+            if ref not in nodes:
+                raise MalformedError("a tree proof lacks a node that is named in it")
+            decoded[ref] = decode_node(nodes[ref])
+        return decoded[ref]
+
+    values = tuple(_follow(get, root, key) if root else None for key in keys)
+    if len(decoded) != len(proof):
+        raise MalformedError("a tree proof holds a node that nothing in it leads to")
+    return values

@@ -16,9 +16,13 @@ snapshot_forget: SnapshotForget -> SnapshotPage    those that were forgotten
 snapshot_policy: SnapshotPolicy -> SnapshotPolicy  set it, if it is not empty; the answer is what holds
 snapshot_diff: SnapshotDiff -> DiffPage
 snapshot_restore: SnapshotRestore -> SnapshotRestored
+versions: VersionQuery -> VersionPage        what a path was in each snapshot, oldest first
+certify: CertifyRequest -> Certified         state what a file was, and wait until the statement is anchored
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import msgspec
 
@@ -178,8 +182,12 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     wait: str
 
 
+LOG_CURSORS: Final = 1 << 32
+"""The first batch of an anchor has the cursor sequence number x this: more batches than any anchor takes or wait for one."""
+
+
 class LogQuery(msgspec.Struct, frozen=True, array_like=True):
-    """The batch at a cursor: 0 for the first, then what `LogPage.next_batch` says."""
+    """The batch at a cursor: 0 for the first, LOG_CURSORS * N for anchor N's first, then what `LogPage.next_batch` says."""
 
     batch: int
 
@@ -307,3 +315,57 @@ class SnapshotRestored(msgspec.Struct, frozen=True, array_like=True):
     files: int
     size: int
     """Bytes of all its regular files."""
+
+
+class VersionQuery(msgspec.Struct, frozen=True, array_like=True):
+    """What `path` (absolute in the volume) was in the snapshots from this sequence number on, and is now."""
+
+    path: bytes
+    first: int
+
+
+class Version(msgspec.Struct, frozen=True, array_like=True):
+    """What a path was in one snapshot: nothing of it but what tells versions apart and helps to choose one."""
+
+    sequence: int
+    """The snapshot's sequence number; 0: the present."""
+    anchored: int
+    """When the snapshot's anchor was made, nanoseconds since 1970; 0: it is not anchored yet."""
+    inode: int
+    """0: there was none."""
+    mode: int
+    uid: int
+    size: int
+    modified: int
+    """Nanoseconds since 1970."""
+
+
+class VersionPage(msgspec.Struct, frozen=True, array_like=True):
+    """One of each snapshot looked at, ascending, the present last, and the number to ask for next (0: no more)."""
+
+    versions: tuple[Version, ...]
+    following: int
+
+
+class CertifyRequest(msgspec.Struct, frozen=True, array_like=True):
+    """State what the file at `path` (absolute in the volume) was in a snapshot (number, name, directory, time or "latest")."""
+
+    path: bytes
+    snapshot: str
+
+
+class Certified(msgspec.Struct, frozen=True, array_like=True):
+    """A statement in a block: what a certificate holds besides headers and blocks."""
+
+    statement: bytes
+    """Encoded `fs.statement.Statement`."""
+    path: bytes
+    """Encoded `fs.statement.PathOpening`."""
+    record: bytes
+    """The encoded record with its commitment, alone in its batch, which is alone in its anchor."""
+    volume: bytes
+    sequence: int
+    """The anchor with the statement."""
+    manifest: bytes
+    root: bytes
+    """Ids of the manifest and the tree root that this anchor commits to as well."""

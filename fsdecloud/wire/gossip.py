@@ -5,8 +5,14 @@ but an address can learn the network (and check its hash against the address). T
 
     GetHeaders -> Headers      headers after the first known id of a locator, at most HEADERS_MAX
     GetBlocks  -> Blocks       those blocks that are at hand, in the order asked, as many as fit one message
-    GetTxs     -> Txs          likewise from the mempool
+    GetCompact -> Compact      a block without the transactions that the other may have (Compact(b"", b"", b""): not at hand)
+    GetBlockTxs -> BlockTxs    the transactions of a block at some places; none when it is not at hand
+    GetTxs     -> Txs          those of the transactions that were offered and still wait, as many as fit one message
     GetPeers   -> Peers        addresses of other daemons
+    GetState   -> StateProof   what some keys have in the state after a block (`ledger.proofs`)
+    GetNodes   -> Nodes        nodes of state trees by their references, for whoever reads more of a state
+    GetAnchors -> Anchors      a volume's latest anchor after a block, and earlier ones, with their proofs
+    GetTxProofs -> TxProofs    transactions of the best chain by id, each with its Merkle path; others are left out
     NewTip                     the sender's best chain has a new tip
     Offer                      ids of transactions the sender can give
 
@@ -23,10 +29,12 @@ from msgspec import Meta
 
 from fsdecloud import codec
 from fsdecloud.errors import MalformedError, RemoteProtocolError
-from fsdecloud.limits import BLOCK_MAX, MESSAGE_MAX, MIB, TX_MAX
+from fsdecloud.ledger.compact import SHORT_ID
+from fsdecloud.ledger.proofs import TxProof
+from fsdecloud.limits import BLOCK_MAX, MESSAGE_MAX, MIB, NODE_DECODE_MAX, TREE_KEY_MAX, TX_MAX
 
-SUBPROTOCOL: Final = "decloud-ledger/1"
-VERSION: Final = 1
+SUBPROTOCOL: Final = "decloud-ledger/2"
+VERSION: Final = 2
 LOCATOR_MAX: Final = 64
 HEADERS_MAX: Final = 500
 """About 120 KiB: one round trip moves the chain on by a quarter of an hour even at two seconds a block."""
@@ -38,12 +46,30 @@ PEERS_MAX: Final = 100
 BATCH_BYTES: Final = MIB
 """Answers with blocks or transactions stop growing past this (one block is always sent)."""
 
+PLACES_MAX: Final = 10_000
+"""Transactions of one block that may be asked for by their place, and short ids of a compact block: a block of 1 MiB holds
+fewer."""
+
+KEYS_MAX: Final = 16
+"""Keys of the state in one question: what a transaction's validity depends on is fewer."""
+
+NODES_MAX: Final = 128
+"""Nodes of a state tree in one question or answer, of about 8 KiB each."""
+
+PROOFS_MAX: Final = 16
+"""Transactions with their Merkle paths in one question: each may cost the hashing of a whole block."""
+
+NO_BODIES: Final = (1 << 40) - 1
+"""The first block that a daemon can give which keeps headers only."""
+
 _HEADER_MAX: Final = 512
 _URL_MAX: Final = 512
 
 Id = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Url = Annotated[str, Meta(max_length=_URL_MAX)]
 HeaderBytes = Annotated[bytes, Meta(max_length=_HEADER_MAX)]
+NodeList = Annotated[tuple[Annotated[bytes, Meta(max_length=NODE_DECODE_MAX)], ...], Meta(max_length=NODES_MAX)]
+ProofList = Annotated[tuple[TxProof, ...], Meta(max_length=PROOFS_MAX)]
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
@@ -59,6 +85,11 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     work: Id
     """Cumulative work, big-endian. A claim: what counts are the headers."""
     tip: Id
+    time: Annotated[int, Meta(ge=0, le=(1 << 40) - 1)]
+    """The sender's clock, seconds since 1970: nothing is reckoned with it, but a clock that is far off is noticed."""
+    first: Annotated[int, Meta(ge=1, le=(1 << 40) - 1)]
+    """Height of the first block that the sender can give: 1 unless it pruned old bodies, NO_BODIES if it keeps none; then it is
+    offered nothing, and asked for no proofs."""
 
 
 class GetNetwork(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
@@ -130,6 +161,90 @@ class Peers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     urls: Annotated[tuple[Url, ...], Meta(max_length=PEERS_MAX)]
 
 
+class GetCompact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=14):
+    """Ask for a block without what the mempool is likely to hold."""
+
+    id: Id
+
+
+class Compact(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=15):
+    """A block whose transactions, but for the coinbase, are named by SHORT_ID bytes each (`ledger.compact`)."""
+
+    header: HeaderBytes
+    coinbase: Annotated[bytes, Meta(max_length=TX_MAX)]
+    short_ids: Annotated[bytes, Meta(max_length=PLACES_MAX * SHORT_ID)]
+
+
+class GetBlockTxs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=16):
+    """Ask for transactions of a block by their places, ascending."""
+
+    id: Id
+    places: Annotated[tuple[Annotated[int, Meta(ge=0, le=PLACES_MAX)], ...], Meta(min_length=1, max_length=PLACES_MAX)]
+
+
+class BlockTxs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=17):
+    """Encoded transactions of the block asked for, all of them in the order of the places, or none."""
+
+    txs: Annotated[tuple[Annotated[bytes, Meta(max_length=TX_MAX)], ...], Meta(max_length=PLACES_MAX)]
+
+
+class GetState(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=18):
+    """Ask what keys have in the state after a block."""
+
+    block: Id
+    keys: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=TREE_KEY_MAX)], ...], Meta(min_length=1, max_length=KEYS_MAX)
+    ]
+
+
+class StateProof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=19):
+    """The nodes that show it; none when that state is empty or not at hand."""
+
+    nodes: NodeList
+
+
+class GetNodes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=20):
+    """Ask for nodes of state trees."""
+
+    refs: Annotated[tuple[Id, ...], Meta(min_length=1, max_length=NODES_MAX)]
+
+
+class Nodes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=21):
+    """Those that are at hand, in the order asked, as many as fit one answer."""
+
+    nodes: NodeList
+
+
+class GetAnchors(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=22):
+    """Ask for a volume's latest anchor after a block, and for `count` of its anchors from sequence number `first` on."""
+
+    block: Id
+    volume: Id
+    first: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+    count: Annotated[int, Meta(ge=0, le=PROOFS_MAX)]
+
+
+class Anchors(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=23):
+    """The nodes that show which is the latest, its transaction, and those of the others that are at hand, ascending."""
+
+    nodes: NodeList
+    latest: Annotated[bytes, Meta(max_length=TX_MAX)]
+    """Empty when the volume has none, or it is not at hand."""
+    proofs: ProofList
+
+
+class GetTxProofs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=24):
+    """Ask for transactions of the other's best chain by id."""
+
+    ids: Annotated[tuple[Id, ...], Meta(min_length=1, max_length=PROOFS_MAX)]
+
+
+class TxProofs(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=25):
+    """Those that are there, as many as fit one answer."""
+
+    proofs: ProofList
+
+
 Message: TypeAlias = (
     Hello
     | GetNetwork
@@ -144,6 +259,18 @@ Message: TypeAlias = (
     | Txs
     | GetPeers
     | Peers
+    | GetCompact
+    | Compact
+    | GetBlockTxs
+    | BlockTxs
+    | GetState
+    | StateProof
+    | GetNodes
+    | Nodes
+    | GetAnchors
+    | Anchors
+    | GetTxProofs
+    | TxProofs
 )
 
 

@@ -8,17 +8,24 @@ volume: KeyQuery -> VolumeAnchor             latest anchor on the best chain
 anchors: AnchorQuery -> AnchorList           the volume's anchors on the best chain, oldest first, paged
 blocks: BlockQuery -> BlockList              encoded blocks by height, paged (at most 1 MiB an answer, at least one); the
                                              first has height 1: the genesis block is the network document
+headers: HeaderQuery -> HeaderList           encoded headers by height, paged
 network: Empty -> NetworkInfo
 accept_tip: KeyQuery -> LedgerStatus         follow the stored block with this id, however deep it reorganises
 registry: Empty -> agentapi.Registry
+services: Empty -> ServicesInfo              mining, work for others, pages
 watch: Empty -> LedgerStatus                 afterwards `tip: TipNotice` notices are sent on this connection
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from fsdecloud.types import BlockId, TxId
+
+HEADERS_AT_ONCE: Final = 2048
+"""Headers of one answer: 400 KiB."""
 
 
 class LedgerPeer(msgspec.Struct, frozen=True, array_like=True):
@@ -48,6 +55,10 @@ class LedgerStatus(msgspec.Struct, frozen=True, array_like=True):
     mining: bool
     hash_rate: float
     peers: tuple[LedgerPeer, ...]
+    light: bool = False
+    """It keeps headers only, and answers with what full daemons prove; `mempool` is what this machine submitted."""
+    provers: int = 0
+    """How many full daemons a light one is connected to."""
 
 
 class TipNotice(msgspec.Struct, frozen=True, array_like=True):
@@ -133,8 +144,48 @@ class BlockList(msgspec.Struct, frozen=True, array_like=True):
     blocks: tuple[bytes, ...]
 
 
+class HeaderQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Headers of the best chain from height `first` (1 or more), at most `count` (1 to HEADERS_AT_ONCE)."""
+
+    first: int
+    count: int
+
+
+class HeaderList(msgspec.Struct, frozen=True, array_like=True):
+    """Encoded headers by ascending height; fewer than asked for at the tip."""
+
+    headers: tuple[bytes, ...]
+
+
 class NetworkInfo(msgspec.Struct, frozen=True, array_like=True):
     """The network document (`ledger.network`), and why a chain with more work is not followed (empty: there is none)."""
 
     document: bytes
     alarm: str
+
+
+class Miner(msgspec.Struct, frozen=True, array_like=True):
+    """A miner elsewhere that works for this daemon."""
+
+    name: str
+    remote: str
+    shares: int
+    blocks: int
+    hash_rate: float
+    """Hashes per second, as its shares prove."""
+
+
+class ServicesInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What the daemon does besides keeping its chain."""
+
+    explorer: str
+    """Address of its pages; empty: there are none."""
+    work: str
+    """Where miners of other machines get work; empty: nowhere."""
+    workers: int
+    """Mining processes of its own."""
+    duty: int
+    """Percent of one core that each of them may use."""
+    hash_rate: float
+    """Hashes per second of all who mine for it, while they last did."""
+    miners: tuple[Miner, ...]

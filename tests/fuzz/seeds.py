@@ -13,10 +13,10 @@ from fsdecloud import codec
 from fsdecloud.agent import rows
 from fsdecloud.crypto import bao
 from fsdecloud.fs import chunks, history, inode, manifest
-from fsdecloud.ledger import blocks, network, transactions
+from fsdecloud.ledger import blocks, certificate, network, transactions
 from fsdecloud.swarm import addressbook, hostmap
 from fsdecloud.tree import node
-from fsdecloud.wire import announcements, gossip, grants, receipts
+from fsdecloud.wire import announcements, gossip, grants, receipts, work
 from fsdecloud.wire import peer as wire
 from tests.fuzz.targets import PEER, TARGETS, structs
 
@@ -28,9 +28,12 @@ KINDS = {
     "receipt's term": receipts.Receipt,
     "grant": grants.Grant,
     "gossip": gossip.Message,
+    "work of a miner": work.FromMiner,
+    "work of a daemon": work.FromDaemon,
     "transaction": transactions.Transaction,
     "block": blocks.Block,
     "header": blocks.Header,
+    "certificate": certificate.Certificate,
     "network": network.NetworkDocument,
     "host map": hostmap.HostMap,
     "address book": addressbook._Stored,

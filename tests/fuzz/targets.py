@@ -9,7 +9,9 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
+import h11
 import msgspec
+from blake3 import blake3
 from wsproto import ConnectionType
 from wsproto.events import AcceptConnection, Request
 from wsproto.utilities import ProtocolError as WebsocketError
@@ -19,15 +21,24 @@ from fsdecloud import codec
 from fsdecloud.agent import rows
 from fsdecloud.crypto import bao, repairkey, sign
 from fsdecloud.crypto.slots import decode_document
-from fsdecloud.errors import FsdecloudError, LedgerError, MalformedError, ProtocolError, SealError, UsageError
+from fsdecloud.errors import (
+    CertificateError,
+    FsdecloudError,
+    LedgerError,
+    MalformedError,
+    ProtocolError,
+    SealError,
+    UsageError,
+)
 from fsdecloud.fs import acl, chunks, history, inode, manifest, marks, records
-from fsdecloud.ledger import blocks, network, transactions
+from fsdecloud.ledger import blocks, certificate, headerfile, network, transactions
 from fsdecloud.limits import MESSAGE_MAX
+from fsdecloud.net import http
 from fsdecloud.net.frames import Framing
 from fsdecloud.swarm import addressbook, hostmap
 from fsdecloud.tree import node
 from fsdecloud.types import PeerId
-from fsdecloud.wire import announcements, beacon, forwarding, gossip, grants, receipts, rpc
+from fsdecloud.wire import announcements, beacon, forwarding, gossip, grants, receipts, rpc, work
 from fsdecloud.wire import peer as wire
 from fsdecloud.wire.session import ClientSession, ServerSession
 
@@ -222,9 +233,47 @@ def grant(data):
     grants.verify_grant(data, network=found.network, peer=PeerId(found.peer), deal=found.deal, owner=PEER, now=NOW)
 
 
+def certified(data):
+    """Decode a certificate whose digest is right, and verify it; then one that somebody sent."""
+    body = certificate.MAGIC + data
+    with contextlib.suppress(CertificateError):
+        certificate.decode_certificate(data)
+    found = certificate.decode_certificate(body + blake3(body).digest())
+    document = network.embedded_network("fuzz", NETWORK, NOW)
+    own = msgspec.structs.replace(found, network=network.network_id(document))
+    certificate.verify_certificate(own, document, lambda _height: None)
+
+
+def header_file(data):
+    """Read a file of headers, in two pieces."""
+    document = network.embedded_network("fuzz", NETWORK, NOW)
+    whole = headerfile.MAGIC + data
+    list(headerfile.verify_headers(document, [whole[: len(whole) // 2], whole[len(whole) // 2 :]]))
+
+
 def repair_key(data):
     """Decode a repair key's file."""
     repairkey.decode_repair_key(data)
+
+
+def work_from_miner(data):
+    """Decode what a miner says."""
+    message = work.decode_from_miner(data)
+    assert work.decode_from_miner(work.encode_message(message)) == message
+
+
+def work_from_daemon(data):
+    """Decode what a daemon that gives out work says, and take its job."""
+    message = work.decode_from_daemon(data)
+    assert work.decode_from_daemon(work.encode_message(message)) == message
+    if isinstance(message, work.Job):
+        work.read_job(message)
+
+
+def browser_request(data):
+    """Read the head of a browser's request."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=http.HEAD_MAX)
+    http.check_request(http._parse(connection, data))
 
 
 MALFORMED = (MalformedError,)
@@ -239,12 +288,17 @@ TARGETS: dict[str, tuple[Decode, tuple[type[Exception], ...]]] = {
     "websocket frames": (frames, ()),
     "rpc frames": (rpc_frames, (ProtocolError,)),
     "gossip": (_again(gossip.decode_message, gossip.encode_message), (ProtocolError,)),
+    "work of a miner": (work_from_miner, (ProtocolError,)),
+    "work of a daemon": (work_from_daemon, (ProtocolError,)),
+    "browser request": (browser_request, (http.Refusal,)),
     "receipt": (receipts.verify_receipt, SEALED),
     "receipt's term": (lambda data: receipts.is_over(data, float(NOW)), SEALED),
     "grant": (grant, SEALED),
     "transaction": (_again(transactions.decode_tx, transactions.encode_tx), (LedgerError,)),
     "block": (blocks.decode_block, (LedgerError,)),
     "header": (blocks.decode_header, (LedgerError,)),
+    "certificate": (certified, (CertificateError,)),
+    "header file": (header_file, MALFORMED),
     "network": (network.decode_network, (*MALFORMED, LedgerError)),
     "host map": (host_map, MALFORMED),
     "address book": (address_book, MALFORMED),

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsdecloud.errors import UsageError
-from fsdecloud.units import SIZE_MAX, format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
+from fsdecloud.units import (
+    SIZE_MAX,
+    format_duration,
+    format_rate,
+    format_size,
+    parse_duration,
+    parse_percent,
+    parse_rate,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +124,16 @@ def test_161_bad_rates_say_what_is_accepted(text: str) -> None:
         parse_rate(text, "mount option up")
     assert format_rate(0) == "no limit"
     assert format_rate(1536 << 10) == "1.50 MiB/s"
+
+
+@pytest.mark.parametrize(
+    ("text", "percent"), [("25%", 25), ("25", 25), (" 7 % ", 7), ("100%", 100), ("1", 1), ("007", 7)]
+)
+def test_161_percent(text: str, percent: int) -> None:
+    assert parse_percent(text) == percent
+
+
+@pytest.mark.parametrize("text", ["", "%", "0", "0%", "101", "1000", "-1", "2.5%", "a", "٣", "1e1", "50%%", "1\n2"])
+def test_161_bad_percent_says_what_is_accepted(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--mine-duty cannot be .*from 1 to 100, such as 25%"):
+        parse_percent(text, "--mine-duty")

@@ -481,3 +481,17 @@ def test_a_full_cache_disk_does_not_stop_reading(tmp_path):
                 await driver.fetch(EntryId(b"no" * 16))
 
     run(work)
+
+
+@pytest.mark.parametrize(("count", "warning"), [(0, "no peer is known yet"), (2, "fewer than 3 peers"), (3, "")])
+def test_what_is_said_of_few_peers_and_of_none(tmp_path, count, warning):
+    async def work():
+        net = FakeTransport(count)
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net) as driver:
+            if count:
+                await driver.wait_hosts(count)
+            said = (await driver.status()).warning
+            assert said.startswith(warning)
+            assert bool(said) == bool(warning)
+
+    run(work)

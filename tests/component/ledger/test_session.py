@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -12,108 +11,19 @@ import trio
 
 from fsdecloud import codec
 from fsdecloud.crypto import sign
-from fsdecloud.errors import PeerUnavailable, RemoteProtocolError
 from fsdecloud.ledger.blocks import encode_block, encode_header
 from fsdecloud.ledger.network import decode_network
 from fsdecloud.ledger.transactions import decode_tx, tx_id
-from fsdecloud.ledgerd.hub import Hub
-from fsdecloud.ledgerd.keeper import Keeper
-from fsdecloud.ledgerd.session import Session
-from fsdecloud.store.chain import open_chain
 from fsdecloud.wire import gossip
 
+sys.path.insert(0, str(Path(__file__).parent))
+from nodes import NOW, Rogue, channel_pair, connected, fill, rogue_test, session_test, until
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ledger"))
-from chainmaker import GENESIS_TIME, Maker, easy_network, with_body, with_header
+from chainmaker import with_body, with_header
 
 VOLUME = bytes([2]) * 32
 ALICE_KEY = sign.public_key(bytes([3]) * 32)
-NOW = GENESIS_TIME + 100_000
-
-
-class MemoryChannel:
-    """What a session needs of `net.websocket.Channel`, without a network."""
-
-    def __init__(self, outgoing, incoming):
-        self._outgoing, self._incoming = outgoing, incoming
-        self.server_key = bytes(32)
-        self.remote = "memory"
-
-    async def send(self, message):
-        assert len(message) <= gossip.MESSAGE_MAX
-        try:
-            await self._outgoing.send(message)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise PeerUnavailable("gone") from exc
-
-    async def receive(self):
-        try:
-            return await self._incoming.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError) as exc:
-            raise PeerUnavailable("gone") from exc
-
-    def close(self):
-        self._outgoing.close()
-        self._incoming.close()
-
-
-def channel_pair():
-    a_out, b_in = trio.open_memory_channel(2)
-    b_out, a_in = trio.open_memory_channel(2)
-    return MemoryChannel(a_out, a_in), MemoryChannel(b_out, b_in)
-
-
-class Node:
-    def __init__(self, store, number):
-        self.keeper = Keeper(store, lambda: NOW)
-        self.hub = Hub(self.keeper, bytes([number]) * 32, bytes([number]) * 32)
-        self.ended = None
-
-    async def run(self, channel, *, inbound):
-        try:
-            await Session(self.hub, channel, inbound=inbound).run()
-        except (PeerUnavailable, RemoteProtocolError) as exc:
-            self.ended = exc
-        finally:
-            channel.close()
-
-
-def session_test(tmp_path, work, nodes=1, **changes):
-    make = Maker(easy_network(**changes))
-
-    async def run():
-        with trio.fail_after(60):
-            async with AsyncExitStack() as stack:
-                opened = [
-                    Node(stack.enter_context(open_chain(tmp_path / str(n), make.document, map_size=1 << 28)), n + 1)
-                    for n in range(nodes)
-                ]
-                await work(make, *opened)
-
-    trio.run(run)
-
-
-@asynccontextmanager
-async def connected(a, b):
-    one, two = channel_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: a.run(one, inbound=False))
-        nursery.start_soon(lambda: b.run(two, inbound=True))
-        yield
-        one.close()
-        two.close()
-
-
-async def fill(node, make, count, **options):
-    for _ in range(count):
-        await node.keeper.accept(encode_block(make.add(**options).block))
-
-
-async def until(node, condition):
-    while not condition():
-        event = node.keeper.change_event()
-        if condition():
-            return
-        await event.wait()
 
 
 def test_a_newcomer_gets_a_long_chain_and_what_waits(tmp_path):
@@ -164,52 +74,6 @@ def test_101_a_chain_that_leaves_ours_too_deep_is_not_fetched(tmp_path):
         assert a.keeper.store.point(make.tip.id) is None
 
     session_test(tmp_path, work, nodes=2, finality_depth=5)
-
-
-class Rogue:
-    """Speaks the protocol by hand to one node."""
-
-    def __init__(self, node, make, channel):
-        self.node, self.make, self._channel = node, make, channel
-
-    async def send(self, message):
-        await self.raw(gossip.encode_message(message))
-
-    async def raw(self, data):
-        await self._channel.send(data)
-
-    async def hello(self, work=0, **changes):
-        fields = {"network": self.make.network, "url": "", "nonce": bytes([99]) * 32, "height": 0, "tip": bytes(32)}
-        await self.send(gossip.Hello(gossip.VERSION, **(fields | changes), work=work.to_bytes(32)))
-
-    async def expect(self, kind):
-        """Return the next message of this kind; others are skipped."""
-        while True:
-            message = gossip.decode_message(await self._channel.receive())
-            if isinstance(message, kind):
-                return message
-
-    async def expect_dropped(self, text):
-        while True:
-            try:
-                await self._channel.receive()
-            except PeerUnavailable:
-                break
-        assert isinstance(self.node.ended, RemoteProtocolError)
-        assert text in str(self.node.ended)
-
-
-def rogue_test(tmp_path, work, **changes):
-    async def run(make, node):
-        one, two = channel_pair()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lambda: node.run(one, inbound=True))
-            await work(Rogue(node, make, two))
-            two.close()
-        assert node.hub.peers() == ()
-        assert not node.hub.sync_lock.locked()
-
-    session_test(tmp_path, run, **changes)
 
 
 @pytest.mark.parametrize(

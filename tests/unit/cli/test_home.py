@@ -189,6 +189,9 @@ def test_what_up_remembers(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.load_settings(paths) == settings.UpSettings("/home/somebody/decloud", 6)
     settings.save_settings(paths, settings.UpSettings("/mnt/x", 12))
     assert settings.load_settings(paths) == settings.UpSettings("/mnt/x", 12)
+    assert b"mine_duty" not in settings.settings_file(paths).read_bytes(), "an earlier release could not read it"
+    settings.save_settings(paths, settings.UpSettings("/mnt/x", 12, 25))
+    assert settings.load_settings(paths).mine_duty == 25
     settings.settings_file(paths).write_text('{"directory": "/x", "peers": 0}')
     with pytest.raises(UsageError, match=r"up\.json is damaged"):
         settings.load_settings(paths)

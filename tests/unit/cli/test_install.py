@@ -48,8 +48,10 @@ def test_install_twice_and_uninstall(tmp_path: Path, capsys: pytest.CaptureFixtu
     eighth = ("decloud-ledgerd", "decloud-peerd", "fsck.decloud", "mount.decloud", "umount.decloud")
     assert pages == {
         "man1/decloud.1",
+        "man5/fsdecloud-certificate.5",
         "man7/decloud.7",
         "man7/fsdecloud-durability.7",
+        "man7/fsdecloud-gossip.7",
         "man7/fsdecloud-ledger.7",
         "man7/fsdecloud-protocol.7",
         *(f"man8/{name}.8" for name in eighth),
@@ -97,7 +99,7 @@ def test_a_sandboxed_unit_sees_programs_in_a_home(where: str) -> None:
 
 def test_installed_pages_stay_clean(tmp_path: Path) -> None:
     assert install(tmp_path) == 0
-    for page in (tmp_path / "usr/local/share/man").rglob("*.[178]"):
+    for page in (tmp_path / "usr/local/share/man").rglob("*.[1578]"):
         done = subprocess.run(
             ["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False
         )

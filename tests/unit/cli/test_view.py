@@ -32,7 +32,7 @@ LEDGER = LedgerStatus(12, bytes(32), "net", "wss://x:1", 6, BlockId(bytes(32)), 
 KEYS = {
     "volume", "mountpoint", "read_only", "driver_pid", "agent_pid", "ledger_pid", "peers", "dirty", "staged", "stored",
     "anchored", "written_sequence", "durable_sequence", "stored_sequence", "anchored_sequence", "anchor_height",
-    "ledger_height", "network", "ledger_url", "mempool", "k", "n", "files", "logical_bytes", "cache_bytes",
+    "ledger_height", "network", "ledger_url", "mempool", "light", "provers", "k", "n", "files", "logical_bytes", "cache_bytes",
     "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems", "agent_restarts",
     "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents", "live_inodes", "kernel_inodes",
     "integrity_errors", "redundancy", "repair", "up_limit", "down_limit",
@@ -94,6 +94,19 @@ def test_164_the_same_keys_when_nothing_is_mounted(world: World, paths: Paths) -
     assert shown["volume"] is None
     assert shown["ledger_height"] == 6
     assert shown["dirty"] == {"entries": 0, "bytes": 0}
+
+
+def test_a_light_ledger_daemon_is_shown_with_those_that_prove(world: World, paths: Paths) -> None:
+    world.ledger = msgspec.structs.replace(LEDGER, light=True, provers=3)
+    found = view.take_view(paths, "photos")
+    assert "ledger height 6, 0 waiting, light with 3 full nodes of 0 nodes, pid 12" in view.as_lines(found)
+    assert found.problems == []
+    shown = view.as_json(found)
+    assert (shown["light"], shown["provers"]) == (True, 3)
+    world.ledger = msgspec.structs.replace(LEDGER, light=True)
+    alone = view.take_view(paths, "photos")
+    assert alone.exit_code == DEGRADED
+    assert "no full one is connected" in alone.problems[0]
 
 
 def test_058_under_replicated_blobs_are_shown(world: World, paths: Paths) -> None:

@@ -72,6 +72,8 @@ class OverlayMachine(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.overlay.is_committing)
     def commit(self) -> None:
+        """The transaction that makes the root durable takes along what the journal lacks."""
+        self.journal.update(self.overlay.take_unjournaled())
         root = update(self._get, self._put, BORDER, self.overlay.root, list(self.overlay.frozen.items()))
         self.overlay.commit(root)
         self.committed = dict(self.at_freeze)

@@ -212,7 +212,10 @@ class Writer:
         reward = self.network.subsidy_at(height) + fees + {"reward": -1, "rich": naive.AMOUNT}.get(flaw, 0)
         coinbase = naive.pack([0, 1, height + (flaw == "other height"), KEYS[miner], min(max(0, reward), 2**64 - 1)])
         bodies.insert(0, coinbase)
-        scratch.account(KEYS[miner])[0] += reward
+        account = scratch.account(KEYS[miner])
+        account[0] = min(
+            max(0, account[0] + reward), 2**64 - 1
+        )  # what no number can say is refused for more than its root
         if flaw == "no coinbase":
             bodies = bodies[1:]
         elif flaw == "two coinbases":

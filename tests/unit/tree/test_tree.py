@@ -22,7 +22,7 @@ from fsdecloud.limits import (
 from fsdecloud.tree.diff import diff, replaced, walk
 from fsdecloud.tree.lookup import leaf_at, lookup, missing, missing_range, prefix_end, scan, scan_prefix
 from fsdecloud.tree.node import ITEM_OVERHEAD, Inner, Leaf, NodeMissing, decode_node, encode_node
-from fsdecloud.tree.proof import check_proof, prove
+from fsdecloud.tree.proof import check_keys, check_proof, prove, prove_keys
 from fsdecloud.tree.update import LIGHT_ITEM, update, update_steps
 
 BORDER_KEY = bytes(range(32))
@@ -452,6 +452,32 @@ def test_proofs_of_presence_and_absence():
         check_proof(ref_of, b"", b"x", (proof[0],))
     with pytest.raises(MalformedError):
         check_proof(ref_of, root, b"x", [b""] * 100)
+
+
+def test_one_proof_of_several_keys_shows_all_of_them_and_nothing_else():
+    rng = random.Random(7)
+    items = {rng.randbytes(24): rng.randbytes(rng.randrange(200)) for _ in range(3000)}
+    nodes = Nodes()
+    root = nodes.build(items)
+    for count in (1, 2, 9):
+        keys = [*rng.sample(sorted(items), count), rng.randbytes(24), b"\0"]
+        proof = prove_keys(nodes.get, root, keys)
+        assert len(proof) == len(set(proof))
+        assert check_keys(ref_of, root, keys, proof) == tuple(map(items.get, keys))
+        assert check_keys(ref_of, root, keys, proof[::-1]) == tuple(map(items.get, keys))
+        stranger = next(node for node in nodes.store.values() if node not in proof)
+        wrongs = [(*proof, stranger), (*proof, proof[0])]
+        wrongs += [proof[:place] + proof[place + 1 :] for place in range(len(proof))]
+        for wrong in wrongs:
+            with pytest.raises(MalformedError):
+                check_keys(ref_of, root, keys, wrong)
+        with pytest.raises(MalformedError):
+            check_keys(ref_of, nodes.update(root, [(keys[0], b"another value")]), keys, proof)
+    assert check_keys(ref_of, b"", [b"x", b"y"], prove_keys(nodes.get, b"", [b"x", b"y"])) == (None, None)
+    with pytest.raises(MalformedError):
+        check_keys(ref_of, b"", [b"x"], (proof[0],))
+    with pytest.raises(MalformedError):
+        check_keys(ref_of, root, [b"x"], [b""] * 100)
 
 
 def test_the_root_of_a_given_content_never_changes():

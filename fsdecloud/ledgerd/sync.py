@@ -1,0 +1,216 @@
+"""How this daemon gets to the best chain that others have: headers first from one of them, then bodies from all.
+
+One branch at a time. The one that claims most is asked for headers, and every header is checked (`ledger.headers`) before a
+body is asked for. A branch is fetched only when its headers prove more work than our tip's, and at least `minimum_work`: so
+what does not lead is never stored, and cheap headers cost their sender more than us. Everything here runs in the trio thread.
+Not here: fetching the bodies (`download`), what is valid (`keeper`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Final
+
+import trio
+
+from fsdecloud.errors import (
+    InvalidBlock,
+    PeerUnavailable,
+    RemoteTimeout,
+    StoreCorrupt,
+    StoreError,
+)
+from fsdecloud.ledger.blocks import block_id, decode_header
+from fsdecloud.ledger.chain import locator
+from fsdecloud.ledger.compact import SHORT_ID, assemble, match
+from fsdecloud.ledger.headers import Branch, describe
+from fsdecloud.ledgerd.conduct import Misbehaviour
+from fsdecloud.ledgerd.download import Download
+from fsdecloud.ledgerd.keeper import Keeper
+from fsdecloud.ledgerd.light import KEPT_HEADERS, LightKeeper, store_branch
+from fsdecloud.ledgerd.session import Session
+from fsdecloud.limits import REQUEST_TIMEOUT
+from fsdecloud.types import BlockId
+from fsdecloud.wire import gossip
+
+log = logging.getLogger(__name__)
+
+IMPATIENCE: Final = 10.0
+"""Seconds that headers are waited for while somebody else claims more work than we have, too."""
+
+HELD_RETRY: Final = 60.0
+"""Seconds after which a chain is looked at again whose headers were too far ahead of our clock."""
+
+STORE_RETRY: Final = 10.0
+"""Seconds to wait when a block cannot be stored: a full disk may have room again."""
+
+FALSE_CLAIM: Final = 20.0
+"""Points for a claim that the headers do not prove."""
+
+
+class Syncer:
+    """Keeps the chain at the best that the sessions offer. `run` is the only task."""
+
+    def __init__(self, keeper: Keeper | LightKeeper, minimum_work: int = 0) -> None:
+        self._keeper = keeper
+        self._minimum = minimum_work.to_bytes(32)
+        self._sessions: dict[Session, None] = {}
+        self._changed = trio.Event()
+        self._held: dict[Session, bytes] = {}
+        self.is_busy = False
+        """True while a branch is being fetched."""
+
+    # ---- for the hub -----------------------------------------------------------------------------------------------
+    def add(self, session: Session) -> None:
+        """Take a greeted session into account."""
+        self._sessions[session] = None
+        self.wake()
+
+    def remove(self, session: Session) -> None:
+        """Forget a session; unknown ones do not matter."""
+        self._sessions.pop(session, None)
+        self._held.pop(session, None)
+        self.wake()
+
+    def wake(self) -> None:
+        """Look again: a session said something new, came or went."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def changed(self) -> trio.Event:
+        """Return the event of the next `wake`."""
+        return self._changed
+
+    def sessions(self) -> Iterator[Session]:
+        """Yield the sessions."""
+        yield from tuple(self._sessions)
+
+    # ---- the task --------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Sync whenever somebody has more work, until cancelled. Raises StoreCorrupt."""
+        while True:
+            changed = self._changed
+            ahead = self._ahead()
+            if ahead:
+                await self._sync(ahead[0], is_alone=len(ahead) == 1)
+                continue
+            with trio.move_on_after(HELD_RETRY if self._held else float("inf")) as scope:
+                await changed.wait()
+            if scope.cancelled_caught:
+                held, self._held = self._held, {}
+                for session, work in held.items():
+                    session.work = max(session.work, work)
+
+    def _ahead(self) -> list[Session]:
+        """Return the sessions that claim more work than we have, the one with most first."""
+        ahead = [session for session in self._sessions if session.work > self._keeper.tip.work]
+        return sorted(ahead, key=lambda session: session.work, reverse=True)
+
+    async def _sync(self, session: Session, *, is_alone: bool) -> None:
+        """Fetch what one session has beyond us."""
+        self.is_busy = True
+        number = session.claims
+        try:
+            branch = await self._collect(session, REQUEST_TIMEOUT if is_alone else IMPATIENCE)
+            if branch is not None and not await self._take(session, branch):
+                session.disclaim(number)
+        except (PeerUnavailable, RemoteTimeout, Misbehaviour) as exc:
+            session.fail(exc)
+            self.remove(session)
+        except InvalidBlock as exc:  # headers that were valid a moment ago: our clock went back, or another branch won
+            log.info("%s: %s", session.remote, describe(exc))
+            session.disclaim(number)
+        except StoreCorrupt:
+            raise
+        except StoreError as exc:
+            log.error("a block cannot be stored: %s", exc)
+            await trio.sleep(STORE_RETRY)
+        finally:
+            self.is_busy = False
+
+    async def _take(self, session: Session, branch: Branch) -> bool:
+        """Fetch a branch that proved its work; return False when nobody can give it."""
+        if isinstance(self._keeper, LightKeeper):
+            session.height = max(session.height, 0 if branch.last is None else branch.last.height)
+            return await store_branch(self._keeper, session, branch)
+        body = await self._compact(self._keeper, session, branch.id_at(0)) if len(branch) == 1 else None
+        return await Download(self._keeper, self, branch, session, body).run()
+
+    async def _collect(self, session: Session, patience: float) -> Branch | None:
+        """Return a branch of the other's chain that is worth fetching; None, and its claim is forgotten, when it has none.
+
+        Raises Misbehaviour for an invalid header, RemoteTimeout, PeerUnavailable.
+        """
+        claim, number = session.work, session.claims
+        store, document = self._keeper.store, self._keeper.document
+        keep = KEPT_HEADERS if isinstance(self._keeper, LightKeeper) else 0
+        branch = Branch(document, store.point, store.invalid_reason, keep)
+        headers, more = await self._first_headers(session, patience)
+        while headers:
+            try:
+                branch.extend(headers, self._keeper.now())
+            except InvalidBlock as exc:
+                raise Misbehaviour(f"it sent an invalid header: {describe(exc)}") from exc
+            assert branch.fork is not None
+            assert branch.last is not None
+            is_deep = len(branch) > 0 and branch.fork.height < self._keeper.tip.height - document.finality_depth
+            if is_deep and branch.work > self._keeper.tip.work:
+                self._keeper.raise_alarm(
+                    f"{session.remote} has a chain with more work that leaves ours at block {branch.fork.height}"
+                )
+                session.disclaim(number)
+                return None
+            if not more or branch.is_held or branch.is_full:
+                break
+            answer = await session.ask(gossip.GetHeaders((branch.last.id,)), gossip.Headers, patience)
+            headers, more = answer.headers, len(answer.headers) == gossip.HEADERS_MAX
+            await trio.lowlevel.checkpoint()
+        return self._judge(session, branch, claim, number)
+
+    def _judge(self, session: Session, branch: Branch, claim: bytes, number: int) -> Branch | None:
+        """Return the branch if it is worth fetching."""
+        if branch.is_held:
+            log.info("%s has a block whose time is too far ahead of this machine's clock", session.remote)
+            self._held[session] = claim
+        if len(branch) and branch.work > self._keeper.tip.work:
+            if branch.work >= self._minimum:
+                return branch
+            log.info("%s has a chain with less work than --minimum-work asks for; it is not followed", session.remote)
+        elif not branch.is_held and claim > max(branch.work, self._keeper.tip.work):
+            session.misbehave(FALSE_CLAIM, "it claims more work than its headers prove")
+        session.disclaim(number)
+        return None
+
+    async def _first_headers(self, session: Session, patience: float) -> tuple[tuple[bytes, ...], bool]:
+        """Return the first headers to look at and whether the other may have more."""
+        announced = session.announced
+        if announced is not None and self._keeper.store.point(BlockId(decode_header(announced).parent)) is not None:
+            return (announced,), False
+        ids = locator(self._keeper.tip, self._keeper.store.best_at)
+        answer = await session.ask(gossip.GetHeaders(ids[: gossip.LOCATOR_MAX]), gossip.Headers, patience)
+        return answer.headers, len(answer.headers) == gossip.HEADERS_MAX
+
+    async def _compact(self, keeper: Keeper, session: Session, identity: BlockId) -> bytes | None:
+        """Return a new block put together from what the mempool holds and the few transactions that it lacks; None when that
+        does not give it. Raises Misbehaviour, RemoteTimeout, PeerUnavailable."""
+        answer = await session.ask(gossip.GetCompact(identity), gossip.Compact)
+        if not answer.header:
+            return None
+        try:
+            header = decode_header(answer.header)
+        except InvalidBlock as exc:
+            raise Misbehaviour(f"it sent a malformed header: {exc}") from exc
+        if block_id(header) != identity or len(answer.short_ids) % SHORT_ID:
+            raise Misbehaviour("another block than was asked for")
+        found = match(identity, answer.coinbase, answer.short_ids, keeper.pool.verified())
+        missing = tuple(place for place, data in enumerate(found) if data is None)
+        if len(missing) > len(found) // 2:
+            return None
+        if missing:
+            rest = await session.ask(gossip.GetBlockTxs(identity, missing), gossip.BlockTxs)
+            if len(rest.txs) != len(missing):
+                return None
+            for place, data in zip(missing, rest.txs, strict=True):
+                found[place] = data
+        return assemble(header, [data for data in found if data is not None])
