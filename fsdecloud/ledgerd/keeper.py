@@ -204,6 +204,8 @@ class Keeper:
         if batch.fresh:
             try:
                 batch.switch = self._choose(batch)
+                if batch.switch is not None and len(batch.switch.leave) > self.document.finality_depth:
+                    self.alarm = ""  # what was too deep by work alone has a final checkpoint now
             except (ConflictsWithFinal, ReorgTooDeep) as exc:
                 self.raise_alarm(str(exc))
             self._store.add_many(tuple(batch.fresh.values()), batch.switch)
