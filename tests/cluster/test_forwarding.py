@@ -65,11 +65,13 @@ def test_a_volume_is_written_and_read_where_one_peer_can_be_reached():
         with narrowed(network, port):
             network.run("cp", "-r", source, network.mountpoint / "tree", deadline=120)
             network.sync("anchored", deadline=120)
-            shown = network.status()
+            expected = {peer["id"]: (None if peer["id"] == relay["id"] else relay["id"], "up") for peer in peers}
+            shown = network.wait_status(
+                lambda s: {peer["id"]: (peer["by_way_of"], peer["state"]) for peer in s.peers} == expected,
+                60,
+                "all but the relay are reached by way of it",
+            )
             assert shown["volume"] == volume
-            ways = {peer["id"]: peer["by_way_of"] for peer in shown.peers}
-            assert ways == {peer["id"]: None if peer["id"] == relay["id"] else relay["id"] for peer in peers}
-            assert {peer["state"] for peer in shown.peers} == {"up"}
             told = network.decloud("status", network.mountpoint, check=False).out
             assert f"by way of {relay['name']}" in told
         forwarded = local_status(network, relay["name"])["forwarded_bytes"]
