@@ -64,6 +64,17 @@ PARAMETERS: Final = (
     Parameter(
         "finality_depth", "BLOCKS", 1, 1 << 20, "How many blocks no node replaces without a person's word", "100"
     ),
+    Parameter(
+        "checkpoint_interval",
+        "BLOCKS",
+        0,
+        1 << 16,
+        "From one checkpoint that stake votes about to the next, 0: none",
+        "0",
+    ),
+    Parameter("unbond_delay", "BLOCKS", 0, 1 << 24, "For how long a stake that leaves stays locked", "0"),
+    Parameter("least_bond", "UNITS", 0, 1 << 50, "What one peer bonds at least", "0"),
+    Parameter("least_stake", "UNITS", 0, 1 << 60, "Stake of all with less than which nothing is final", "0"),
     Parameter("future_limit", "SECONDS", 1, 86400, "How far a block may be ahead of a node's clock", "7200"),
     Parameter("block_max", "BYTES", 8192, 1 << 20, "Size of a block at most", "1048576"),
     Parameter("transaction_max", "BYTES", 4096, 1 << 16, "Size of a transaction at most", "65536"),
@@ -180,7 +191,7 @@ def plan_network(
     if mine_when_idle is not None:
         changes["mine_when_idle"] = mine_when_idle
     try:
-        return decode_network(encode_network(msgspec.structs.replace(preset, version=2, **changes)))
+        return decode_network(encode_network(msgspec.structs.replace(preset, version=3, **changes)))
     except MalformedError as exc:
         raise UsageError(f"no such network can be: {exc}") from exc
 

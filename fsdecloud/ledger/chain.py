@@ -25,6 +25,7 @@ from fsdecloud.ledger.reasons import (
     ReorgTooDeep,
     TimeTooNew,
     TimeTooOld,
+    TooManyVotes,
     UnknownParent,
     WrongHeight,
     WrongIdsRoot,
@@ -32,10 +33,12 @@ from fsdecloud.ledger.reasons import (
     WrongStateRoot,
     WrongTarget,
 )
+from fsdecloud.ledger.staking import VOTES_MAX, begin_block
 from fsdecloud.ledger.state import EMPTY_ROOT, State, StateNodes, apply_transaction, border_key, credit, is_coinbase_for
 from fsdecloud.ledger.transactions import (
     Coinbase,
     Transaction,
+    Vote,
     check_fee,
     check_signatures,
     decode_tx,
@@ -170,6 +173,9 @@ def _check_body(
         raise WrongIdsRoot("the root over its transactions' ids is not the header's")
     if len(set(ids)) != len(ids):
         raise DuplicateTransaction("it holds the same transaction twice")
+    votes = sum(isinstance(tx, Vote) for tx in transactions)
+    if votes > VOTES_MAX:
+        raise TooManyVotes(f"it holds {votes} votes, and may hold {VOTES_MAX}")
     return tuple(transactions), ids
 
 
@@ -181,10 +187,10 @@ def _apply(
         raise NoCoinbase(f"its first transaction is not a coinbase for height {header.height}")
     coinbase = transactions[0]
     assert isinstance(coinbase, Coinbase)
-    state = State(nodes.get, parent.state_root)
+    state = _next_state(document, parent, nodes)
     for index, tx in enumerate(transactions[1:], 1):
         try:
-            apply_transaction(state, tx, header.time, header.height)
+            apply_transaction(document, state, tx, header.time, header.height)
         except InvalidTransaction as exc:
             raise BadTransaction(index, exc) from exc
     reward = subsidy_at(document, header.height) + sum(fee_of(tx) for tx in transactions)
@@ -195,6 +201,17 @@ def _apply(
     except InvalidTransaction as exc:
         raise BadTransaction(0, exc) from exc
     return state.write(nodes.put, border_key(network_id(document)))
+
+
+def open_next(document: NetworkDocument, parent: Point, read_node: Callable[[bytes], bytes | None]) -> State:
+    """Return the state that the transactions of the block after `parent` are applied to. Raises NodeMissing."""
+    return _next_state(document, parent, StateNodes(read_node))
+
+
+def _next_state(document: NetworkDocument, parent: Point, nodes: StateNodes) -> State:
+    state = State(nodes.get, parent.state_root)
+    begin_block(document, state, parent.id, parent.height + 1)
+    return state
 
 
 def build_block(
@@ -227,7 +244,8 @@ def build_block(
 
 
 def is_better(candidate: Point, best: Point) -> bool:
-    """Tell whether to prefer `candidate`: more work only; of two with equal work the first seen stays."""
+    """Tell whether to prefer `candidate` by work: more of it only; of two with equal work the first seen stays. Where stake
+    votes, `finality.choose_tip` decides."""
     return candidate.work > best.work
 
 

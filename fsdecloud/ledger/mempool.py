@@ -2,9 +2,10 @@
 
 Pure, called from one thread. Every waiting transaction is valid on top of the tip's state and what came before it of the same
 owner (a volume's anchors may queue for several blocks). Each claims a *slot*: a sender's nonce, a peer's registration, a
-volume's sequence number. A newcomer takes an occupied slot only if it outranks the occupant: by a fee that is higher by the
-least fee or more; at equal fees an anchor by the later lease expiry (who signs a sequence number again makes it later), a
-registration by its sequence. When the pool is full, a newcomer drives out what pays less for its size, or is refused.
+volume's sequence number, a peer's vote. A newcomer takes an occupied slot only if it outranks the occupant: by a fee that is
+higher by the least fee or more; at equal fees an anchor by the later lease expiry (who signs a sequence number again makes it
+later), a registration by its sequence, a vote by its target. When the pool is full, a newcomer drives out what pays less for
+its size, or is refused.
 
 Transactions of different owners (senders, volumes, peers) do not depend on each other here: what a transfer brings may be spent
 once it is in a block, or if it was in one that is no longer in the chain. So a replacement or an eviction applies again what
@@ -26,22 +27,34 @@ from fsdecloud.errors import InvalidTransaction
 from fsdecloud.ledger.blocks import TRANSACTION_MIN
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledger.reasons import AmountOutOfRange, Conflict, MisplacedCoinbase, PoolFull
+from fsdecloud.ledger.staking import VOTES_MAX
 from fsdecloud.ledger.state import State, apply_transaction, credit, keys_of
 from fsdecloud.ledger.transactions import (
     Anchor,
+    Bond,
     Coinbase,
+    Evidence,
     Operate,
     Register,
     Transaction,
     Transfer,
+    Unbond,
+    Vote,
     check_fee,
     check_signatures,
     decode_tx,
     fee_of,
     tx_id,
+    votes_of,
 )
 from fsdecloud.limits import MEMPOOL_MAX
 from fsdecloud.types import TxId
+
+_NUMBERED: Final = Transfer | Bond | Unbond
+"""What takes an account's next nonce."""
+
+_PRICELESS: Final = 1 << 82
+"""Above what the largest fee is for the smallest transaction."""
 
 SENDER_MAX: Final = 64
 """Transactions of one sender that may wait: nobody fills the pool alone."""
@@ -144,7 +157,7 @@ class Mempool:
         victims = self._plan_room(newcomer, occupant)
         check_signatures(self._network, tx)
         if occupant is None:
-            apply_transaction(self._need_view(), tx, now, self._height, stacked=True)
+            apply_transaction(self._document, self._need_view(), tx, now, self._height, stacked=True)
             self._insert(newcomer)
         else:
             self._replace(occupant, newcomer, now)
@@ -155,8 +168,9 @@ class Mempool:
     def rebase(
         self, open_state: Callable[[], State], height: int, now: int, returned: Iterable[bytes] = ()
     ) -> tuple[tuple[Waiting, InvalidTransaction], ...]:
-        """Continue on another tip: `open_state` gives its state, `height` is the next block's, `returned` are encoded
-        transactions of blocks that are no longer in the best chain, oldest first. Returns what fell out, and why."""
+        """Continue on another tip: `open_state` gives the state for the next block (`chain.open_next`), `height` is that
+        block's, `returned` are encoded transactions of blocks that are no longer in the best chain, oldest first. Returns what
+        fell out, and why."""
         self._open_state, self._height = open_state, height
         left = self._in_order()
         self._clear()
@@ -172,7 +186,7 @@ class Mempool:
         dropped: list[tuple[Waiting, InvalidTransaction]] = []
         for candidate in candidates.values():
             try:
-                apply_transaction(self._need_view(), candidate.tx, now, height, stacked=True)
+                apply_transaction(self._document, self._need_view(), candidate.tx, now, height, stacked=True)
             except InvalidTransaction as exc:
                 dropped.append((candidate, exc))
                 continue
@@ -192,23 +206,26 @@ class Mempool:
         heapq.heapify(ready)
         parked: dict[bytes, list[Waiting]] = {}
         chosen: list[Transaction] = []
+        votes = 0
         while ready and room >= TRANSACTION_MIN:
             waiting = self._waiting[heapq.heappop(ready)[2]]
             size = len(waiting.data) + _PER_TX_OVERHEAD
-            if size > room:
+            if size > room or (isinstance(waiting.tx, Vote) and votes == VOTES_MAX):
                 continue
             try:
-                apply_transaction(state, waiting.tx, time, self._height)
+                apply_transaction(self._document, state, waiting.tx, time, self._height)
             except InvalidTransaction:
                 # Until something of its owner's is in, or money comes.
                 parked.setdefault(waiting.sender, []).append(waiting)
                 continue
             chosen.append(waiting.tx)
             room -= size
+            votes += isinstance(waiting.tx, Vote)
             again = parked.pop(waiting.sender, [])
             if isinstance(waiting.tx, Transfer):
                 again += parked.pop(waiting.tx.recipient, [])
-                successor = self._slots.get(("transfer", waiting.tx.sender, waiting.tx.nonce + 1))
+            if isinstance(waiting.tx, _NUMBERED):
+                successor = self._slots.get(("transfer", waiting.sender, waiting.tx.nonce + 1))
                 again += [] if successor is None else [self._waiting[successor]]
             for one in again:
                 heapq.heappush(ready, _by_worth(one))
@@ -275,7 +292,7 @@ class Mempool:
         dropped: list[tuple[Waiting, InvalidTransaction]] = []
         for one in waiting:
             try:
-                apply_transaction(view, one.tx, now, self._height, stacked=True)
+                apply_transaction(self._document, view, one.tx, now, self._height, stacked=True)
             except InvalidTransaction as exc:
                 dropped.append((one, exc))
         return dropped
@@ -360,13 +377,22 @@ def slot_of(tx: Transaction) -> Slot:
         return "register", tx.peer, 0
     if isinstance(tx, Operate):
         return "operate", tx.peer, 0
+    if isinstance(tx, Vote):
+        return "vote", tx.peer, 0
+    if isinstance(tx, Evidence):
+        return "evidence", votes_of(tx)[0].peer, 0
+    if isinstance(tx, Bond | Unbond):
+        return "transfer", tx.peer, tx.nonce
     if isinstance(tx, Coinbase):
         return "coinbase", tx.recipient, tx.height
     return "transfer", tx.sender, tx.nonce
 
 
 def price_of(tx: Transaction, size: int) -> int:
-    """Return what a transaction of `size` bytes pays for a million bytes, rounded down."""
+    """Return what a transaction of `size` bytes pays for a million bytes, rounded down. Votes and evidence come before what
+    anybody pays: each costs a stake, there are few, and what a fee could keep out would be what makes a chain final."""
+    if isinstance(tx, Vote | Evidence):
+        return _PRICELESS
     return fee_of(tx) * 1_000_000 // size
 
 
@@ -382,7 +408,7 @@ def _discard(sets: dict[bytes, set[TxId]], key: bytes, identity: TxId) -> None:
 def _predecessor(tx: Transaction) -> Slot | None:
     """Return the slot that has to be served before this transaction's, if it is waiting; None when there is none."""
     kind, sender, number = slot_of(tx)
-    return (kind, sender, number - 1) if isinstance(tx, Transfer | Anchor) else None
+    return (kind, sender, number - 1) if isinstance(tx, Anchor | _NUMBERED) else None
 
 
 def _by_worth(waiting: Waiting) -> tuple[int, int, TxId]:
@@ -398,4 +424,6 @@ def _rank(tx: Transaction, identity: TxId) -> tuple[int, bytes]:
         return tx.lease_expiry, identity
     if isinstance(tx, Register | Operate):
         return tx.sequence, identity
+    if isinstance(tx, Vote):
+        return tx.target_height, identity
     return 0, b""

@@ -1,8 +1,9 @@
 """Which parameters make one ledger network, and its identity.
 
-Pure. The network document is the genesis block: its BLAKE3 is the network id, and the parent of block 1. Two daemons
-with different documents are in different networks and never exchange a block. Version 1 had no `halving`, which is its last
-field; such documents stay valid as they are. Not here: the rules that use the parameters (`work`, `state`, `chain`).
+Pure. The network document is the genesis block: its BLAKE3 is the network id, and the parent of block 1. Two daemons with
+different documents are in different networks and never exchange a block. Version 1 ends before `halving`, version 2 after it;
+such documents stay valid as they are, and have no checkpoints. Not here: the rules that use the parameters (`work`, `state`,
+`chain`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ NETWORK_MAX: Final = 4096
 STEADY: Final = 8
 """A half-life has at least this many intervals (version 2): one block then never makes the next more than a third easier."""
 
+DELAY_DEPTHS: Final = 8
+"""Finality depths that a leaving stake stays locked at least: the voters are taken anew after a quarter of the delay, so
+two."""
+
+BOND_FEES: Final = 16
+"""Least fees in a bond, at least."""
+
+_MISSING: Final = {1: 5, 2: 4, 3: 0}
+"""Fields at the end that documents of a version do not have."""
+
 _EMBEDDED_WORK: Final = 1 << 16
 """Hashes a block costs at first in the embedded network: about a tenth of a second of one core in Python."""
 
@@ -43,7 +54,7 @@ Seconds = Annotated[int, Meta(ge=0, le=TIME_MAX)]
 class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The parameters that all daemons of one network share; times in seconds, sizes in bytes, targets big-endian."""
 
-    version: Annotated[int, Meta(ge=1, le=2)]
+    version: Annotated[int, Meta(ge=1, le=3)]
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     salt: Bytes32
     """Random, so that two networks with equal parameters differ."""
@@ -72,6 +83,14 @@ class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
     """False: a block is mined only when there is something to record."""
     halving: Annotated[int, Meta(ge=0, le=1 << 32)] = 0
     """Blocks after which the subsidy halves; 0: never. Version 1 has no such field, and its subsidy never halves."""
+    checkpoint_interval: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    """Blocks from one checkpoint to the next; 0: nobody votes. Versions 1 and 2 have neither this field nor those after it."""
+    unbond_delay: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
+    """Blocks for which a stake that leaves stays locked, and can burn."""
+    least_bond: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+    """What one peer bonds at least."""
+    least_stake: Annotated[int, Meta(ge=0, le=1 << 60)] = 0
+    """Stake of all voters together with less than which nothing becomes final."""
 
 
 def network_id(document: NetworkDocument) -> bytes:
@@ -104,6 +123,8 @@ def check_network(document: NetworkDocument) -> None:
         raise MalformedError("the first target must be above zero and not easier than the easiest")
     if document.transaction_max > document.block_max:
         raise MalformedError("a transaction may not be larger than a block")
+    if document.version < 3 and document.checkpoint_interval:
+        raise MalformedError(f"a document of version {document.version} has no checkpoints")
     if document.version == 1:
         if document.halving:
             raise MalformedError("a document of version 1 has no halving")
@@ -116,6 +137,25 @@ def check_network(document: NetworkDocument) -> None:
         raise MalformedError(
             f"the money of all blocks together, twice subsidy times halving, may not pass {AMOUNT_MAX}"
         )
+    _check_voting(document)
+
+
+def _check_voting(document: NetworkDocument) -> None:
+    interval = document.checkpoint_interval
+    if interval == 0:
+        if document.unbond_delay or document.least_bond or document.least_stake:
+            raise MalformedError("without checkpoints there is no stake: its parameters must be 0")
+        return
+    if 2 * interval > document.finality_depth:
+        raise MalformedError("the finality depth must be two checkpoint intervals at least")
+    if document.unbond_delay < DELAY_DEPTHS * document.finality_depth:
+        raise MalformedError(
+            f"a leaving stake must stay locked for {DELAY_DEPTHS} finality depths at least, or it could vote unpunished"
+        )
+    if document.least_bond < max(1, BOND_FEES * document.minimum_fee):
+        raise MalformedError(f"the least bond must be {BOND_FEES} least fees at least: it pays for evidence against it")
+    if document.least_stake < document.least_bond:
+        raise MalformedError("the least stake of all voters is not below the least bond of one")
 
 
 def subsidy_at(document: NetworkDocument, height: int) -> int:
@@ -126,7 +166,7 @@ def subsidy_at(document: NetworkDocument, height: int) -> int:
 
 def _fields(document: NetworkDocument) -> tuple[Any, ...]:
     fields = msgspec.structs.astuple(document)
-    return fields[:-1] if document.version == 1 else fields
+    return fields[: len(fields) - _MISSING[document.version]]
 
 
 def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
@@ -156,9 +196,12 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
 
 
 def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
-    """Return the parameters of a network of strangers: one block a minute, always mined, half the subsidy every four years."""
+    """Return the parameters of a network of strangers: one block a minute, always mined, half the subsidy every four years.
+
+    No checkpoints: a daemon does not look yet for a chain that has less work and more votes, so nothing should vote unasked.
+    """
     return NetworkDocument(
-        version=2,
+        version=3,
         name=name,
         salt=salt,
         genesis_time=time,

@@ -13,15 +13,23 @@
     +-- LeaseHeld              another device holds the volume's write lease
     +-- OneAnchorPerBlock      a second anchor of a volume in one block
     +-- MisplacedCoinbase      a coinbase anywhere but first in a block
+    +-- NoVoting               stake or votes in a network without checkpoints
+    +-- StakeLocked            a stake that is on its way back, was burned, or changed too often
+    +-- NotBonded              no stake to take back or to burn
+    +-- NotAVoter              a vote without weight, or without capacity
+    +-- WrongLink              a vote that does not link the justified checkpoint to the newest
+    +-- VotedAlready           a second vote for a checkpoint
+    +-- NoConflict             evidence of two votes that go together
     +-- Conflict               something in the mempool takes its place and may not be replaced
     +-- PoolFull               the mempool has no room for it
     InvalidBlock
     +-- MalformedBlock UnknownParent WrongHeight WrongTarget NotEnoughWork TimeTooOld TimeTooNew
     +-- BodyMismatch           not the body its header commits to: says nothing about the header
-    +-- BlockTooBig WrongIdsRoot NoCoinbase WrongReward DuplicateTransaction WrongStateRoot
+    +-- BlockTooBig WrongIdsRoot NoCoinbase WrongReward DuplicateTransaction WrongStateRoot TooManyVotes
     +-- BadTransaction         carries the transaction's index and its reason, a leaf above
     +-- KnownInvalid           found invalid before, or a descendant of such a block
     +-- ReorgTooDeep           would replace blocks that are final here
+    +-- ConflictsWithFinal     would replace a checkpoint that two thirds of the stake made final
     +-- StoredBlockDiffers     the chain store's copy is not the block that its index names
     +-- ChainDamaged           a stored chain does not verify; carries the height and the leaf above
 
@@ -81,6 +89,34 @@ class OneAnchorPerBlock(InvalidTransaction):
 
 class MisplacedCoinbase(InvalidTransaction):
     """A coinbase that is not the first transaction of a block."""
+
+
+class NoVoting(InvalidTransaction):
+    """The network's document has no checkpoints: there is no stake and nothing to vote about."""
+
+
+class StakeLocked(InvalidTransaction):
+    """The peer's stake is on its way back, was burned, or changed too often since the last final checkpoint."""
+
+
+class NotBonded(InvalidTransaction):
+    """The peer has no stake to take back or to burn."""
+
+
+class NotAVoter(InvalidTransaction):
+    """The peer has no weight among the voters, or offers no storage."""
+
+
+class WrongLink(InvalidTransaction):
+    """The vote's source is not the justified checkpoint, or its target not the newest one."""
+
+
+class VotedAlready(InvalidTransaction):
+    """The peer voted for this checkpoint, or a later one, already."""
+
+
+class NoConflict(InvalidTransaction):
+    """The two votes are such as one voter may sign both."""
 
 
 class Conflict(InvalidTransaction):
@@ -152,6 +188,10 @@ class BadTransaction(InvalidBlock):
         self.reason = reason
 
 
+class TooManyVotes(InvalidBlock):
+    """More votes than a block may hold."""
+
+
 class WrongStateRoot(InvalidBlock):
     """Applying its transactions gives another state than the header says."""
 
@@ -162,6 +202,10 @@ class KnownInvalid(InvalidBlock):
 
 class ReorgTooDeep(InvalidBlock):
     """It would replace blocks that are final here; only a person may accept that."""
+
+
+class ConflictsWithFinal(InvalidBlock):
+    """It would replace a checkpoint that two thirds of the stake made final; only a person may accept that."""
 
 
 class StoredBlockDiffers(InvalidBlock):
@@ -183,6 +227,7 @@ COMMITTED: Final = (
     NoCoinbase,
     WrongReward,
     DuplicateTransaction,
+    TooManyVotes,
     BadTransaction,
     WrongStateRoot,
 )

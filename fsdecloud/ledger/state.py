@@ -4,6 +4,7 @@ Pure. The state is a Merkle search tree (`tree`): key -> canonical value. Its ro
 path proves a balance, a registration or a volume's latest anchor, and a reorganisation is a return to an older root.
 
     "A" + public key      Account         balance and next nonce; absent while both are 0
+    "F", "S", "U"                         checkpoints and stakes: see `staking`
     "N"                   number of registrations ever made
     "O" + peer            Operated        who declares to run the peer; absent when nobody ever did
     "R" + peer            Registration    place (order of first registration), address, capacity, price, sequence
@@ -21,7 +22,8 @@ import msgspec
 from blake3 import blake3
 
 from fsdecloud import codec
-from fsdecloud.ledger.network import AMOUNT_MAX
+from fsdecloud.ledger import staking
+from fsdecloud.ledger.network import AMOUNT_MAX, NetworkDocument
 from fsdecloud.ledger.reasons import (
     AmountOutOfRange,
     LeaseHeld,
@@ -36,11 +38,15 @@ from fsdecloud.ledger.reasons import (
 from fsdecloud.ledger.transactions import (
     NO_LINK,
     Anchor,
+    Bond,
     Coinbase,
+    Evidence,
     Operate,
     Register,
     Transaction,
     Transfer,
+    Unbond,
+    Vote,
     link,
     tx_id,
 )
@@ -141,6 +147,10 @@ class State:
             return self.changes[key]
         return lookup(self._get, self._root, key) if self._root else None
 
+    def stored_rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Return the stored rows whose key begins with `prefix`, ascending; changes laid over are not in it."""
+        return scan_prefix(self._get, self._root, prefix) if self._root else iter(())
+
     def account(self, key: bytes) -> Account:
         """Return the account of a public key; unknown ones are empty."""
         data = self.read(_ACCOUNT + key)
@@ -211,8 +221,11 @@ def border_key(network: bytes) -> bytes:
     return blake3(network, derive_key_context=_BORDER_CONTEXT).digest()
 
 
-def apply_transaction(state: State, tx: Transaction, time: int, height: int, *, stacked: bool = False) -> None:
-    """Apply one transaction at block time `time`, or raise an InvalidTransaction leaf and change nothing.
+def apply_transaction(
+    document: NetworkDocument, state: State, tx: Transaction, time: int, height: int, *, stacked: bool = False
+) -> None:
+    """Apply one transaction at block time `time`, or raise an InvalidTransaction leaf and change nothing. The state is that of
+    the block before, after `staking.begin_block`.
 
     `stacked` is for what waits, for several blocks: more than one anchor of a volume, and recipients get nothing yet, so that
     nobody spends what he does not have in a block. The coinbase is applied by `credit`.
@@ -225,6 +238,14 @@ def apply_transaction(state: State, tx: Transaction, time: int, height: int, *, 
         _apply_register(state, tx, height)
     elif isinstance(tx, Operate):
         _apply_operate(state, tx)
+    elif isinstance(tx, Bond):
+        staking.apply_bond(document, state, tx, height, stacked=stacked)
+    elif isinstance(tx, Unbond):
+        staking.apply_unbond(document, state, tx, height, stacked=stacked)
+    elif isinstance(tx, Vote):
+        staking.apply_vote(document, state, tx, stacked=stacked)
+    elif isinstance(tx, Evidence):
+        staking.apply_evidence(document, state, tx, height, stacked=stacked)
     else:
         raise MisplacedCoinbase("a coinbase comes first in a block, and nowhere else")
 
@@ -307,9 +328,10 @@ def keys_of(owner: bytes) -> tuple[bytes, ...]:
     """Return the state keys that belong to one public key: its account, and what it is as a volume and as a peer.
 
     **Invariant:** whether a transaction is valid depends on no others than those of the same owner (`mempool.slot_of`), but for
-    the money that others bring. The number of registrations decides places, and no validity.
+    the money that others bring, and the checkpoints, which change with the tip alone for what waits. The number of
+    registrations decides places, and no validity.
     """
-    return (_ACCOUNT + owner, _VOLUME + owner, _PEER + owner, _OPERATOR + owner)
+    return (_ACCOUNT + owner, _VOLUME + owner, _PEER + owner, _OPERATOR + owner, staking.stake_key(owner))
 
 
 def account_key(owner: bytes) -> bytes:

@@ -5,7 +5,8 @@ signatures, so that no one can change the id without the key. Signatures cover t
 domain of their own: nothing signed for another network or another purpose is valid here. Not here: what a transaction
 does to the state (`state`).
 
-What is free, but for transfers, pays with a *stamp*: a number in the signed part that makes a hash start with zero bits.
+What is free pays with a *stamp*, if it may: a number in the signed part that makes a hash start with zero bits. Votes are
+free as they are: a stake has one for each checkpoint.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from fsdecloud.types import PeerId, TxId, VolumeId
 
 DOMAIN: Final = b"fsdecloud transaction v1"
 URL_MAX: Final = 300
+VOTE_MAX: Final = 256
+"""No encoded vote is longer."""
 NO_LINK: Final = bytes(32)
 """`previous` of a volume's first anchor."""
 
@@ -43,7 +46,7 @@ Signature = Annotated[bytes, Meta(max_length=64)]
 
 
 class Kind(IntEnum):
-    """A transaction's number in its encoding. Those without a struct here are reserved."""
+    """A transaction's number in its encoding. Those without a struct are reserved."""
 
     COINBASE = 0
     TRANSFER = 1
@@ -141,7 +144,49 @@ class Operate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """b"" without an operator."""
 
 
-Transaction: TypeAlias = Coinbase | Transfer | Register | Anchor | Operate
+class Bond(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
+    """Lock money of a storage peer as the stake that its votes weigh; `nonce` is its account's next."""
+
+    version: Version
+    peer: Bytes32
+    amount: Amount
+    fee: Amount
+    nonce: Counter
+    signature: Signature
+
+
+class Unbond(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
+    """Stop voting, and have the whole stake back after the network's delay."""
+
+    version: Version
+    peer: Bytes32
+    fee: Amount
+    nonce: Counter
+    signature: Signature
+
+
+class Vote(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
+    """Link the justified checkpoint to the newest one, in the manner of Casper FFG. Free: a stake has one for each target."""
+
+    version: Version
+    peer: Bytes32
+    source: Bytes32
+    source_height: Counter
+    target: Bytes32
+    target_height: Counter
+    signature: Signature
+
+
+class Evidence(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7):
+    """Two encoded votes that one peer may not both sign: its stake burns. Anybody may send it; the stake pays the fee."""
+
+    version: Version
+    first: Annotated[bytes, Meta(max_length=VOTE_MAX)]
+    second: Annotated[bytes, Meta(max_length=VOTE_MAX)]
+    fee: Amount
+
+
+Transaction: TypeAlias = Coinbase | Transfer | Register | Anchor | Bond | Unbond | Vote | Evidence | Operate
 Stamped: TypeAlias = Register | Anchor | Operate
 """What a stamp may pay for."""
 
@@ -165,7 +210,19 @@ def decode_tx(data: bytes, limit: int = TX_MAX) -> Transaction:
         raise MalformedTransaction(f"an operator's key has 32 bytes, not {len(tx.operator)}")
     if isinstance(tx, Operate) and not tx.operator and tx.operator_signature:
         raise MalformedTransaction("a declaration without an operator has no signature of one")
+    if isinstance(tx, Evidence):
+        first, second = votes_of(tx)
+        if first.peer != second.peer:
+            raise MalformedTransaction("evidence is two votes of one peer")
     return tx
+
+
+def votes_of(tx: Evidence) -> tuple[Vote, Vote]:
+    """Return the two votes in evidence, signatures not checked. Raises MalformedTransaction."""
+    try:
+        return codec.decode(tx.first, Vote), codec.decode(tx.second, Vote)
+    except MalformedError as exc:
+        raise MalformedTransaction(f"evidence is two votes: {exc}") from exc
 
 
 def tx_id(tx: Transaction) -> TxId:
@@ -177,7 +234,7 @@ def unsigned(tx: Transaction) -> Transaction:
     """Return the transaction with empty signatures: what the id and the signatures cover."""
     if isinstance(tx, Anchor):
         return msgspec.structs.replace(tx, volume_signature=b"", device_signature=b"")
-    if isinstance(tx, Coinbase):
+    if isinstance(tx, Coinbase | Evidence):
         return tx
     if isinstance(tx, Operate):
         return msgspec.structs.replace(tx, signature=b"", operator_signature=b"")
@@ -192,16 +249,17 @@ def link(volume: VolumeId | bytes, sequence: int, commitment: bytes) -> bytes:
 
 def fee_of(tx: Transaction) -> int:
     """Return what the transaction pays to the miner of its block."""
-    return 0 if isinstance(tx, Coinbase) else tx.fee
+    return 0 if isinstance(tx, Coinbase | Vote) else tx.fee
 
 
 def signers(tx: Transaction) -> tuple[tuple[bytes, bytes], ...]:
-    """Return each (public key, signature) that must verify; none for a coinbase."""
+    """Return each (public key, signature) over the transaction; none for a coinbase and for evidence, whose votes are
+    signed."""
     if isinstance(tx, Anchor):
         return (tx.volume, tx.volume_signature), (tx.device, tx.device_signature)
     if isinstance(tx, Transfer):
         return ((tx.sender, tx.signature),)
-    if isinstance(tx, Register):
+    if isinstance(tx, Register | Bond | Unbond | Vote):
         return ((tx.peer, tx.signature),)
     if isinstance(tx, Operate):
         peers = (tx.peer, tx.signature)
@@ -211,6 +269,9 @@ def signers(tx: Transaction) -> tuple[tuple[bytes, bytes], ...]:
 
 def check_signatures(network: bytes, tx: Transaction) -> None:
     """Verify all signatures for the network with this id. Raises BadSignature."""
+    if isinstance(tx, Evidence):
+        for vote in votes_of(tx):
+            check_signatures(network, vote)
     message = network + codec.encode(unsigned(tx))
     for public, signature in signers(tx):
         try:
@@ -221,10 +282,10 @@ def check_signatures(network: bytes, tx: Transaction) -> None:
 
 def check_fee(document: NetworkDocument, tx: Transaction) -> None:
     """Check that the fee, or the stamp where one may stand for it, is sufficient. Raises BadStamp."""
-    if isinstance(tx, Coinbase) or tx.fee >= document.minimum_fee:
+    if isinstance(tx, Coinbase | Vote) or tx.fee >= document.minimum_fee:
         return
-    if isinstance(tx, Transfer):
-        raise BadStamp(f"a transfer pays at least {document.minimum_fee}, not {tx.fee}")
+    if not isinstance(tx, Stamped):
+        raise BadStamp(f"a {type(tx).__name__.lower()} pays at least {document.minimum_fee}, not {tx.fee}")
     found = stamp_bits(tx)
     if found < document.stamp_bits:
         raise BadStamp(f"its stamp has {found} zero bits; without a fee it needs {document.stamp_bits}")
@@ -312,6 +373,32 @@ def sign_operate(
     if operator_seed is None:
         return _finish(network, tx, signature=seed)
     return _finish(network, tx, signature=seed, operator_signature=operator_seed)
+
+
+def sign_bond(network: bytes, seed: bytes, amount: int, fee: int, nonce: int) -> bytes:
+    """Return the encoded bond of `amount` signed with the peer's Ed25519 seed."""
+    return _finish(network, Bond(1, sign.public_key(seed), amount, fee, nonce, b""), signature=seed)
+
+
+def sign_unbond(network: bytes, seed: bytes, fee: int, nonce: int) -> bytes:
+    """Return the encoded end of a bond signed with the peer's Ed25519 seed."""
+    return _finish(network, Unbond(1, sign.public_key(seed), fee, nonce, b""), signature=seed)
+
+
+def sign_vote(
+    network: bytes, seed: bytes, source: bytes, source_height: int, target: bytes, target_height: int
+) -> bytes:
+    """Return the encoded vote signed with the peer's Ed25519 seed.
+
+    Whoever signs keeps the rules of `finality.plan_vote`, over restarts and power cuts too, or the stake burns.
+    """
+    vote = Vote(1, sign.public_key(seed), source, source_height, target, target_height, b"")
+    return _finish(network, vote, signature=seed)
+
+
+def encode_evidence(first: bytes, second: bytes, fee: int) -> bytes:
+    """Return the encoded evidence of two encoded votes. Raises ValueError for what are no two votes of one peer."""
+    return _finish(b"", Evidence(1, first, second, fee))
 
 
 def sign_anchor(

@@ -16,10 +16,12 @@ import trio
 
 from fsdecloud.errors import InvalidBlock
 from fsdecloud.ledger.blocks import Block, block_id, decode_block
-from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, build_block, check_block, is_better, plan_switch
+from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, build_block, check_block, open_next, plan_switch
+from fsdecloud.ledger.finality import choose_tip, read_finality
 from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
-from fsdecloud.ledger.reasons import COMMITTED, KnownInvalid, ReorgTooDeep, UnknownParent
+from fsdecloud.ledger.reasons import COMMITTED, ConflictsWithFinal, KnownInvalid, ReorgTooDeep, UnknownParent
+from fsdecloud.ledger.staking import Finality
 from fsdecloud.ledger.state import Registration, State, StateNodes
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.store.chain import ChainStore
@@ -76,7 +78,7 @@ class Keeper:
         self.on_tx: list[Callable[[TxId], None]] = []
         """Called, not to block, for each transaction that enters the mempool."""
         self.pool = Mempool(store.document)
-        self.pool.rebase(self.state, self.tip.height + 1, clock())
+        self.pool.rebase(self.next_state, self.tip.height + 1, clock())
 
     # ---- looking ---------------------------------------------------------------------------------------------------
     @property
@@ -96,6 +98,14 @@ class Keeper:
     def state(self) -> State:
         """Return the state at the tip."""
         return State(StateNodes(self._store.node).get, self.tip.state_root)
+
+    def next_state(self) -> State:
+        """Return the state that the next block's transactions are applied to: a checkpoint at the tip is noted in it."""
+        return open_next(self.document, self.tip, self._store.node)
+
+    def finality(self) -> Finality:
+        """Return the checkpoints at the tip."""
+        return read_finality(self.document, self.tip, self._store.node)
 
     def registry(self) -> list[tuple[PeerId, Registration]]:
         """Return all registered peers by their place."""
@@ -192,13 +202,22 @@ class Keeper:
                 break
             batch.count += 1
         if batch.fresh:
-            if is_better(batch.last, self.tip):
-                try:
-                    batch.switch = plan_switch(batch.point, self.tip, batch.last, self.document.finality_depth)
-                except ReorgTooDeep as exc:
-                    self.raise_alarm(str(exc))
+            try:
+                batch.switch = self._choose(batch)
+                if batch.switch is not None and len(batch.switch.leave) > self.document.finality_depth:
+                    self.alarm = ""  # what was too deep by work alone has a final checkpoint now
+            except (ConflictsWithFinal, ReorgTooDeep) as exc:
+                self.raise_alarm(str(exc))
             self._store.add_many(tuple(batch.fresh.values()), batch.switch)
         return batch
+
+    def _choose(self, batch: _Batch) -> Switch | None:
+        """Return how to get to the batch's last block if its chain comes first."""
+
+        def read_finality_at(point: Point) -> Finality:
+            return read_finality(self.document, point, batch.node)
+
+        return choose_tip(self.document, batch.point, read_finality_at, self.tip, batch.last)
 
     def _check(self, batch: _Batch, data: bytes, verified: frozenset[bytes]) -> None:
         """Check one block and append it to the batch, unless it is stored already."""
@@ -233,7 +252,7 @@ class Keeper:
         returned = [tx for point in reversed(switch.leave) for tx in self._transactions(point)]
         self.tip = switch.enter[-1] if switch.enter else switch.fork
         waited = frozenset(self.pool.ids()) if returned else frozenset()
-        dropped = self.pool.rebase(self.state, self.tip.height + 1, self.now(), returned)
+        dropped = self.pool.rebase(self.next_state, self.tip.height + 1, self.now(), returned)
         if switch.leave:
             log.info("left %d blocks for a chain with more work, tip %d", len(switch.leave), self.tip.height)
         for waiting, reason in dropped:
@@ -266,7 +285,7 @@ class Keeper:
         self._pool_changed = trio.Event()
 
     def raise_alarm(self, text: str) -> None:
-        """Remember and log, once, that a chain with more work is not followed."""
+        """Remember and log, once, that a chain that comes first by work or votes is not followed."""
         if text != self.alarm:
             log.warning("%s: see `decloud ledger accept-tip`", text)
         self.alarm = text

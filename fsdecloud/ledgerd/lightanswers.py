@@ -26,6 +26,7 @@ from fsdecloud.ledger.proofs import (
     check_tx,
     read_head,
 )
+from fsdecloud.ledger.staking import FINALITY_KEY
 from fsdecloud.ledger.state import (
     COUNT_KEY,
     EMPTY_ROOT,
@@ -38,7 +39,7 @@ from fsdecloud.ledger.state import (
     keys_of,
     node_ref,
 )
-from fsdecloud.ledger.transactions import Anchor, Transaction, Transfer, decode_tx, tx_id
+from fsdecloud.ledger.transactions import Anchor, Bond, Evidence, Transaction, Transfer, Unbond, Vote, decode_tx, tx_id
 from fsdecloud.ledgerd.api import check_key, check_range
 from fsdecloud.ledgerd.asking import Asker
 from fsdecloud.ledgerd.light import LightKeeper
@@ -122,10 +123,10 @@ class LightAnswers:
         for other in self._waiting(slot_of(tx)[1]):
             if slot_of(other) != slot_of(tx):
                 try:
-                    apply_transaction(state, other, time, height, stacked=True)
+                    apply_transaction(keeper.document, state, other, time, height, stacked=True)
                 except (InvalidTransaction, NodeMissing):
                     continue
-        apply_transaction(state, tx, time, height, stacked=True)
+        apply_transaction(keeper.document, state, tx, time, height, stacked=True)
 
     def _waiting(self, sender: bytes) -> list[Transaction]:
         """Return what waits here of a sender, its transfers by their nonces."""
@@ -307,6 +308,8 @@ class LightAnswers:
 def _keys_for(tx: Transaction) -> tuple[bytes, ...]:
     """Return the state keys that a transaction's validity depends on, and what applying it reads."""
     keys = keys_of(slot_of(tx)[1])
+    if isinstance(tx, Bond | Unbond | Vote | Evidence):
+        return (*keys, FINALITY_KEY)
     return (*keys, account_key(tx.recipient)) if isinstance(tx, Transfer) else (*keys, COUNT_KEY)
 
 

@@ -17,7 +17,7 @@ from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.store.chain import open_chain
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ledger"))
-from chainmaker import GENESIS_TIME, Maker, easy_network, mine, with_body, with_header
+from chainmaker import GENESIS_TIME, INTERVAL, TWO, Maker, Voting, easy_network, mine, with_body, with_header
 
 VOLUME = bytes([2]) * 32
 ALICE_KEY = sign.public_key(bytes([3]) * 32)
@@ -167,3 +167,47 @@ def test_fault_098_only_what_the_work_was_done_for_is_remembered_as_invalid(tmp_
         assert (await keeper.accept(encode_block(good))).is_new
 
     keeper_test(tmp_path, work)
+
+
+def test_the_justified_checkpoint_comes_before_work_and_what_is_final_stays(tmp_path, caplog):
+    make = Voting()
+    while make.tip.height % INTERVAL:
+        make.add()
+    fork = make.tip
+    for _ in range(3):
+        make.epoch(*TWO)
+    voted, blocks = make.tip, [data for _, data in make.chain()]
+    make.tip = fork
+    while make.tip.work <= voted.work:
+        make.add()
+    heavier, others = make.tip, [data for _, data in make.chain()]
+
+    async def run(name, first, second):
+        with trio.fail_after(60), open_chain(tmp_path / name, make.document, map_size=1 << 28) as store:
+            keeper = Keeper(store, lambda: NOW)
+            for data in (*first, *second):
+                await keeper.accept(data)
+            return keeper.tip, keeper.finality().final.height, keeper.alarm
+
+    assert trio.run(run, "votes first", blocks, others) == (voted, fork.height + INTERVAL, "")
+    assert trio.run(run, "work first", others, blocks) == (voted, fork.height + INTERVAL, "")
+    assert heavier.work > voted.work
+
+
+def test_a_vote_waits_for_the_block_after_its_checkpoint(tmp_path):
+    make = Voting()
+    while make.tip.height % INTERVAL:
+        make.add()
+
+    async def run():
+        with trio.fail_after(60), open_chain(tmp_path / "c", make.document, map_size=1 << 28) as store:
+            keeper = Keeper(store, lambda: NOW)
+            for _, data in make.chain():
+                await keeper.accept(data)
+            for vote in make.votes(*TWO):
+                keeper.submit(vote)
+            block = await keeper.build(bytes(32))
+            await keeper.accept(encode_block(mine(block)))
+            assert keeper.finality().justified.height == make.tip.height
+
+    trio.run(run)

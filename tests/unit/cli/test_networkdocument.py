@@ -33,6 +33,7 @@ def decloud(capsys, *arguments):
 def test_what_is_made_can_be_shown_and_is_the_network_that_was_asked_for(home, capsys):
     chosen = {p.field: min(p.most, p.least + 100 + n) for n, p in enumerate(nd.PARAMETERS)}
     chosen |= {"interval": 3, "stamp_bits": 5, "first_work": 5000, "easiest_work": 300}
+    chosen |= {"checkpoint_interval": 7, "unbond_delay": 900, "least_bond": 2000, "least_stake": 2001}
     options = [word for field, value in chosen.items() for word in (f"--{field.replace('_', '-')}", value)]
     extra = ("--name", "mine", "--salt", SALT, "--genesis-time", 1_700_000_000, "--no-mine-when-idle")
     file = home / "net"
@@ -47,7 +48,7 @@ def test_what_is_made_can_be_shown_and_is_the_network_that_was_asked_for(home, c
         if not field.endswith("_work"):
             assert getattr(document, field) == value
     assert work.work_of(document.first_target) == 5000
-    assert (document.version, document.name, document.salt.hex(), document.mine_when_idle) == (2, "mine", SALT, False)
+    assert (document.version, document.name, document.salt.hex(), document.mine_when_idle) == (3, "mine", SALT, False)
     code, out, _ = decloud(capsys, "show-network", "--json", file)
     assert code == 0
     assert json.loads(out) == {name: value for name, value in made.items() if name != "file"}
@@ -64,7 +65,7 @@ def test_the_defaults_are_the_presets(home, capsys, preset):
     assert decloud(capsys, "new-network", *preset, "--salt", SALT, "--genesis-time", 5, file)[0] == 0
     made = network.decode_network(file.read_bytes())
     expected = network.embedded_network if preset else network.public_network
-    assert made == msgspec.structs.replace(expected("decloud", bytes.fromhex(SALT), 5), version=2)
+    assert made == msgspec.structs.replace(expected("decloud", bytes.fromhex(SALT), 5), version=3)
     for parameter in nd.PARAMETERS:  # and the help says so
         value = nd.network_fields(made)[parameter.field]
         stated = parameter.default.split("; ")[-1 if preset else 0].split(",")[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from fsdecloud.crypto import sign
-from fsdecloud.ledger import work
+from fsdecloud.ledger import finality, work
 from fsdecloud.ledger.blocks import Block, bytes_root, encode_block, header_prefix, ids_root
 from fsdecloud.ledger.chain import CheckedBlock, Point, build_block, check_block, genesis_point
 from fsdecloud.ledger.mempool import Mempool
@@ -20,9 +20,11 @@ from fsdecloud.ledger.transactions import (
     encode_tx,
     link,
     sign_anchor,
+    sign_bond,
     sign_operate,
     sign_register,
     sign_transfer,
+    sign_vote,
     tx_id,
 )
 
@@ -153,3 +155,46 @@ class Maker:
 def commitment_of(sequence: int) -> bytes:
     """What the anchors made here commit to."""
     return sequence.to_bytes(32)
+
+
+INTERVAL, DEPTH, DELAY, BOND = 2, 6, 64, 1000
+VOTERS = [bytes([40 + n]) * 32 for n in range(3)]
+KEYS = [sign.public_key(seed) for seed in VOTERS]
+TWO = VOTERS[:2]
+"""Two thirds: a third vote comes too late, its link is done."""
+
+
+def voting_network(**changes):
+    parameters = {"checkpoint_interval": INTERVAL, "finality_depth": DEPTH, "unbond_delay": DELAY, "least_bond": BOND}
+    return easy_network(version=3, **({"least_stake": 3 * BOND} | parameters | changes))
+
+
+class Voting(Maker):
+    """A chain with three voters of the same stake."""
+
+    def __init__(self, **changes):
+        super().__init__(voting_network(**changes))
+        for seed, key in zip(VOTERS, KEYS, strict=True):
+            self.add([self.register(seed, 1)], recipient=key)
+        self.add([sign_bond(self.network, seed, BOND, 1, 0) for seed in VOTERS])
+        self.add()
+
+    def finality(self, point=None):
+        return finality.read_finality(self.document, point or self.tip, self.nodes.get)
+
+    def votes(self, *seeds, parent=None):
+        row = finality.next_finality(self.document, parent or self.tip, self.nodes.get)
+        link = row.justified.id, row.justified.height, row.newest.id, row.newest.height
+        return [sign_vote(self.network, seed, *link) for seed in seeds]
+
+    def epoch(self, *seeds, parent=None):
+        """Add the rest of an epoch, with these votes in its first block."""
+        if parent is not None:
+            self.tip = parent
+        self.add(self.votes(*seeds))
+        while self.tip.height % INTERVAL:
+            self.add()
+        return self.tip
+
+    def choose(self, tip, candidate):
+        return finality.choose_tip(self.document, self.points.get, self.finality, tip, candidate)

@@ -8,11 +8,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import msgspec
 from hypothesis import strategies as st
 
 from fsdecloud.crypto import sign
 from fsdecloud.errors import InvalidBlock
-from fsdecloud.ledger import chain, reasons
+from fsdecloud.ledger import chain, finality, reasons
 from fsdecloud.ledger.blocks import block_id, decode_block
 from fsdecloud.ledger.network import decode_network, encode_network
 from fsdecloud.ledger.state import State, StateNodes
@@ -39,17 +40,50 @@ DOCUMENT = encode_network(
     )
 )
 
+VOTING = encode_network(
+    msgspec.structs.replace(
+        decode_network(DOCUMENT),
+        version=3,
+        checkpoint_interval=2,
+        finality_depth=4,
+        unbond_delay=32,
+        least_bond=64,
+        least_stake=1000,
+    )
+)
+"""The same with checkpoints: the voters are taken anew after 8 blocks, a stake is back after 32."""
+
+ROOMY = encode_network(msgspec.structs.replace(decode_network(VOTING), block_max=1 << 17))
+"""The same with room for more votes than a block may hold."""
+
 WHO = st.integers(0, len(SEEDS) - 1)
 FEE = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 500, naive.AMOUNT])
 OFF = st.sampled_from([0, 0, 0, 0, 0, 0, 1, -1])
 """How far a nonce or a sequence number is beside the right one."""
 FORGERIES = ("signature", "network", "stamp", "encoding", "short", "kind", "weak key", "stray")
 FORGED = st.sampled_from([None] * 12 + [*FORGERIES])
+LINKS = (None, None, None, "source", "target", "back")
+"""What is wrong with a vote."""
+
+PAIRS = {
+    "one height": ((0, 2, 0), (0, 2, 1)),
+    "spans": ((2, 4, 0), (0, 6, 0)),
+    "the same": ((2, 4, 0), (2, 4, 0)),
+    "after": ((0, 2, 0), (2, 4, 0)),
+    "one source": ((2, 4, 0), (2, 6, 0)),
+    "two peers": ((0, 2, 0), (0, 2, 1)),
+}
+"""Two votes each, as (source, target, which block of that height)."""
+
 SPECS = st.one_of(
     st.tuples(st.just("transfer"), WHO, WHO, st.sampled_from([0, 1, 7, 900, naive.AMOUNT]), FEE, OFF, FORGED),
     st.tuples(st.just("register"), WHO, st.sampled_from(["wss://a", "x" * 300, "", "\t"]), FEE, OFF, FORGED),
     st.tuples(st.just("anchor"), WHO, WHO, st.integers(-5, 40), st.booleans(), FEE, OFF, st.booleans(), FORGED),
     st.tuples(st.just("operate"), WHO, st.none() | WHO, FEE, OFF, FORGED),
+    st.tuples(st.just("bond"), WHO, st.sampled_from([0, 1, 63, 64, 1000, naive.AMOUNT]), FEE, OFF, FORGED),
+    st.tuples(st.just("unbond"), WHO, FEE, OFF, FORGED),
+    st.tuples(st.just("vote"), WHO, st.sampled_from(LINKS), FORGED),
+    st.tuples(st.just("evidence"), WHO, st.sampled_from(sorted(PAIRS)), FEE, FORGED),
 )
 HEADER_FLAWS = ("parent", "height", "target", "work", "ids_root", "state_root", "version", "far")
 BODY_FLAWS = (
@@ -109,6 +143,37 @@ def random_steps(rng, length):
     ]
 
 
+def random_voting_steps(rng, length):
+    """Return a history with voters: all mine, register and bond, and then mostly vote, in chains that part and join."""
+
+    def one_of(usual, *odd):
+        return rng.choice(odd) if rng.random() < 0.06 else usual
+
+    def spec(who):
+        return rng.choice([
+            plain("bond", who, rng.choice([1, 70, 900]), 2, one_of(0, 1)),
+            plain("bond", who, 500, 2, 0),
+            plain("unbond", who, 2, one_of(0, 1)),
+            plain("evidence", who, rng.choice([*PAIRS, "one height", "spans"]), rng.choice([2, 2, 3, 500])),
+            ("register", who, "wss://b", 2, 0, one_of(None, "empty")),
+            plain("transfer", who, rng.randrange(len(SEEDS)), 7, 2, 0),
+        ])  # fmt: skip
+
+    steps = [(0, 2, [plain("register", who, "wss://a", 0, 0)], False, None, who) for who in range(len(SEEDS))]
+    steps += [(0, 2, [plain("bond", who, rng.choice([200, 700, 2000]), 2, 0)], False, None, who) for who in range(5)]
+    present = len(SEEDS)
+    for _ in range(length):
+        if rng.random() < 0.1:
+            present = rng.choice([1, 2, 4, 5, 5, 5])
+        specs = [spec(rng.randrange(len(SEEDS)))] if rng.random() < 0.25 else []
+        specs += [("vote", who, one_of(None, *LINKS), one_of(None, *FORGERIES)) for who in range(present)]
+        rng.shuffle(specs)
+        flaw = one_of(None, None, *HEADER_FLAWS, *BODY_FLAWS)
+        keeps_bad = rng.random() < 0.05
+        steps.append((rng.choice([0] * 9 + [1, 2, 5]), 2, specs, keeps_bad, flaw, rng.randrange(len(SEEDS))))
+    return steps
+
+
 @cache
 def signature(seed, message):
     return sign.sign(seed, naive.DOMAIN, message)
@@ -127,6 +192,7 @@ class Writer:
         parent = self.points[max(-1 - back, -len(self.points))]
         height, time = parent.height + 1, max(0, parent.times[-1] + seconds)
         scratch, bodies = naive.State(parent.state), []
+        scratch.begin(parent.id, height)
         for spec in specs:
             body = self.transaction(scratch, spec, time, height)
             copy = naive.State(scratch)
@@ -155,7 +221,11 @@ class Writer:
         elif flaw == "two coinbases":
             bodies.append(naive.pack([0, 1, height, KEYS[miner - 1], 0]))
         elif flaw == "big":
-            bodies += [bodies[-1][:-1] + bytes([n]) for n in range(1 + 8192 // len(bodies[-1]))]
+            count = 1 + self.network.block_max // len(bodies[-1])
+            bodies += [bodies[-1][:-1] + bytes([n % 256]) for n in range(count)]
+        elif flaw == "votes":
+            fields = [[6, 1, KEYS[0], bytes(32), 0, bytes(32), n, b""] for n in range(513)]
+            bodies += [self.finish(one, {7: 0}, None) for one in fields]
         elif flaw == "empty":
             bodies.append(b"")
         header = {
@@ -185,8 +255,9 @@ class Writer:
     def fee_index(self, body):
         try:
             fields = naive.unpack(body)
-            index = list(naive.KINDS[fields[0]][1]).index("fee") + 1
-            return index if type(fields[index]) is int else 0
+            names = [None, *naive.KINDS[fields[0]][1]]
+            index = names.index("fee")
+            return index if type(fields[index]) is int and len(fields) == len(names) else 0
         except (naive.Malformed, KeyError, ValueError, IndexError, TypeError):
             return 0
 
@@ -206,7 +277,30 @@ class Writer:
         elif kind == "register":
             url, fee, off = rest
             sequence = max(0, state.registered.get(key, (0,) * 6)[4] + 1 + off)
-            fields, signers = [2, 1, key, url, 5, 7, sequence, fee, 0, b""], {9: who}
+            fields, signers = [2, 1, key, url, 0 if forged == "empty" else 5, 7, sequence, fee, 0, b""], {9: who}
+        elif kind == "bond":
+            amount, fee, off = rest
+            fields, signers = [4, 1, key, amount, fee, max(0, state.account(key)[1] + off), b""], {6: who}
+        elif kind == "unbond":
+            fee, off = rest
+            fields, signers = [5, 1, key, fee, max(0, state.account(key)[1] + off), b""], {5: who}
+        elif kind == "vote":
+            f = state.votes()
+            source, target = f["justified"], f["newest"]
+            links = {"source": (target, target), "target": (source, [target[0], bytes(32)]), "back": (target, source)}
+            source, target = links.get(rest[0], (source, target))
+            fields, signers = [6, 1, key, source[1], source[0], target[1], target[0], b""], {7: who}
+        elif kind == "evidence":
+            name, fee = rest
+            votes = [
+                self.finish([6, 1, key, bytes([s]) * 32, s, bytes([which]) * 32, t, b""], {7: who}, None)
+                for s, t, which in PAIRS[name]
+            ]
+            if name == "two peers":
+                votes[1] = self.finish([6, 1, KEYS[who - 1], bytes(32), 0, bytes(32), 2, b""], {7: who - 1}, None)
+            if forged == "signature":
+                votes[1] = votes[1][:-64] + bytes(64)
+            fields, signers = [7, 1, *votes, fee], {}
         elif kind == "anchor":
             device, lease, takeover, fee, off, follows = rest
             row = state.volumes.get(key)
@@ -239,14 +333,14 @@ class Writer:
         message = (bytes(32) if forged == "network" else self.network.id) + naive.pack(fields)
         for index, who in signers.items():
             fields[index] = signature(SEEDS[who], message)
-        if forged == "signature":
+        if forged == "signature" and signers:
             fields[-1] = bytes(64)
-        elif forged == "stray":
+        elif forged == "stray" and fields[0] == 10:
             fields[-1] = fields[-1] or bytes(64)
         elif forged == "short":
             fields = fields[:-1]
         elif forged == "kind":
-            fields[0] = 4
+            fields[0] = 4 if fields[0] != 4 else 8
         return naive.pack(fields) + (b"\0" if forged == "encoding" else b"")
 
 
@@ -256,6 +350,91 @@ GOOD = (0, 2, [], True, None, 0)
 def plain(kind, who, *rest):
     """Return the spec of a transaction that nobody forged."""
     return (kind, who, *rest, None)
+
+
+def voters(steps):
+    """Return a history that begins with five voters of the same stake and ends with `steps`, the first of them block 8."""
+    found = [(0, 2, [plain("register", who, "wss://a", 0, 0)], False, None, who) for who in range(len(SEEDS))]
+    bonds = [plain("bond", who, 500, 2, 0) for who in range(len(SEEDS))]
+    return [*found, (0, 2, bonds, False, None, 0), GOOD, *steps]
+
+
+def votes(*who, wrong=None):
+    return [plain("vote", one, wrong) for one in who]
+
+
+def vote_breaking():
+    """Return histories of the network with checkpoints whose last blocks break every rule of stake and votes."""
+
+    def last(*specs):
+        return (0, 2, list(specs), True, None, 0)
+
+    found = [
+        voters([last(*specs)])
+        for specs in (
+            votes(0, 0),
+            votes(0, wrong="source"),
+            votes(0, wrong="target"),
+            votes(0, wrong="back"),
+            [plain("unbond", 0, 2, 0), plain("unbond", 0, 2, 0)],
+            [plain("unbond", 0, 2, 0), plain("bond", 0, 500, 2, 0)],
+            [plain("unbond", 0, 2, 1)],
+            [plain("unbond", 0, 1, 0)],
+            [plain("bond", 0, 0, 2, 0)],
+            [plain("bond", 0, 1, 2, 1)],
+            [plain("bond", 0, naive.AMOUNT, 2, 0)],
+            [("register", 0, "wss://b", 2, 0, "empty"), *votes(0)],
+            [("register", 0, "wss://b", 2, 0, "empty"), plain("bond", 0, 500, 2, 0)],
+            *([plain("evidence", 0, pair, 2)] for pair in PAIRS),
+            [plain("evidence", 0, "spans", 31)],
+            [plain("evidence", 0, "spans", 32)],
+            [plain("evidence", 0, "spans", 1)],
+            [("evidence", 0, "spans", 2, "signature")],
+            [plain("evidence", 0, "spans", 2), *votes(0)],
+            [plain("evidence", 0, "spans", 2), plain("evidence", 0, "one height", 2)],
+            [plain("evidence", 0, "spans", 2), plain("bond", 0, 500, 2, 0)],
+        )
+    ]
+    register = plain("register", 0, "wss://a", 0, 0)
+    found += [
+        [GOOD, last(*specs)]
+        for specs in (
+            votes(0),
+            [plain("unbond", 0, 2, 0)],
+            [plain("evidence", 0, "spans", 2)],
+            [plain("bond", 0, 500, 2, 0)],
+            [register, plain("bond", 0, 63, 2, 0)],
+            [register, plain("bond", 0, 64, 1, 0)],
+            [register, plain("bond", 0, 64, 2, 0), *votes(0)],
+        )
+    ]
+    found.append(voters([GOOD, last(*votes(0)), last(*votes(0))]))
+    return found
+
+
+TOO_MANY_VOTES = voters([(0, 2, [], True, "votes", 0)])
+
+
+def with_votes():
+    """Return histories of the network with checkpoints in which all goes well: see the names."""
+    everybody = [(0, 2, votes(*range(5)) if n % 2 else [], False, None, 0) for n in range(8)]
+    first = [(0, 2, votes(0, 1) if n % 2 else [], False, None, 0) for n in range(14)]
+    return {
+        "checkpoints become final": voters([*everybody, (2, 3, [], True, None, 1)]),
+        "three fifths are not enough, and the others are suspended": voters([*first, *everybody]),
+        "a stake is back after its delay": voters([
+            (0, 2, [plain("unbond", 4, 2, 0)], True, None, 1),
+            *[GOOD] * 31,
+            (0, 2, [plain("transfer", 4, 0, 7, 2, 0)], True, None, 1),
+        ]),
+        "a stake burns": voters([(0, 2, [plain("evidence", 3, "spans", 31)], True, None, 1), *everybody]),
+    }  # fmt: skip
+
+
+def no_voting():
+    """Return histories of the network without checkpoints that hold what has no place in it."""
+    specs = (plain("bond", 0, 500, 2, 0), plain("unbond", 0, 2, 0), *votes(0), plain("evidence", 0, "spans", 2))
+    return [[GOOD, (0, 2, [spec], True, None, 0)] for spec in specs]
 
 
 def rule_breaking():
@@ -319,6 +498,10 @@ class Fast:
             chain.plan_switch(self.points.get, self.tip, checked.point, None)
             self.tip = checked.point
         return checked.point
+
+    def finality(self, point):
+        """Return the checkpoints after a block."""
+        return finality.read_finality(self.document, point, self.nodes.get)
 
     def rows(self, point):
         """Return all rows of the state after a block."""

@@ -169,14 +169,13 @@ class Network:
             "subsidy",
         ),
         *("minimum_fee", "stamp_bits", "finality_depth", "future_limit", "block_max", "transaction_max"),
-        *("mine_when_idle", "halving"),
+        *("mine_when_idle", "halving", "checkpoint_interval", "unbond_delay", "least_bond", "least_stake"),
     )
 
     def __init__(self, document):
         values = unpack(document)
         self.id = blake3(document).digest()
-        if values[0] == 1:
-            values = [*values, 0]
+        values += [0] * (len(self.FIELDS) - len(values))
         self.__dict__.update(zip(self.FIELDS, values, strict=True))
         self.first_target = int.from_bytes(self.first_target, "big")
         self.easiest_target = int.from_bytes(self.easiest_target, "big")
@@ -213,6 +212,7 @@ CHECKS = {
     "url": url,
     "bool": lambda v: type(v) is bool,
     "key or nothing": lambda v: type(v) is bytes and len(v) in (0, 32),
+    "vote": binary(0, 256),
 }
 
 
@@ -243,6 +243,16 @@ KINDS = {
             "device_signature: signature"
         ),
     ),
+    4: ("Bond", table("version: one, peer: key, amount: amount, fee: amount, nonce: counter, signature: signature")),
+    5: ("Unbond", table("version: one, peer: key, fee: amount, nonce: counter, signature: signature")),
+    6: (
+        "Vote",
+        table(
+            "version: one, peer: key, source: key, source_height: counter, target: key, target_height: counter, "
+            "signature: signature"
+        ),
+    ),
+    7: ("Evidence", table("version: one, first: vote, second: vote, fee: amount")),
     10: (
         "Operate",
         table(
@@ -278,17 +288,22 @@ class Transaction:
         if self.kind == "Operate" and not self.operator and self.operator_signature:
             raise Refused("MalformedTransaction")
         self.id = H("transaction id", self.unsigned())
-        if self.kind == "Coinbase":
+        if self.kind in ("Coinbase", "Vote"):
             self.fee = 0
+        self.votes = []
+        if self.kind == "Evidence":
+            self.votes = [Transaction(network, data) for data in (self.first, self.second)]
+            if [vote.kind for vote in self.votes] != ["Vote", "Vote"] or len({vote.peer for vote in self.votes}) != 1:
+                raise Refused("MalformedTransaction")
 
     def unsigned(self, **changes):
         cleared = {name: b"" for name in self.fields if name.endswith("signature")}
         return pack([self.number, *(self.fields | cleared | changes).values()])
 
     def check_fee(self, network):
-        if self.kind == "Coinbase" or self.fee >= network.minimum_fee:
+        if self.kind in ("Coinbase", "Vote") or self.fee >= network.minimum_fee:
             return
-        if self.kind == "Transfer":
+        if self.kind in ("Transfer", "Bond", "Unbond", "Evidence"):
             raise Refused("BadStamp")
         base = H("stamp", self.unsigned(stamp=0))
         bits = bin(int.from_bytes(b"\1" + H("stamp", base + self.stamp.to_bytes(8, "big")), "big"))[3:]
@@ -296,6 +311,8 @@ class Transaction:
             raise Refused("BadStamp")
 
     def check_signatures(self, network):
+        for vote in self.votes:
+            vote.check_signatures(network)
         message = network.id + self.unsigned()
         signed = {
             "Coinbase": [],
@@ -303,6 +320,10 @@ class Transaction:
             "Register": [("peer", "signature")],
             "Anchor": [("volume", "volume_signature"), ("device", "device_signature")],
             "Operate": [("peer", "signature"), ("operator", "operator_signature")],
+            "Bond": [("peer", "signature")],
+            "Unbond": [("peer", "signature")],
+            "Vote": [("peer", "signature")],
+            "Evidence": [],
         }[self.kind]
         for who, what in signed:
             if who == "operator" and not self.operator:
@@ -313,9 +334,16 @@ class Transaction:
 
 # ---- state ---------------------------------------------------------------------------------------------------------------
 class State:
-    """Rows as values, not as bytes: accounts {key: [balance, nonce]}, and so on."""
+    """Rows as values, not as bytes: accounts {key: [balance, nonce]}, and so on.
 
-    def __init__(self, other=None):
+    `stakes` is {peer: {"amount": .., "weights": {height: weight}, ..}}.
+    """
+
+    def __init__(self, other=None, network=None):
+        self.network = network or other.network
+        self.stakes = {k: v | {"weights": dict(v["weights"])} for k, v in other.stakes.items()} if other else {}
+        self.unbonding = set(other.unbonding) if other else set()
+        self.finality = dict(other.finality) if other else {}
         self.accounts = {k: list(v) for k, v in other.accounts.items()} if other else {}
         self.operated = dict(other.operated) if other else {}
         self.registered = dict(other.registered) if other else {}
@@ -329,7 +357,148 @@ class State:
         rows |= {b"V" + k: pack(v) for k, v in self.volumes.items()}
         if self.count:
             rows[b"N"] = pack(self.count)
+        rows |= {b"S" + k: pack(stake_row(v)) for k, v in self.stakes.items()}
+        rows |= {b"U" + height.to_bytes(8, "big") + peer: b"" for height, peer in self.unbonding}
+        if self.finality:
+            rows[b"F"] = pack(list(self.finality.values()))
         return rows
+
+    # The checkpoints are {"final": [height, id, stake], "front": [height, stake], ..} in the order of the row.
+    def votes(self):
+        genesis = [0, self.network.id, 0]
+        return self.finality or {
+            **dict.fromkeys(("final", "justified", "newest"), genesis),
+            "front": [0, 0],
+            "rear": [0, 0],
+            **dict.fromkeys(("front_votes", "rear_votes", "restarted", "bonded"), 0),
+        }
+
+    def begin(self, parent, height):
+        """What comes before the transactions of a block."""
+        network = self.network
+        if not network.checkpoint_interval:
+            return
+        for due, peer in sorted(self.unbonding):
+            if due != height:
+                continue
+            self.unbonding.discard((due, peer))
+            if not self.stakes[peer]["burned"]:
+                account, amount = self.account(peer), self.stakes.pop(peer)["amount"]
+                account[0] = min(AMOUNT, account[0] + amount)
+        checkpoint = height - 1
+        if checkpoint == 0 or checkpoint % network.checkpoint_interval:
+            return
+        f = self.votes()
+        has_enough = f["front"][1] >= network.least_stake
+        patience = network.unbond_delay // 4
+        gave_up = has_enough and checkpoint >= max(f["final"][0], f["restarted"]) + patience
+        if gave_up:
+            for stake in self.stakes.values():
+                could = any(weight_at(stake, f[voters][0]) for voters in ("front", "rear"))
+                now = weight_at(stake, checkpoint)
+                if could and now and stake["target"] <= checkpoint - patience:
+                    f = f | {"bonded": f["bonded"] - now}
+                    stake["weights"][checkpoint] = 0
+        f = f | {"newest": [checkpoint, parent, f["bonded"]], "front_votes": 0, "rear_votes": 0}
+        if gave_up or (not has_enough and f["bonded"] >= network.least_stake):
+            f |= {"front": [checkpoint, f["bonded"]], "rear": [checkpoint, f["bonded"]], "restarted": checkpoint}
+        self.finality = f
+
+    def is_offering(self, peer):
+        return peer in self.registered and self.registered[peer][2] > 0
+
+    def apply_bond(self, tx, time, height):
+        network, f = self.network, self.votes()
+        if not network.checkpoint_interval:
+            raise Refused("NoVoting")
+        if not self.is_offering(tx.peer):
+            raise Refused("NotRegistered")
+        if tx.amount == 0:
+            raise Refused("AmountOutOfRange")
+        stake = self.stakes.get(tx.peer, {"amount": 0, "weights": {}, "target": 0, "release": 0, "burned": False})
+        if stake["burned"] or stake["release"] or len(kept_weights(stake, f)) >= 8:
+            raise Refused("StakeLocked")
+        if tx.nonce != self.account(tx.peer)[1]:
+            raise Refused("WrongNonce")
+        self.need(tx.peer, tx.amount + tx.fee)
+        amount = stake["amount"] + tx.amount
+        if amount < network.least_bond or f["bonded"] + amount > AMOUNT:
+            raise Refused("AmountOutOfRange")
+        self.account(tx.peer)[0] -= tx.amount + tx.fee
+        self.account(tx.peer)[1] += 1
+        self.stakes[tx.peer] = self.weigh(stake | {"amount": amount}, height, amount)
+
+    def apply_unbond(self, tx, time, height):
+        if not self.network.checkpoint_interval:
+            raise Refused("NoVoting")
+        stake = self.stakes.get(tx.peer)
+        if not stake or not stake["amount"]:
+            raise Refused("NotBonded")
+        if stake["release"]:
+            raise Refused("StakeLocked")
+        if tx.nonce != self.account(tx.peer)[1]:
+            raise Refused("WrongNonce")
+        self.need(tx.peer, tx.fee)
+        self.account(tx.peer)[0] -= tx.fee
+        self.account(tx.peer)[1] += 1
+        release = height + self.network.unbond_delay
+        self.unbonding.add((release, tx.peer))
+        self.stakes[tx.peer] = self.weigh(stake | {"release": release}, height, 0)
+
+    def weigh(self, stake, height, weight):
+        """Give a stake another weight from a block on."""
+        f = self.votes()
+        before = weight_at(stake, height)
+        self.finality = f | {"bonded": f["bonded"] + weight - before}
+        return stake | {"weights": kept_weights(stake, f) | {height: weight}}
+
+    def apply_vote(self, tx, time, height):
+        network, f = self.network, self.votes()
+        if not network.checkpoint_interval:
+            raise Refused("NoVoting")
+        stake = self.stakes.get(tx.peer)
+        if not stake or stake["burned"] or not self.is_offering(tx.peer):
+            raise Refused("NotAVoter")
+        front, rear = weight_at(stake, f["front"][0]), weight_at(stake, f["rear"][0])
+        if front == rear == 0:
+            raise Refused("NotAVoter")
+        source, target = f["justified"], f["newest"]
+        if (
+            [tx.source_height, tx.source] != source[:2]
+            or [tx.target_height, tx.target] != target[:2]
+            or source == target
+        ):
+            raise Refused("WrongLink")
+        if tx.target_height <= stake["target"]:
+            raise Refused("VotedAlready")
+        stake["target"] = tx.target_height
+        f = f | {"front_votes": f["front_votes"] + front, "rear_votes": f["rear_votes"] + rear}
+        if (
+            f["front"][1] >= network.least_stake
+            and f["front_votes"] * 3 >= f["front"][1] * 2
+            and f["rear_votes"] * 3 >= f["rear"][1] * 2
+        ):
+            f |= {"justified": target, "front_votes": 0, "rear_votes": 0}
+            if target[0] - source[0] == network.checkpoint_interval:
+                f["final"] = source
+                if source[0] > f["front"][0]:
+                    f |= {"front": [source[0], source[2]], "rear": f["front"]}
+        self.finality = f
+
+    def apply_evidence(self, tx, time, height):
+        if not self.network.checkpoint_interval:
+            raise Refused("NoVoting")
+        one, other = sorted(tx.votes, key=lambda vote: vote.target_height)
+        if one.unsigned() == other.unsigned():
+            raise Refused("NoConflict")
+        if one.target_height < other.target_height and other.source_height >= one.source_height:
+            raise Refused("NoConflict")
+        stake = self.stakes.get(one.peer)
+        if not stake or not stake["amount"]:
+            raise Refused("NotBonded")
+        if tx.fee > stake["amount"] // 16:
+            raise Refused("AmountOutOfRange")
+        self.stakes[one.peer] = self.weigh(stake | {"amount": 0, "burned": True}, height, 0)
 
     def account(self, who):
         return self.accounts.setdefault(who, [0, 0])
@@ -397,6 +566,23 @@ class State:
         self.account(tx.volume)[0] -= tx.fee
 
 
+def weight_at(stake, height):
+    """The weight after the block of a height."""
+    return next((stake["weights"][h] for h in sorted(stake["weights"], reverse=True) if h <= height), 0)
+
+
+def kept_weights(stake, f):
+    """What the row keeps when its weight changes: from the last one at or before the rear voters to the newest checkpoint."""
+    heights = sorted(stake["weights"])
+    start = max((h for h in heights if h <= f["rear"][0]), default=0)
+    return {h: stake["weights"][h] for h in heights if start <= h <= f["newest"][0]}
+
+
+def stake_row(stake):
+    weights = [[h, stake["weights"][h]] for h in sorted(stake["weights"])]
+    return [stake["amount"], weights, stake["target"], stake["release"], stake["burned"]]
+
+
 def state_root(network, rows):
     if not rows:
         return NOTHING
@@ -446,7 +632,7 @@ class Ledger:
 
     def __init__(self, document):
         self.network = Network(document)
-        genesis = Entry(self.network.id, None, 0, [self.network.genesis_time], 0, 0, State())
+        genesis = Entry(self.network.id, None, 0, [self.network.genesis_time], 0, 0, State(network=self.network))
         self.entries = {genesis.id: genesis}
         self.tip = genesis
 
@@ -531,9 +717,12 @@ class Ledger:
             raise Refused("WrongIdsRoot")
         if len({tx.id for tx in txs}) < len(txs):
             raise Refused("DuplicateTransaction")
+        if len([tx for tx in txs if tx.kind == "Vote"]) > 512:
+            raise Refused("TooManyVotes")
         if not txs or txs[0].kind != "Coinbase" or txs[0].height != height:
             raise Refused("NoCoinbase")
         coinbase = txs[0]
+        state.begin(header["parent"], height)
         for tx in txs[1:]:
             try:
                 state.apply(tx, header["time"], height)

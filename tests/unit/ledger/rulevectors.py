@@ -13,7 +13,21 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
 import naive  # noqa: E402 - beside this file
 from chainmaker import GENESIS_TIME  # noqa: E402 - beside this file
-from histories import DOCUMENT, GOOD, KEYS, NOW, SEEDS, Writer, outcome, plain, rule_breaking  # noqa: E402 - beside this file
+from histories import (  # noqa: E402 - beside this file
+    DOCUMENT,
+    GOOD,
+    KEYS,
+    NOW,
+    SEEDS,
+    VOTING,
+    Writer,
+    no_voting,
+    outcome,
+    plain,
+    rule_breaking,
+    vote_breaking,
+    with_votes,
+)
 
 FILE = Path(__file__).parents[2] / "vectors" / "ledger-rules.json"
 
@@ -29,6 +43,7 @@ VERSION_1 = [
 ]
 VERSION_1 += [10**9, 1000, 20, 100, 7200, 1 << 20, 1 << 16, True]
 VERSION_2 = [2, *VERSION_1[1:], 2_100_000]
+VERSION_3 = [3, *VERSION_2[1:], 10, 20_160, 10**11, 10**12]
 
 
 def changed(document, **changes):
@@ -42,6 +57,14 @@ REFUSED_NETWORKS = {
     "a field too many": [*VERSION_2, 0],
     "version 1 has no halving": [1, *VERSION_2[1:]],
     "version 3": [3, *VERSION_2[1:]],
+    "version 4": [4, *VERSION_3[1:]],
+    "version 2 has no checkpoints": [2, *VERSION_3[1:]],
+    "a depth of less than two checkpoints": changed(VERSION_3, finality_depth=19),
+    "a delay of less than eight depths": changed(VERSION_3, unbond_delay=799),
+    "a bond that does not pay for evidence": changed(VERSION_3, least_bond=15_999, least_stake=16_000),
+    "a bond of nothing": changed(VERSION_3, least_bond=0, minimum_fee=0),
+    "less stake than one bond": changed(VERSION_3, least_stake=10**11 - 1),
+    "a stake without checkpoints": changed(VERSION_3, checkpoint_interval=0),
     "no name": changed(VERSION_2, name=""),
     "a control character": changed(VERSION_2, name="a\nb"),
     "not ASCII": changed(VERSION_2, name="\u00e9"),
@@ -77,10 +100,10 @@ def hexed(rows):
     return {k.hex(): v.hex() for k, v in sorted(rows.items())}
 
 
-def blocks(ledger):
+def blocks(ledger, histories):
     """Return valid and refused blocks in the order in which they come: each reason once or more."""
     found = {}
-    for steps in (EVERYTHING, *rule_breaking()):
+    for steps in histories:
         writer = Writer(ledger)
         writer.points = [ledger.entries[ledger.network.id]]
         for step in steps:
@@ -105,7 +128,10 @@ def blocks(ledger):
     return list(found.values())
 
 
-def transactions(ledger, found_blocks):
+STAKING = ("Bond", "Unbond", "Vote", "Evidence")
+
+
+def transactions(ledger, found_blocks, kinds=None):
     """Return the first transaction of each kind and form in the blocks."""
     found = {}
     for block in found_blocks:
@@ -113,6 +139,8 @@ def transactions(ledger, found_blocks):
             continue
         for body in naive.unpack(bytes.fromhex(block["bytes"]))[1]:
             tx = naive.Transaction(ledger.network, body)
+            if kinds is not None and tx.kind not in kinds:
+                continue
             form = (tx.kind, tx.fee > 0, getattr(tx, "takeover", None), getattr(tx, "operator", None) == b"")
             found.setdefault(form, tx_vector(tx, body))
     return list(found.values())
@@ -156,8 +184,11 @@ def conflicts(ledger):
 def make():
     """Return everything."""
     ledger = naive.Ledger(DOCUMENT)
-    found = blocks(ledger)
-    documents = [naive.pack(VERSION_1), naive.pack(VERSION_2), DOCUMENT]
+    found = blocks(ledger, [EVERYTHING, *rule_breaking()])
+    more = blocks(naive.Ledger(DOCUMENT), no_voting())
+    voting = naive.Ledger(VOTING)
+    voted = blocks(voting, [*with_votes().values(), *vote_breaking()])
+    documents = [naive.pack(VERSION_1), naive.pack(VERSION_2), DOCUMENT, naive.pack(VERSION_3), VOTING]
     return {
         "seeds": [seed.hex() for seed in SEEDS],
         "keys": [key.hex() for key in KEYS],
@@ -178,6 +209,10 @@ def make():
         "now": NOW,
         "blocks": found,
         "conflicts": conflicts(ledger),
+        "blocks with stake and without checkpoints": more,
+        "network with checkpoints": VOTING.hex(),
+        "transactions about stake": transactions(voting, voted, STAKING),
+        "blocks with votes": voted,
     }
 
 

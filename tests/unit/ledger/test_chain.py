@@ -415,16 +415,16 @@ def test_fault_112_money_is_exact_at_its_bounds():
         before = dict(state.changes)
         tx = decode_tx(make.transfer(ALICE, bob_key, amount, 0, fee=fee))
         if reason is None:
-            apply_transaction(state, tx, 0, 1)
+            apply_transaction(make.document, state, tx, 0, 1)
             assert state.account(ALICE_KEY) == Account(has - amount - fee, 1)
             assert state.account(bob_key) == Account(others + amount, 0)
         else:
             with pytest.raises(reason):
-                apply_transaction(state, tx, 0, 1)
+                apply_transaction(make.document, state, tx, 0, 1)
             assert state.changes == before
     state = State(lambda _: None, bytes(32))
     state.set_account(ALICE_KEY, Account(AMOUNT_MAX, 0))
-    apply_transaction(state, decode_tx(make.transfer(ALICE, ALICE_KEY, AMOUNT_MAX, 0, fee=0)), 0, 1)
+    apply_transaction(make.document, state, decode_tx(make.transfer(ALICE, ALICE_KEY, AMOUNT_MAX, 0, fee=0)), 0, 1)
     assert state.account(ALICE_KEY) == Account(AMOUNT_MAX, 1)
     with pytest.raises(reasons.AmountOutOfRange):
         credit(state, ALICE_KEY, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from fsdecloud import limits
 from fsdecloud.crypto import merkle
-from fsdecloud.ledger import blocks, mempool, network, reasons, state, transactions, work
+from fsdecloud.ledger import blocks, mempool, network, reasons, staking, state, transactions, work
 from fsdecloud.tree import node, update
 
 PAGE = (Path(__file__).parents[3] / "man" / "fsdecloud-ledger.7").read_text()
@@ -19,6 +19,8 @@ REASONS = {
 }
 ROWS = (
     ("A key", state.Account),
+    ("F", staking.Finality),
+    ("S peer", staking.Stake),
     ("O peer", state.Operated),
     ("R peer", state.Registration),
     ("V volume", state.VolumeHead),
@@ -122,6 +124,12 @@ def bits(number):
         ("WORK AND TIME", f"last {work.MEDIAN_SPAN} block times"),
         ("WORK AND TIME", f"{work.ACTIVE_INTERVALS} interval)"),
         ("WORK AND TIME", f"max(\\-{work._HALVINGS_MAX} half_life"),
+        ("BLOCKS", f"at most {staking.VOTES_MAX} votes"),
+        ("VOTES", f"fewer than {staking.CHANGES_MAX} weights"),
+        ("VOTES", f".Ar unbond_delay\n/ {staking.RESTARTS}."),
+        ("TRANSACTIONS", f"at most {transactions.VOTE_MAX} bytes, that"),
+        ("NETWORKS", f"{network.DELAY_DEPTHS} times\n.Ar finality_depth"),
+        ("NETWORKS", f"{network.BOND_FEES} times\n.Ar minimum_fee"),
         ("MEMPOOL", f"At most {mempool.SENDER_MAX} wait for one"),
         ("MEMPOOL", f"{mempool.COUNT_MAX} and {limits.MEMPOOL_MAX} bytes in all"),
     ],

@@ -362,7 +362,7 @@ def test_what_waits_is_at_any_time_what_applying_it_in_order_gives():
         assert len(pool) <= 14
         state = make.state()
         for item in waiting:
-            mempool.apply_transaction(state, decode_tx(item), NOW, make.tip.height + 1, stacked=True)
+            mempool.apply_transaction(make.document, state, decode_tx(item), NOW, make.tip.height + 1, stacked=True)
         assert [state.account(sign.public_key(s)) for s in seeds] == [
             pool._need_view().account(sign.public_key(s)) for s in seeds
         ]

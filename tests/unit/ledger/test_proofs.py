@@ -193,10 +193,13 @@ def test_a_proof_of_a_transactions_keys_is_enough_to_judge_it(make):
     keys = keys_of(KEYS[0])
     proof = prove_state(make.nodes.get, root, keys)
     time, height = make.tip.time + network.interval, make.tip.height + 1
-    apply_transaction(check_state(root, keys, proof), decode_tx(make.anchor(VOLUMES[0], 4)), time, height)
+    apply_transaction(
+        make.document, check_state(root, keys, proof), decode_tx(make.anchor(VOLUMES[0], 4)), time, height
+    )
     for number in (3, 5):
+        wrong = decode_tx(make.anchor(VOLUMES[0], number))
         with pytest.raises(InvalidTransaction):
-            apply_transaction(check_state(root, keys, proof), decode_tx(make.anchor(VOLUMES[0], number)), time, height)
+            apply_transaction(network, check_state(root, keys, proof), wrong, time, height)
 
 
 # ---- the latest anchor -------------------------------------------------------------------------------------------

@@ -13,20 +13,36 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fsdecloud.ledger import reasons, state, work
-from fsdecloud.ledger.network import decode_network
+from fsdecloud.ledger.network import decode_network, encode_network
 from fsdecloud.tree.lookup import scan
 from fsdecloud.tree.update import update
 
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
-from histories import DOCUMENT, NOW, STEPS, Fast, Writer, outcome, plain, random_steps, rule_breaking
+from histories import (
+    DOCUMENT,
+    NOW,
+    ROOMY,
+    STEPS,
+    TOO_MANY_VOTES,
+    VOTING,
+    Fast,
+    Writer,
+    no_voting,
+    outcome,
+    plain,
+    random_steps,
+    random_voting_steps,
+    rule_breaking,
+    vote_breaking,
+)
 
 LENIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-def play(steps, seen=None):
+def play(steps, seen=None, document=DOCUMENT):
     """Give one history to both; return both and the blocks that they took."""
-    fast, slow = Fast(DOCUMENT), naive.Ledger(DOCUMENT)
+    fast, slow = Fast(document), naive.Ledger(document)
     writer, taken = Writer(slow), []
     for step in steps:
         data = writer.block(step)
@@ -51,7 +67,7 @@ def play(steps, seen=None):
 
 def check_any_order(fast, taken, rng):
     """Deliver the blocks in another order, each again when its parent is there: the most work wins, with the same state."""
-    other, waiting = Fast(DOCUMENT), list(taken)
+    other, waiting = Fast(encode_network(fast.document)), list(taken)
     while waiting:
         rng.shuffle(waiting)
         later = [data for data in waiting if outcome(other, data, NOW)[1] == ("UnknownParent",)]
@@ -64,10 +80,12 @@ def check_any_order(fast, taken, rng):
         assert other.tip == fast.tip
 
 
-def play_at_random(seed, length, seen=None):
+def play_at_random(seed, length, seen=None, *, is_voting=False):
     rng = random.Random(seed)
-    fast, _, taken = play(random_steps(rng, length), seen)
+    steps = random_voting_steps if is_voting else random_steps
+    fast, slow, taken = play(steps(rng, length), seen, VOTING if is_voting else DOCUMENT)
     check_any_order(fast, taken, rng)
+    return fast, slow
 
 
 @settings(max_examples=80, **LENIENT)
@@ -76,10 +94,16 @@ def test_fault_118_both_agree_about_long_histories_delivered_in_any_order(seed, 
     play_at_random(seed, length)
 
 
+@settings(max_examples=25, **LENIENT)
+@given(st.integers(0, 1 << 64), st.integers(1, 40))
+def test_both_agree_about_histories_with_voters(seed, length):
+    play_at_random(seed, length, is_voting=True)
+
+
 @settings(max_examples=40, **LENIENT)
-@given(STEPS)
-def test_both_agree_about_odd_histories(steps):
-    play(steps)
+@given(STEPS, st.sampled_from([DOCUMENT, VOTING]))
+def test_both_agree_about_odd_histories(steps, document):
+    play(steps, document=document)
 
 
 @pytest.mark.long
@@ -90,10 +114,17 @@ def test_long_both_agree_about_long_histories(seed, length):
 
 
 @pytest.mark.long
+@settings(max_examples=1000, **LENIENT)
+@given(st.integers(0, 1 << 64), st.integers(1, 120))
+def test_long_both_agree_about_histories_with_voters(seed, length):
+    play_at_random(seed, length, is_voting=True)
+
+
+@pytest.mark.long
 @settings(max_examples=1500, **LENIENT)
-@given(STEPS)
-def test_long_both_agree_about_odd_histories(steps):
-    play(steps)
+@given(STEPS, st.sampled_from([DOCUMENT, VOTING]))
+def test_long_both_agree_about_odd_histories(steps, document):
+    play(steps, document=document)
 
 
 def test_the_random_histories_are_worth_it():
@@ -104,6 +135,9 @@ def test_the_random_histories_are_worth_it():
     assert len(seen) >= 5
     fast, slow, taken = play(random_steps(random.Random(1), 60))
     assert fast.tip.height < len(taken)
+    voted, _, more = play(random_voting_steps(random.Random(3), 160), document=VOTING)
+    assert voted.finality(voted.tip).final.height > 20
+    taken += more
     assert {naive.Transaction(slow.network, body).kind for data in taken for body in naive.unpack(data)[1]} == {
         kind for kind, _ in naive.KINDS.values()
     }
@@ -111,15 +145,19 @@ def test_the_random_histories_are_worth_it():
 
 def test_the_histories_break_every_rule():
     seen = Counter()
-    for steps in rule_breaking():
+    for steps in (*rule_breaking(), *no_voting()):
         play(steps, seen)
+    for steps in vote_breaking():
+        play(steps, seen, VOTING)
+    play(TOO_MANY_VOTES, seen, ROOMY)
     found = {name for names in seen for name in names.split()}
     everything = {
         name for name, kind in vars(reasons).items() if isinstance(kind, type) and kind.__module__ == reasons.__name__
     }
     # The others are no rules of a block: of the mempool, of fork choice, of what is stored.
     assert everything - found == {
-        *("Conflict", "PoolFull", "KnownInvalid", "ReorgTooDeep", "StoredBlockDiffers", "ChainDamaged"),
+        *("Conflict", "PoolFull", "KnownInvalid", "ReorgTooDeep", "ConflictsWithFinal", "StoredBlockDiffers"),
+        "ChainDamaged",
     }
 
 

@@ -23,6 +23,8 @@ from histories import Fast, outcome
 
 VECTORS = json.loads(rulevectors.FILE.read_text())
 DOCUMENT = bytes.fromhex(VECTORS["network"])
+VOTING = bytes.fromhex(VECTORS["network with checkpoints"])
+LISTS = ("blocks", "blocks with stake and without checkpoints", "blocks with votes")
 
 
 def test_golden_vectors():
@@ -61,8 +63,14 @@ def test_difficulty_steps():
 
 
 def test_transactions():
-    document = network.decode_network(DOCUMENT)
-    for vector in VECTORS["transactions"]:
+    check_transactions(VECTORS["transactions"], network.decode_network(DOCUMENT))
+    check_transactions(VECTORS["transactions about stake"], network.decode_network(VOTING))
+    found = {vector["kind"] for vector in VECTORS["transactions"] + VECTORS["transactions about stake"]}
+    assert found == {kind for kind, _ in naive.KINDS.values()}
+
+
+def check_transactions(vectors, document):
+    for vector in vectors:
         tx = t.decode_tx(bytes.fromhex(vector["bytes"]), document.transaction_max)
         assert type(tx).__name__ == vector["kind"]
         fields = {k: v.hex() if isinstance(v, bytes) else v for k, v in msgspec.structs.asdict(tx).items()}
@@ -70,14 +78,17 @@ def test_transactions():
         assert (t.tx_id(tx).hex(), t.encode_tx(t.unsigned(tx)).hex()) == (vector["id"], vector["unsigned"])
         t.check_fee(document, tx)
         t.check_signatures(network.network_id(document), tx)
-    assert {vector["kind"] for vector in VECTORS["transactions"]} == {kind for kind, _ in naive.KINDS.values()}
 
 
 @pytest.mark.parametrize("implementation", [Fast, naive.Ledger])
-def test_fault_098_blocks_are_taken_or_refused_for_just_that_reason(implementation):
+@pytest.mark.parametrize(
+    ("name", "document"),
+    list(zip(LISTS, (DOCUMENT, DOCUMENT, VOTING), strict=True)),
+)
+def test_fault_098_blocks_are_taken_or_refused_for_just_that_reason(implementation, name, document):
     """In their order: a false body comes before the right one, and does not keep it out."""
-    ledger = implementation(DOCUMENT)
-    for vector in VECTORS["blocks"]:
+    ledger = implementation(document)
+    for vector in VECTORS[name]:
         found, why = outcome(ledger, bytes.fromhex(vector["bytes"]), VECTORS["now"])
         assert why == tuple(vector["reasons"])
         if found is not None:
@@ -99,9 +110,11 @@ def test_what_may_not_take_anothers_place():
 
 
 def test_there_is_one_for_each_rejection():
-    found = {name for vector in VECTORS["blocks"] for name in vector["reasons"]}
-    # The others are of what is full, stored or final here, not of a transaction or a block.
-    others = {"Conflict", "PoolFull", "KnownInvalid", "ReorgTooDeep", "StoredBlockDiffers", "ChainDamaged"}
+    found = {name for blocks in LISTS for vector in VECTORS[blocks] for name in vector["reasons"]}
+    # A block with too many votes would be half of the file. The others are of what is full, stored or final here, not of a
+    # transaction or a block.
+    others = {"TooManyVotes", "Conflict", "PoolFull", "KnownInvalid", "ReorgTooDeep", "ConflictsWithFinal"}
+    others |= {"StoredBlockDiffers", "ChainDamaged"}
     assert found | others == {
         name for name, kind in vars(reasons).items() if isinstance(kind, type) and kind.__module__ == reasons.__name__
     }

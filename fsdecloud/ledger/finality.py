@@ -1,0 +1,113 @@
+"""Which chain is followed where stake votes, and which votes a voter may sign.
+
+Pure. The chain with the higher justified checkpoint comes first, then most work; a chain that does not hold our final
+checkpoint is never followed, however much work it has, and neither is one that leaves more blocks than the finality depth,
+unless the stake itself made something final on it. What a chain justified with voters that it took anew after it parted from
+ours does not count: whoever mines alone for long enough can be his own voters. In a network without checkpoints only work and
+the depth count.
+
+A voter votes for the newest checkpoint of the chain it follows, at most once for a height, and never from a source below the
+one of a vote before. So no two of its votes conflict, whatever chains it followed in between. Not here: what votes do to the
+state (`staking`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fsdecloud.ledger.chain import Point, Switch, is_better, open_next, plan_switch
+from fsdecloud.ledger.network import NetworkDocument
+from fsdecloud.ledger.reasons import ConflictsWithFinal, ReorgTooDeep
+from fsdecloud.ledger.staking import Checkpoint, Finality, finality_of, stake_of
+from fsdecloud.ledger.state import State, StateNodes
+from fsdecloud.types import BlockId
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """The highest source and target that a voter signed: what it may sign next follows from these alone."""
+
+    source_height: int = 0
+    target_height: int = 0
+
+
+def read_finality(document: NetworkDocument, point: Point, read_node: Callable[[bytes], bytes | None]) -> Finality:
+    """Return the checkpoints after a block as its state has them. Raises NodeMissing."""
+    return finality_of(document, State(StateNodes(read_node).get, point.state_root))
+
+
+def choose_tip(
+    document: NetworkDocument,
+    read_point: Callable[[BlockId], Point | None],
+    read_finality_at: Callable[[Point], Finality],
+    tip: Point,
+    candidate: Point,
+) -> Switch | None:
+    """Return how to get from `tip` to `candidate` if that one is to be followed, None if not.
+
+    Raises ConflictsWithFinal or ReorgTooDeep if it would come first but only a person may say so, UnknownParent when an
+    ancestor is missing. Called for successive candidates, a node never goes back below a checkpoint that was final for it.
+    """
+    depth = document.finality_depth
+    if not document.checkpoint_interval:
+        return plan_switch(read_point, tip, candidate, depth) if is_better(candidate, tip) else None
+    if candidate.parent == tip.id:
+        return Switch(tip, (), (candidate,))
+    ours, theirs = read_finality_at(tip), read_finality_at(candidate)
+    is_first = (theirs.justified.height, candidate.work) > (ours.justified.height, tip.work)
+    try:
+        switch = plan_switch(read_point, tip, candidate, max(depth, tip.height - ours.final.height))
+    except ReorgTooDeep as exc:
+        if is_first:
+            raise ConflictsWithFinal(_say(candidate, f"final checkpoint {ours.final.height}")) from exc
+        return None
+    fork = switch.fork.height
+    if not _is_first(candidate, theirs, tip, ours, fork):
+        return None
+    if fork < ours.final.height:
+        raise ConflictsWithFinal(_say(candidate, f"final checkpoint {ours.final.height}"))
+    is_finals_word = theirs.final.height > fork and theirs.restarted <= fork
+    if len(switch.leave) > depth and not is_finals_word:
+        raise ReorgTooDeep(_say(candidate, f"more than {depth} blocks"))
+    return switch
+
+
+def plan_vote(finality: Finality, voted: Voted) -> tuple[Checkpoint, Checkpoint] | None:
+    """Return the (source, target) to sign on a chain with these checkpoints after all that was `voted`; None: nothing now.
+
+    What is returned is written down durably before it is signed.
+    """
+    source, target = finality.justified, finality.newest
+    if target.height <= max(source.height, voted.target_height) or source.height < voted.source_height:
+        return None
+    return source, target
+
+
+def has_weight(document: NetworkDocument, state: State, peer: bytes) -> bool:
+    """Tell whether a vote of this peer would count in a state that `open_next` returned."""
+    finality, stake = finality_of(document, state), stake_of(state, peer)
+    if stake is None or stake.is_burned:
+        return False
+    return stake.weight_at(finality.front.height) > 0 or stake.weight_at(finality.rear.height) > 0
+
+
+def next_finality(document: NetworkDocument, tip: Point, read_node: Callable[[bytes], bytes | None]) -> Finality:
+    """Return the checkpoints as the block after `tip` finds them: `tip` is the newest if it is one."""
+    return finality_of(document, open_next(document, tip, read_node))
+
+
+# ---- inner ---------------------------------------------------------------------------------------------------------
+def _is_first(candidate: Point, theirs: Finality, tip: Point, ours: Finality, fork: int) -> bool:
+    """Tell whether the candidate comes first of two chains that parted after block `fork`. What voters justified who were taken
+    anew after that makes a chain no higher than the other."""
+    other, own = theirs.justified.height, ours.justified.height
+    if theirs.restarted > fork:
+        other = min(other, own)
+    if ours.restarted > fork:
+        own = min(own, other)
+    return other > own or (other == own and is_better(candidate, tip))
+
+
+def _say(candidate: Point, what: str) -> str:
+    return f"block {candidate.height} ({candidate.id.hex()}) comes first by votes and work, but would replace {what}"
