@@ -4,9 +4,10 @@ Pure. After Bitcoin Core's addrman (Heilman et al., "Eclipse Attacks on Bitcoin'
 
 * **new** holds what was heard of, **tried** what a connection has proved; each in buckets of fixed size. Which bucket, and
   which place in it, is a hash keyed with a secret of this peer: of the address's network group (/24, /48: `swarm.groups`)
-  and, for new ones, of the group of whoever told. One network group gets into at most TRIED_OF_GROUP buckets of tried ones,
+  and, for new ones, of the group of whoever told. Where that place is taken, the next free one of the bucket is as good: two
+  of a handful of peers must not contend for one. (There, too, Bitcoin's differs: its peers are many, and none matters.) One network group gets into at most TRIED_OF_GROUP buckets of tried ones,
   one teller into at most NEW_OF_SOURCE of new ones, however many ids and addresses he has.
-* A taken place in new is given up only when who holds it has failed or is stale. One in tried is **tested before it is
+* In a full bucket, a taken place in new is given up only when who holds it has failed or is stale. One in tried is **tested before it is
   evicted**: it keeps its place if it still answers.
 * **Anchors** are those that we were connected with last. They are kept over a restart and asked first, so that whoever
   waited for a restart finds the old acquaintances still there.
@@ -128,7 +129,7 @@ class AddressBook:
                 return False  # older than what we have: somebody moved it, or tells old news
         if new is not None:
             self._drop_new(peer)
-        place = self._new_place(known)
+        place = _free(self._new_places, self._new_place(known))
         holder = self._new_places.get(place)
         if holder is not None:
             if not _is_poor(holder, known.heard):
@@ -165,7 +166,7 @@ class AddressBook:
         new.failures = 0
         if tried is not None:  # it moved
             self._drop_tried(peer)
-        place = self._tried_place(new)
+        place = _free(self._tried_places, self._tried_place(new))
         holder = self._tried_places.get(place)
         if holder is None or holder.failures >= FAILURES_MAX:
             if holder is not None:
@@ -234,12 +235,14 @@ class AddressBook:
         return int.from_bytes(blake3(data, derive_key_context=_CONTEXT).digest(8), "big")
 
     def _new_place(self, known: Known) -> tuple[int, int]:
+        """Return bucket and place where an address belongs, if it is free."""
         group = network_group(known.host, known.port)
         share = self._hash(b"share", group, known.source) % NEW_OF_SOURCE
         bucket = self._hash(b"new", known.source, bytes([share])) % NEW_BUCKETS
         return bucket, self._hash(b"place", bytes([bucket]), _key(known)) % BUCKET_SIZE
 
     def _tried_place(self, known: Known) -> tuple[int, int]:
+        """As `_new_place`."""
         group = network_group(known.host, known.port)
         share = self._hash(b"own", _key(known)) % TRIED_OF_GROUP
         bucket = self._hash(b"tried", group, bytes([share])) % TRIED_BUCKETS
@@ -268,7 +271,7 @@ class AddressBook:
         """Put one that lost its place in tried back among the new ones, where there is room."""
         known = self._tried_places[self._tried[peer]]
         self._drop_tried(peer)
-        place = self._new_place(known)
+        place = _free(self._new_places, self._new_place(known))
         if peer not in self._new and place not in self._new_places:
             self._new_places[place] = known
             self._new[peer] = place
@@ -284,7 +287,7 @@ def decode_book(data: bytes, own: PeerId) -> AddressBook:
         raise MalformedError(f"an address book of version {stored.version}")
     book = AddressBook(stored.secret, own)
     for known in _unique(stored.tried, own):
-        place = book._tried_place(known)  # noqa: SLF001 - of this module
+        place = _free(book._tried_places, book._tried_place(known))  # noqa: SLF001 - of this module
         if place not in book._tried_places:  # noqa: SLF001
             book._tried_places[place] = known  # noqa: SLF001
             book._tried[PeerId(known.peer)] = place  # noqa: SLF001
@@ -296,6 +299,13 @@ def decode_book(data: bytes, own: PeerId) -> AddressBook:
 
 def _unique(items: Iterable[Known], own: PeerId) -> list[Known]:
     return list({PeerId(known.peer): known for known in items if known.peer != own}.values())
+
+
+def _free(table: dict[tuple[int, int], Known], place: tuple[int, int]) -> tuple[int, int]:
+    """Return the first free place of the bucket from this one on; this one when all are taken."""
+    bucket, first = place
+    candidates = ((bucket, (first + step) % BUCKET_SIZE) for step in range(BUCKET_SIZE))
+    return next((candidate for candidate in candidates if candidate not in table), place)
 
 
 def _key(known: Known) -> bytes:

@@ -74,7 +74,7 @@ def test_fault_076_one_network_fills_a_part_of_the_tried_ones_only():
     honest = [known(i, f"{20 + i}.1.1.1") for i in range(100)]
     tried(b, *honest)
     before = b.tried_count
-    assert before > 85  # two that want one place cannot both have it
+    assert before == 100
     for i in range(1000, 11_000):
         host = f"66.6.6.{i & 255}" if i % 2 else f"2001:db8:6:{i:x}::1"
         tried(b, known(i, host, 1000 + i % 60_000, source=b"%d" % i))
@@ -85,21 +85,37 @@ def test_fault_076_one_network_fills_a_part_of_the_tried_ones_only():
     assert still == before  # they were there first, and nobody tested them in vain
 
 
+def test_no_two_of_a_handful_contend():
+    """Places are random, and a bucket has room: nobody is left untold because of an unlucky hash (fault 59)."""
+    for n in range(300):
+        b = AddressBook(b"%032d" % n, OWN)
+        items = [known(i, "127.0.0.1", 30_000 + 17 * i + n) for i in range(12)]
+        tried(b, *items)
+        assert {k.peer for k in b.tellable()} == {k.peer for k in items}
+
+
 def collide(b):
-    """Return two addresses that want the same place in tried."""
-    seen = {}
-    for i in range(100_000):
+    """Fill a bucket of tried; return two addresses that want the same place in it, of which the first has it."""
+    full, holders = None, {}
+    for i in range(200_000):
         item = known(i, f"{i % 200 + 20}.{i // 200 % 250}.{i // 50_000}.1")
-        other = seen.setdefault(b._tried_place(item), item)
-        if other is not item:
-            return other, item
+        bucket, place = b._tried_place(item)
+        if full is None:
+            full = bucket
+        if bucket != full:
+            continue
+        if len(holders) == module.BUCKET_SIZE:
+            return holders[place], item
+        if place not in holders:
+            holders[place] = item
+            tried(b, item)
     raise AssertionError
 
 
 def test_fault_076_who_holds_a_place_is_tested_before_it_is_evicted():
     b = book()
     old, new = collide(b)
-    tried(b, old, new)
+    tried(b, new)
     assert b.tried(PeerId(new.peer)) is None
     assert b.due(NOW, 1) == [old]
     b.answered(PeerId(old.peer), old.host, old.port, NOW + 1)
