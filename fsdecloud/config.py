@@ -161,7 +161,7 @@ def write_private_file(path: Path, data: bytes) -> None:
         finally:
             os.close(fd)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # interrupted or failed, no half file may stay
         with suppress(OSError):
             os.unlink(temporary)
         raise

@@ -159,7 +159,7 @@ def open_journal(path: Path, volume: bytes) -> Journal:
             journal.apply([(META, b"volume", volume)])
         elif owner != volume:
             raise StoreCorrupt(f"{path} belongs to volume {owner.hex()}, not {volume.hex()}")
-    except BaseException:
+    except BaseException:  # interrupted or failed, nobody else would close it
         journal.close()
         raise
     return journal

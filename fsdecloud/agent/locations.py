@@ -276,7 +276,7 @@ class LocationMap:
             try:
                 with trio.CancelScope(shield=True):  # memory and disk agree
                     await trio.to_thread.run_sync(lambda: self._journal.apply(writes, folded=self._folding))
-            except BaseException:
+            except BaseException:  # cancelled or failed, nothing was folded
                 self._folding = {}
                 self._uploader.take_back_local(blob for blob, _ in blobs if blob not in on_their_way)
                 raise

@@ -96,7 +96,7 @@ def check(paths: Paths, name: str, options: FsckOptions, mount_options: str = ""
             return trio.run(Check(options, tell).run, VolumeSetup(paths, document, keys, chosen, ""))
     except StoreLocked as exc:
         raise UsageError(f"volume {name} is in use: {exc}", OPERATIONAL) from exc
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # the checkers' group; the person wants the error itself
         raise _first(group) from group
     finally:
         progress.end()

@@ -41,7 +41,7 @@ def mount_volume(
     Raises UsageError, exit code 1: no such volume, wrong mount point, wrong passphrase; 32: already mounted, or the driver's
     own reason.
     """
-    volumes.load_document(paths, name)
+    network.require_own(paths, name, volumes.load_document(paths, name).network)
     served = served_name(check_name(name), options)
     daemon = drivers.PREFIX + served
     if drivers.is_mounted(paths, served):

@@ -50,6 +50,24 @@ def ensure_network(paths: Paths) -> bytes:
     return require_network(paths)
 
 
+def require_own(paths: Paths, volume: str, network: str, *, made_here: bool = False) -> None:
+    """Raise UsageError when a volume's network (hex) is not this home's, or when it is `made_here` and this home has none.
+
+    Such a volume finds neither its anchors nor its peers here, and would wait for them.
+    """
+    from fsdecloud.ledger.network import network_id
+    from fsdecloud.ledgerd.setup import load_network
+
+    document = load_network(paths)
+    if (document is None and not made_here) or (document is not None and network_id(document).hex() == network):
+        return
+    here = "of no network any more" if document is None else f"of the network {network_id(document).hex()[:16]}"
+    raise UsageError(
+        f"volume {volume} was made in the network {network[:16]}, and this home is {here}: bring {paths.ledger_state} back"
+        f" as it was, or move {paths.volume_config(volume)} away if that network is gone for good"
+    )
+
+
 def ensure_ledger(paths: Paths, *, light: bool = False) -> None:
     """Start this home's ledger daemon, a light one if a person wants that, if it belongs to a network and the daemon does not
     run. Raises UsageError as `light_arguments` does."""

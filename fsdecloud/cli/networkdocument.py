@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from fsdecloud.cli.newfile import new_file
 from fsdecloud.cli.output import clean, emit, emit_json, rfc3339, table
 from fsdecloud.config import find_paths
 from fsdecloud.errors import MalformedError, UsageError
@@ -216,15 +217,8 @@ def network_fields(document: NetworkDocument) -> dict[str, object]:
 def _write_new(file: Path, data: bytes) -> None:
     """Write a file that does not exist yet, whole or not at all. Raises UsageError."""
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            with open(descriptor, "wb") as output:
-                output.write(data)
-                output.flush()
-                os.fsync(output.fileno())
-        except BaseException:
-            os.unlink(file)
-            raise
+        with new_file(str(file)) as output:
+            output.write(data)
     except OSError as exc:
         raise UsageError(f"cannot write {file}: {exc.strerror}") from exc
 

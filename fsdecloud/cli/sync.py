@@ -12,7 +12,7 @@ from fsdecloud.cli import client, drivers, mounts
 from fsdecloud.cli.output import Progress, emit, emit_json
 from fsdecloud.cli.run import DEGRADED, PENDING, SYSTEM
 from fsdecloud.config import Paths, find_paths
-from fsdecloud.errors import UsageError
+from fsdecloud.errors import RemoteError, UsageError
 from fsdecloud.units import format_size, parse_duration
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.controlapi import DriverStatus, SyncRequest
@@ -106,7 +106,8 @@ def command(path: str, level: str, timeout: str | None, as_json: bool) -> int:
 def bring(paths: Paths, volume: str, level: str, limit: float | None) -> tuple[DriverStatus, int]:
     """Bring everything written so far to a level, with progress; return the state then, and the sequence number it reached.
 
-    Raises UsageError after `limit` seconds (None: never), or when the volume is read-only and so will not reach it.
+    While what a commit needs cannot be had from the peers, it is tried again: they may come back. Raises UsageError after
+    `limit` seconds (None: never), or when the volume is read-only and so will not reach it.
     """
     started = time.monotonic()
     status = drivers.driver_status(paths, volume)
@@ -121,25 +122,40 @@ def bring(paths: Paths, volume: str, level: str, limit: float | None) -> tuple[D
             return status, status.written_sequence
         write_back(paths, mount, limit)
     progress = Progress()
+    pause, target, obstacle = 0.02, None, ""
     with client.Client(paths.socket(drivers.PREFIX + volume), error=drivers.UnansweredDriver) as link:
-        status = link.call("sync", SyncRequest(level), DriverStatus, timeout=limit or 3600.0)
-        target = status.written_sequence
-        pause = 0.02
-        while reached(status, level) < target:
-            if limit is not None and time.monotonic() - started >= limit:
-                progress.end()
-                raise UsageError(
-                    f"{volume} is not {level} after {limit:g} s; it goes on by itself{_reason(status)}", PENDING
-                )
-            if status.read_only:
-                progress.end()
-                raise UsageError(f"{volume} is read-only ({status.read_only}): it will not become {level}", DEGRADED)
-            progress.show(describe(status, level))
-            time.sleep(pause)
-            pause = min(1.0, pause * 1.5)
-            status = link.call("status", Empty(), DriverStatus)
-        progress.end()
-    return status, target
+        try:
+            while True:
+                if target is None:
+                    status, target, obstacle = _begin(paths, volume, link, level, limit or 3600.0)
+                else:
+                    status = link.call("status", Empty(), DriverStatus)
+                if target is not None and reached(status, level) >= target:
+                    return status, target
+                if limit is not None and time.monotonic() - started >= limit:
+                    why = obstacle or _reason(status)
+                    raise UsageError(f"{volume} is not {level} after {limit:g} s; it goes on by itself{why}", PENDING)
+                if status.read_only:
+                    raise UsageError(
+                        f"{volume} is read-only ({status.read_only}): it will not become {level}", DEGRADED
+                    )
+                progress.show(describe(status, level) + obstacle)
+                time.sleep(pause)
+                pause = min(1.0, pause * 1.5)
+        finally:
+            progress.end()
+
+
+def _begin(
+    paths: Paths, volume: str, link: client.Client, level: str, timeout: float
+) -> tuple[DriverStatus, int | None, str]:
+    """Have the driver bring everything on its way; return its state and the sequence number to wait for, or else None and
+    what of the peers is in the way now."""
+    try:
+        status = link.call("sync", SyncRequest(level), DriverStatus, timeout=timeout)
+    except RemoteError as exc:
+        return drivers.driver_status(paths, volume), None, f" ({exc})"
+    return status, status.written_sequence, ""
 
 
 def _report(status: DriverStatus, volume: str, level: str, target: int, seconds: float, *, as_json: bool) -> None:

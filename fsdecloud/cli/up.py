@@ -73,6 +73,10 @@ class Network:
     def bring_up(self) -> None:
         """Start everything that does not run, in order. Raises UsageError; what already runs stays."""
         paths = self._paths
+        if settings.VOLUME in volumes.list_volumes(paths):
+            network.require_own(
+                paths, settings.VOLUME, volumes.load_document(paths, settings.VOLUME).network, made_here=True
+            )
         self._light_arguments = network.light_arguments(paths, light=self._light)
         network_id = network.ensure_network(paths)
         self.start_ledger()

@@ -172,7 +172,7 @@ class Anchors:
         self._committer.anchoring = commit.root  # else it is no state that has to stay before it is in flight
         try:
             await self._make(commit)
-        except BaseException:
+        except BaseException:  # cancelled or failed, the wish is still to be granted
             self._urgent, self._forced = self._urgent or urgent, self._forced or forced
             raise
         finally:

@@ -168,7 +168,7 @@ class Committer:
                     )
 
                 await self._write(lambda: codec.encode(committed()), barrier)
-            except BaseException:
+            except BaseException:  # cancelled or failed, the changes are pending again
                 self._core.overlay.thaw()
                 recorder = self._core.recorder
                 recorder.closing = []
@@ -183,7 +183,7 @@ class Committer:
                 self._core.recorder.closing = []
                 self._core.inode_bound = bound
                 self.latest = Commit(root, frozen.change_sequence, mark, meta.batches, meta.changes)
-            except Exception as exc:
+            except Exception as exc:  # whatever it is, memory no longer agrees with the disk
                 self._core.fail_safe(f"a commit is on the disk and not in memory: {describe(exc)}")
                 raise
         self.on_commit()
@@ -200,7 +200,7 @@ class Committer:
             await self._journal.commit(meta, truncate_before)
         except FsdecloudError:
             raise
-        except Exception as exc:
+        except Exception as exc:  # a bug; what is and what is not on the disk is unknown
             if not is_thread_shortage(exc):
                 self._core.fail_safe(f"journal: {describe(exc)}")
             raise

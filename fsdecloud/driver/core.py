@@ -147,7 +147,7 @@ class Core:
                     raise
                 with self.waiters.one():
                     await self._fetch_node(missing.ref)
-            except Exception as exc:
+            except Exception as exc:  # whatever it is, half a change may have been made
                 if self.overlay.puts != before:
                     self.fail_safe(f"a change ended in the middle: {describe(exc)}")
                 raise

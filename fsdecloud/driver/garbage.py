@@ -185,7 +185,7 @@ class Collector:
         except FsdecloudError as exc:
             error = str(exc)
             log.info("garbage is not collected now: %s", exc)
-        except Exception as exc:
+        except Exception as exc:  # only to show it; the supervisor logs it
             error = describe(exc)
             raise
         finally:
@@ -244,7 +244,7 @@ class Collector:
                     granted = await self._agent.call("gc_grant", Empty(), GcGranted)
                     self._note_granted(granted)
                     await self._committer.save_meta(collected_at=int(time.time()), collected_sequence=sequence)
-            except BaseException:
+            except BaseException:  # cancelled or failed, the reasons to collect remain
                 self._due, self._is_final = min(self._due, due), self._is_final or is_final
                 raise
             finally:

@@ -251,7 +251,7 @@ class Journal:
                     self._write(group, None)
             elif group.rows or group.gone or not group.is_plain:
                 await trio.to_thread.run_sync(self._write, group, meta)
-        except BaseException:
+        except BaseException:  # cancelled or failed, the group is pending again
             self._give_back(group)
             raise
         self._committed(group)

@@ -125,5 +125,5 @@ class Marker:
             async with trio.open_nursery() as nursery:
                 for ref in refs:
                     nursery.start_soon(fetch, ref)
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # the workers' group; the caller wants the error itself
             raise_first(group)

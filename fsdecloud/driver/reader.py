@@ -241,7 +241,7 @@ class Reader:
                     nursery.start_soon(load, -1, value.ref, Kind.CHUNK)
                 for number, patch in enumerate(value.patches):
                     nursery.start_soon(load, number, patch.ref, Kind.PATCH)
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # the workers' group; the caller wants the error itself
             raise_first(group)
         return results.get(-1), [results[number] for number in range(len(value.patches))]
 

@@ -118,7 +118,7 @@ class Restorer:
                 replaced = await self._core.run(
                     self._namespace.attach, parent.ino, name, top, copy.top_links, replace=force
                 )
-            except BaseException:
+            except BaseException:  # cancelled or failed, half a copy must not stay
                 copy.give_up(self._reap)
                 raise
             copy.finish()

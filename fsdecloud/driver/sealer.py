@@ -203,7 +203,7 @@ class Sealer:
                 self._apply(plan, value)
             for chunk in batch:
                 self._after(chunk)
-        except Exception as exc:
+        except Exception as exc:  # whatever it is, memory no longer agrees with the disk
             self._core.fail_safe(f"a sealed chunk was half applied: {describe(exc)}")
             raise
 

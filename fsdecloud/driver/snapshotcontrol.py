@@ -107,7 +107,7 @@ class SnapshotControl:
         session.is_busy = True
         try:
             lines, is_last = await trio.to_thread.run_sync(take_page, session.changes)
-        except BaseException:
+        except BaseException:  # cancelled or failed, its session is of no more use
             self._end(number)
             raise
         session.is_busy = False

@@ -77,7 +77,7 @@ class TreeNodes:
             async with trio.open_nursery() as nursery:
                 for ref in refs:
                     nursery.start_soon(self.fetch, ref)
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as group:  # the workers' group; the caller wants the error itself
             raise_first(group)
 
     def seal(self, data: bytes) -> tuple[Ref, bytes]:

@@ -467,7 +467,7 @@ class UnreadableControl:
         session.is_busy = True
         try:
             found, is_last = await session.search.page()
-        except BaseException:
+        except BaseException:  # cancelled or failed, its session is of no more use
             self._sessions.pop(number, None)
             raise
         session.is_busy = False

@@ -283,7 +283,7 @@ class Volume:
             await self.journal.flush()
         except FsdecloudError:
             raise
-        except Exception as exc:
+        except Exception as exc:  # a bug; what is and what is not on the disk is unknown
             if not is_thread_shortage(exc):
                 self.core.fail_safe(f"journal: {describe(exc)}")
             raise

@@ -79,12 +79,12 @@ def main() -> None:
         _run(arguments)
     except (FsdecloudError, OSError) as exc:
         _fail(arguments.ready_fd, exc)
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # what the tasks failed with is told to whoever mounts
         failures = group.subgroup((FsdecloudError, OSError))
         if failures is None:
             log.exception("the driver failed")
         _fail(arguments.ready_fd, _leaf(failures or group))
-    except Exception as exc:
+    except Exception as exc:  # a bug; whoever mounts must be told of it, too
         log.exception("the driver failed")
         _fail(arguments.ready_fd, exc)
     sys.exit(0)
@@ -176,7 +176,7 @@ async def _serve_mount(
         nursery.start_soon(supervisor.run, "unmount", partial(_watch_stop, setup, volume))
         gc.freeze()
         await pyfuse3.main(max_tasks=limits.FUSE_TASKS)
-    except BaseException:
+    except BaseException:  # whatever it was, nobody serves the mount any more
         unmount = True
         raise
     finally:
@@ -212,7 +212,7 @@ async def _keep_control(
     started = _Started(task_status)
     try:
         await serve(task_status=started)
-    except Exception as exc:
+    except Exception as exc:  # a bug in it must not end the mount
         if not started.is_set:
             raise
         volume.incidents.note("task control", exc)

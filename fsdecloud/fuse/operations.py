@@ -286,7 +286,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             try:
                 await self._files.truncate(live, 0)
-            except BaseException:
+            except BaseException:  # cancelled or failed, the kernel gets no handle and will not release one
                 closed = self._files.release(handle)
                 if closed is not None and not closed.nlink:
                     self._volume.maybe_reap(closed.ino)
@@ -360,7 +360,7 @@ class Operations(pyfuse3.Operations):
                     self._inodes.count_lookup(live.ino)
                     given.append(live.ino)
                     after = cookie
-        except BaseException as exc:
+        except BaseException as exc:  # cancelled or failed, look-ups that were counted must be taken back
             if given and isinstance(exc, FsdecloudError):
                 return  # the kernel takes these, asks for the rest, and gets the error then
             for number in given:  # it never sees these

@@ -7,59 +7,41 @@ error classes stay within the ledger.
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections.abc import Mapping
 
-from fsdecloud.errors import FsdecloudError, InvalidBlock, InvalidTransaction, UsageError
-from fsdecloud.ledger.chain import Point
-from fsdecloud.ledger.network import encode_network
+from fsdecloud.errors import InvalidBlock, InvalidTransaction, UsageError
+from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_range
 from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.services import Services
 from fsdecloud.limits import MIB
-from fsdecloud.net.unix import Handler, Methods, RpcConnection
+from fsdecloud.net.unix import Handler
 from fsdecloud.types import BlockId
 from fsdecloud.wire import ledgerapi
 from fsdecloud.wire.agentapi import Empty, Registry, RegistryPeer
 
-_COUNT_MAX: Final = 256
 
-
-class LocalApi:
-    """Answers local callers. `methods_for` is for `net.unix.serve_unix`."""
+class LocalApi(ChainApi):
+    """Answers local callers of a full daemon."""
 
     def __init__(self, keeper: Keeper, hub: Hub, services: Services) -> None:
+        super().__init__(keeper, hub)
         self._keeper = keeper
-        self._hub = hub
         self._services = services
-        self._watchers = Watchers()
-        keeper.on_tip.append(lambda _switch: self._watchers.notify(keeper.tip))
 
-    def methods_for(self, connection: RpcConnection) -> Methods:
-        """Return what one connection may call."""
-
-        async def watch(_: Empty) -> ledgerapi.LedgerStatus:
-            self._watchers.add(connection)
-            return self.status()
-
-        async def status(_: Empty) -> ledgerapi.LedgerStatus:
-            return self.status()
-
-        handlers: dict[str, Handler] = {
-            "status": (Empty, status),
-            "watch": (Empty, watch),
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return what a full daemon answers besides."""
+        return {
             "submit": (ledgerapi.SubmitTx, self._submit),
             "tx": (ledgerapi.TxQuery, self._tx),
             "account": (ledgerapi.KeyQuery, self._account),
             "volume": (ledgerapi.KeyQuery, self._volume),
             "anchors": (ledgerapi.AnchorQuery, self._anchors),
             "blocks": (ledgerapi.BlockQuery, self._blocks),
-            "headers": (ledgerapi.HeaderQuery, self._headers),
             "registry": (Empty, self._registry),
-            "network": (Empty, self._network),
             "services": (Empty, self._service_info),
             "accept_tip": (ledgerapi.KeyQuery, self._accept_tip),
         }
-        return handlers, {}
 
     def status(self) -> ledgerapi.LedgerStatus:
         """Return the daemon's view of the chain."""
@@ -115,10 +97,6 @@ class LocalApi:
         check_range(query.first, query.count)
         return ledgerapi.BlockList(self._keeper.store.blocks_from(query.first, query.count, MIB))
 
-    async def _headers(self, query: ledgerapi.HeaderQuery) -> ledgerapi.HeaderList:
-        check_range(query.first, query.count, ledgerapi.HEADERS_AT_ONCE)
-        return ledgerapi.HeaderList(self._keeper.store.headers_from(query.first, query.count))
-
     async def _registry(self, _: Empty) -> Registry:
         operators = self._keeper.state().operators()
         return Registry(
@@ -127,10 +105,6 @@ class LocalApi:
                 for peer, r in self._keeper.registry()
             )
         )
-
-    async def _network(self, _: Empty) -> ledgerapi.NetworkInfo:
-        alarm = self._keeper.alarm or self._hub.clock.warning()
-        return ledgerapi.NetworkInfo(encode_network(self._keeper.document), alarm)
 
     async def _service_info(self, _: Empty) -> ledgerapi.ServicesInfo:
         return self._services.info()
@@ -142,38 +116,3 @@ class LocalApi:
         except InvalidBlock as exc:
             raise UsageError(str(exc)) from exc
         return self.status()
-
-
-class Watchers:
-    """The connections that want to hear of new tips."""
-
-    def __init__(self) -> None:
-        self._connections: set[RpcConnection] = set()
-
-    def add(self, connection: RpcConnection) -> None:
-        """Tell this one from now on."""
-        self._connections.add(connection)
-
-    def notify(self, tip: Point) -> None:
-        """Tell all of a new tip, those that are gone or do not read left out."""
-        notice = ledgerapi.TipNotice(tip.height, tip.id, tip.time)
-        for connection in list(self._connections):
-            if connection.is_closed:
-                self._connections.discard(connection)
-            else:
-                try:
-                    connection.notify_nowait("tip", notice)
-                except FsdecloudError:  # it has ended, or stopped reading: nothing to tell it any more
-                    self._connections.discard(connection)
-
-
-def check_key(key: bytes) -> None:
-    """Raise UsageError unless it can be a key or an id."""
-    if len(key) != 32:
-        raise UsageError(f"a key or an id has 32 bytes, not {len(key)}")
-
-
-def check_range(first: int, count: int, most: int = _COUNT_MAX) -> None:
-    """Raise UsageError for a range that is not answered at once."""
-    if not 0 <= first < 1 << 53 or not 1 <= count <= most:
-        raise UsageError(f"first must be 0 or more and count between 1 and {most}")

@@ -40,8 +40,8 @@ from fsdecloud.ledger.state import (
     node_ref,
 )
 from fsdecloud.ledger.transactions import Anchor, Bond, Evidence, Transaction, Transfer, Unbond, Vote, decode_tx, tx_id
-from fsdecloud.ledgerd.api import check_key, check_range
 from fsdecloud.ledgerd.asking import Asker
+from fsdecloud.ledgerd.chainapi import check_key, check_range
 from fsdecloud.ledgerd.light import LightKeeper
 from fsdecloud.limits import MIB
 from fsdecloud.net.unix import Handler

@@ -7,47 +7,33 @@ the most work) is refused with what to do. Everything here runs in the trio thre
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from fsdecloud.errors import UsageError
-from fsdecloud.ledger.network import encode_network
-from fsdecloud.ledgerd.api import Watchers, check_range
+from fsdecloud.ledgerd.chainapi import ChainApi
 from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.light import LightKeeper
 from fsdecloud.ledgerd.lightanswers import LightAnswers
-from fsdecloud.net.unix import Handler, Methods, RpcConnection
+from fsdecloud.net.unix import Handler
 from fsdecloud.wire import ledgerapi
 from fsdecloud.wire.agentapi import Empty
 
 
-class LightApi:
-    """Answers local callers. `methods_for` is for `net.unix.serve_unix`."""
+class LightApi(ChainApi):
+    """Answers local callers of a light daemon."""
 
     def __init__(self, keeper: LightKeeper, hub: Hub, answers: LightAnswers) -> None:
+        super().__init__(keeper, hub)
         self._keeper = keeper
-        self._hub = hub
         self._answers = answers
-        self._watchers = Watchers()
-        keeper.on_tip.append(lambda _switch: self._watchers.notify(keeper.tip))
 
-    def methods_for(self, connection: RpcConnection) -> Methods:
-        """Return what one connection may call."""
-
-        async def watch(_: Empty) -> ledgerapi.LedgerStatus:
-            self._watchers.add(connection)
-            return self.status()
-
-        async def status(_: Empty) -> ledgerapi.LedgerStatus:
-            return self.status()
-
-        handlers: dict[str, Handler] = {
-            "status": (Empty, status),
-            "watch": (Empty, watch),
-            "headers": (ledgerapi.HeaderQuery, self._headers),
-            "network": (Empty, self._network),
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return what a light daemon answers besides."""
+        return {
             "services": (Empty, self._service_info),
             "accept_tip": (ledgerapi.KeyQuery, self._accept_tip),
+            **self._answers.handlers(),
         }
-        return handlers | self._answers.handlers(), {}
 
     def status(self) -> ledgerapi.LedgerStatus:
         """Return the daemon's view of the chain."""
@@ -68,14 +54,6 @@ class LightApi:
             light=True,
             provers=self._answers.provers,
         )
-
-    async def _headers(self, query: ledgerapi.HeaderQuery) -> ledgerapi.HeaderList:
-        check_range(query.first, query.count, ledgerapi.HEADERS_AT_ONCE)
-        return ledgerapi.HeaderList(self._keeper.store.headers_from(query.first, query.count))
-
-    async def _network(self, _: Empty) -> ledgerapi.NetworkInfo:
-        alarm = self._keeper.alarm or self._hub.clock.warning()
-        return ledgerapi.NetworkInfo(encode_network(self._keeper.document), alarm)
 
     async def _service_info(self, _: Empty) -> ledgerapi.ServicesInfo:
         return ledgerapi.ServicesInfo(explorer="", work="", workers=0, duty=100, hash_rate=0.0, miners=())

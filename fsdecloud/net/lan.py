@@ -104,7 +104,7 @@ class Lan:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
             # Bound to the group: nothing that is sent to this machine alone arrives.
             await sock.bind((GROUP, PORT))
-        except BaseException:
+        except BaseException:  # cancelled or failed, nobody else would close it
             sock.close()
             raise
         self._joined.clear()

@@ -320,7 +320,7 @@ async def connect_unix(path: Path, *, error: type[FsdecloudError] = RemoteError)
     except OSError as exc:
         sock.close()
         raise error(f"nothing answers at {path}: {exc.strerror or exc}") from exc
-    except BaseException:
+    except BaseException:  # cancelled or failed, nobody else would close it
         sock.close()
         raise
     return trio.SocketStream(sock)

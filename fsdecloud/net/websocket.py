@@ -345,7 +345,7 @@ async def _open(address: Address, subprotocol: str, nursery: trio.Nursery) -> Ch
         if websocket.subprotocol != subprotocol:
             raise PeerUnavailable(f"{where} does not speak {subprotocol}")
         return Channel(websocket, stream, reader, server_key=key, server_certificate=der, remote=where)
-    except BaseException as exc:
+    except BaseException as exc:  # cancelled or failed, nobody else would close it
         if reader is not None:
             reader.scope.cancel()
         await trio.aclose_forcefully(stream)

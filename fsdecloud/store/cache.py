@@ -332,7 +332,7 @@ class CacheStore:
             self._info = env.database(b"info")
             with env.read() as txn:
                 self._generation = int.from_bytes(txn.get(_GENERATION, b"", db=self._info)[:8], "big")
-        except BaseException:
+        except BaseException:  # interrupted or failed, nobody else would close it
             env.close()
             raise
         return env
@@ -399,7 +399,7 @@ class CacheStore:
             try:
                 with self._env.write() as txn:
                     work(txn)
-            except BaseException as exc:
+            except BaseException as exc:  # whatever it is, memory must agree with what was undone
                 self._generation = generation  # a rotation within was undone
                 if isinstance(exc, StoreError):
                     self._note(exc)

@@ -468,7 +468,7 @@ def open_chain(path: Path, document: NetworkDocument | None = None, *, map_size:
         if document is None:
             document = _stored_document(environment)
         return ChainStore(environment, document)
-    except BaseException:
+    except BaseException:  # interrupted or failed, nobody else would close it
         environment.close()
         raise
 

@@ -147,7 +147,7 @@ class _Scope:
             environment._writing.acquire()  # noqa: SLF001 - one module, two classes
         try:
             txn: Transaction = environment._env.begin(write=self._is_write)  # noqa: SLF001 - one module, two classes
-        except BaseException as exc:
+        except BaseException as exc:  # whatever it is, the writer's lock must be given back
             self._release()
             if isinstance(exc, lmdb.Error):
                 raise map_error(exc, environment.path) from exc
@@ -222,7 +222,7 @@ def open_environment(
             if not (path / "format").exists():
                 env.sync(True)  # LMDB leaves its first pages to the first commit; the mark says that they are there
                 _mark_format(path)
-        except BaseException:
+        except BaseException:  # interrupted or failed, nobody else would close it
             env.close()
             raise
     return Environment(env, path)

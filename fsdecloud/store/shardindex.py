@@ -44,7 +44,7 @@ class ShardIndex:
             self._usage = self._env.database(b"usage")
             self._notes = self._env.database(b"notes")
             self._complete_usage()
-        except BaseException:
+        except BaseException:  # interrupted or failed, nobody else would close it
             self._env.close()
             raise
 

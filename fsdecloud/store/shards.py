@@ -105,7 +105,7 @@ class ShardStore(ShardIndex):
                 add_usage=self._add_usage,
             )
             self._on_disk = sum(self._segments.sizes().values())
-        except BaseException:
+        except BaseException:  # interrupted or failed, nobody else would close it
             self._env.close()
             raise
 

@@ -140,7 +140,7 @@ class StateStore:
                 self._migrate(volume_id)
             else:
                 self._recover()
-        except BaseException:
+        except BaseException:  # interrupted or failed, nobody else would close them
             if wal is not None:
                 wal.close()
             self._env.close()

@@ -94,7 +94,7 @@ class Wal:
         except OSError as exc:
             self.close()
             raise store_error(exc, f"cannot open the journal in {directory}") from exc
-        except BaseException:
+        except BaseException:  # interrupted or failed, nobody else would close it
             self.close()
             raise
 
@@ -231,7 +231,7 @@ class Wal:
                 file = _LogFile(fd, number, os.fstat(fd).st_size)
                 found.append(file)
                 file.first = self._first_sequence(file)
-        except BaseException:
+        except BaseException:  # interrupted or failed, nobody else would close them
             for file in found:
                 os.close(file.fd)
             raise
@@ -283,7 +283,7 @@ class Wal:
             self._disk.fdatasync(fd)
             self._sync_names()
             used = os.open(path, os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC)
-        except BaseException:
+        except BaseException:  # interrupted or failed, no half file may stay
             with suppress(OSError):
                 path.unlink()
             raise

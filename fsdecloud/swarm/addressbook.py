@@ -4,11 +4,11 @@ Pure. After Bitcoin Core's addrman (Heilman et al., "Eclipse Attacks on Bitcoin'
 
 * **new** holds what was heard of, **tried** what a connection has proved; each in buckets of fixed size. Which bucket, and
   which place in it, is a hash keyed with a secret of this peer: of the address's network group (/24, /48: `swarm.groups`)
-  and, for new ones, of the group of whoever told. Where that place is taken, the next free one of the bucket is as good: two
-  of a handful of peers must not contend for one. (There, too, Bitcoin's differs: its peers are many, and none matters.) One network group gets into at most TRIED_OF_GROUP buckets of tried ones,
-  one teller into at most NEW_OF_SOURCE of new ones, however many ids and addresses he has.
-* In a full bucket, a taken place in new is given up only when who holds it has failed or is stale. One in tried is **tested before it is
-  evicted**: it keeps its place if it still answers.
+  and, for new ones, of the group of whoever told. One network group gets into at most TRIED_OF_GROUP buckets of tried ones,
+  one teller into at most NEW_OF_SOURCE of new ones, however many ids and addresses he has. Where the place is taken, the
+  next free one of the bucket is as good: in a network of a handful, each of them matters, and no two may contend for one.
+* In a full bucket, a place in new is given up only when who holds it has failed or is stale. One in tried is **tested
+  before it is evicted**: it keeps its place if it still answers.
 * **Anchors** are those that we were connected with last. They are kept over a restart and asked first, so that whoever
   waited for a restart finds the old acquaintances still there.
 

@@ -56,7 +56,7 @@ class Chromium:
             self._session = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self._call(f"{domain}.enable")
-        except BaseException:
+        except BaseException:  # interrupted or failed, no process may stay
             self.close()
             raise
 

@@ -190,7 +190,7 @@ class Network:
                 process.wait(deadline)
             except subprocess.TimeoutExpired:
                 hung = True
-            except BaseException:
+            except BaseException:  # interrupted or failed, no process may stay
                 self._end(process)
                 raise
             if hung:
@@ -347,7 +347,7 @@ class Network:
         self.remount(*options)
         try:
             yield
-        except BaseException:
+        except BaseException:  # whatever it is, no mount may stay
             self.decloud("umount", self.mountpoint, check=False)
             raise
         self.remount()

@@ -358,6 +358,28 @@ def test_damaged_volume_document(unmounted: Network) -> None:
         refused(network, *mount, says=r"chmod 600")
 
 
+def test_a_volume_of_another_network(unmounted: Network) -> None:
+    """Whoever removes the state and keeps the configuration learns it at once, not when a mount times out."""
+    network = unmounted
+    kept = network.home / "state" / "ledger" / "network"
+    other = kept.read_bytes().replace(b"embedded", b"of other")
+    with damaged(kept, other):
+        for command in (("mount", network.volume, network.mountpoint), ("up", network.mountpoint, "--detach")):
+            with nothing_changes(network, states=True):
+                refused(
+                    network,
+                    *command,
+                    says=r"made in the network [0-9a-f]{16}, and this home is of the network [0-9a-f]{16}:",
+                )
+    aside = kept.with_name("aside")
+    kept.rename(aside)
+    try:
+        refused(network, "up", network.mountpoint, "--detach", says=r"is of no network any more: bring .*ledger back")
+        assert not kept.exists(), "no other network was made"
+    finally:
+        aside.rename(kept)
+
+
 def environments(network: Network) -> list[Path]:
     """Return the LMDB files of the driver's own state (not the agent's, not the cache)."""
     found = sorted((network.home / "state" / "volumes" / network.volume).rglob("data.mdb"))

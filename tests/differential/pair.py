@@ -129,7 +129,7 @@ class Pair:
         self.history.append(what)
         try:
             function()
-        except Exception as exc:
+        except Exception as exc:  # whatever it is, the history that led there is what helps
             self.failures.append(f"{exc}\nafter {json.dumps(self.history)}")
             raise
 

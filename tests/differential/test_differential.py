@@ -297,7 +297,7 @@ def drive(pair: Pair, examples: int, steps: int, *, fixed: bool) -> None:
     pair.failures.clear()
     try:
         run_state_machine_as_test(Differential, settings=_settings(examples, steps, fixed=fixed))
-    except BaseException:
+    except BaseException:  # a deadline, too: the first difference says why
         print("The first failure:", *pair.failures[:1])
         raise
     print(f"{pair.steps} steps, {pair.refused} refused, {pair.remounts} remounts, {pair.kills} kills")

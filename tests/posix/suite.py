@@ -76,7 +76,7 @@ def also_as_user(function: Callable[[Place], None]) -> Callable[[Place], None]:
                 os.setresuid(ALICE, ALICE, ALICE)
                 place.root.name = "alice's process"
                 function(place)
-            except BaseException as exc:
+            except BaseException as exc:  # one group's failure must not hide the others
                 place.checks += 1
                 place.failures.append(f"the group ended early: {exc!r} at {_line(exc)}")
             finally:
@@ -215,7 +215,7 @@ class Place:
         self._context.append(" ".join(map(str, context)))
         try:
             yield
-        except Exception as exc:
+        except Exception as exc:  # as above: counted, and the next check goes on
             self.checks += 1
             self._fail(f"unexpected {exc!r} at line {_line(exc)}")
         finally:

@@ -29,7 +29,7 @@ async def crashing(world, work):
     try:
         async with world.open(clean=False):
             await work()
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # the crash that the test made comes in a group
         _, others = group.split(Crash)
         if others is not None:
             raise
