@@ -25,6 +25,8 @@ def network() -> Iterator[Network]:
             file.write_text(file.read_text().replace("grace = 86400", "grace = 0"))
             assert "grace = 0" in file.read_text()
         fresh.up()
+        # What is written while one seems to be down yet, it gets later: how full the disks are would not be what it will be.
+        fresh.wait_status(lambda s: all(peer["state"] == "up" for peer in s.peers), 60, "the peers are found back")
         yield fresh
 
 
