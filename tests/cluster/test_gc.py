@@ -17,8 +17,8 @@ MIB = 1 << 20
 def network() -> Iterator[Network]:
     """A network whose peers keep deleted shards for no time."""
     with Network() as fresh:
-        for peer in fresh.up().local_peers():
-            fresh.kill(peer["pid"])
+        fresh.up()
+        fresh.down()
         settings = list(fresh.home.glob("**/peer.toml"))
         assert len(settings) == N
         for file in settings:
@@ -26,7 +26,7 @@ def network() -> Iterator[Network]:
             assert "grace = 0" in file.read_text()
         fresh.up()
         # What is written while one seems to be down yet, it gets later: how full the disks are would not be what it will be.
-        fresh.wait_status(lambda s: all(peer["state"] == "up" for peer in s.peers), 60, "the peers are found back")
+        fresh.wait_status(lambda s: all(peer["state"] == "up" for peer in s.peers), 60, "all peers are reached")
         yield fresh
 
 
