@@ -22,9 +22,10 @@ from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
 from fsdecloud.ledger.reasons import COMMITTED, ConflictsWithFinal, KnownInvalid, ReorgTooDeep, UnknownParent
 from fsdecloud.ledger.staking import Finality
-from fsdecloud.ledger.state import Registration, State, StateNodes
+from fsdecloud.ledger.state import EMPTY_ROOT, Registration, State, StateNodes
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.store.chain import ChainStore
+from fsdecloud.store.snapshot import SnapshotStore
 from fsdecloud.tree.node import NodeMissing
 from fsdecloud.types import BlockId, PeerId, TxId
 
@@ -65,7 +66,11 @@ class Keeper:
         self.tip = store.tip()
         self.alarm = ""
         """Why the best chain that others have is not followed; empty if it is."""
+        mark = store.snapshot()
+        self.needs_snapshot = mark is not None and not mark.pivot
+        """Whether this chain is to begin with a state that others give (`snapshot`): until then nothing is mined."""
         self._store = store
+        self._snapshots = SnapshotStore(store)
         self._clock = clock
         self._lock = trio.Lock()
         self._body_limit = body_limit
@@ -170,9 +175,10 @@ class Keeper:
             if point is None:
                 raise UnknownParent(f"block {identity.hex()} is not stored here")
             switch = plan_switch(self._store.point, self.tip, point, None)
-            if any(self._store.block(left.id) is None for left in (*switch.leave, *switch.enter)):
+            is_bare = any(self._store.block(left.id) is None for left in (*switch.leave, *switch.enter))
+            if is_bare or not self._has_state(point):
                 raise ReorgTooDeep(
-                    "that would undo blocks whose bodies were pruned: stop the daemon, run `decloud ledger rebuild "
+                    "that would undo blocks whose bodies or states are not here: stop the daemon, run `decloud ledger rebuild "
                     "--discard`, and let it sync from daemons whose chain you trust"
                 )
             await trio.to_thread.run_sync(self._store.move_tip, switch)
@@ -180,8 +186,24 @@ class Keeper:
             await self._follow(switch)
         return point
 
+    async def begin_at(self, pivot: Point) -> None:
+        """Begin the chain at a block whose state is whole, with all headers up to it. Raises StoreError."""
+        async with self._lock:
+            assert self.needs_snapshot
+            switch = Switch(self.tip, (), (pivot,))
+            await trio.to_thread.run_sync(self._snapshots.install, pivot)
+            self.needs_snapshot = False
+            await self._follow(switch)
+
+    async def prune_states(self) -> int:
+        """Drop the nodes of old states now; return how many."""
+        async with self._lock:
+            return await trio.to_thread.run_sync(self._store.prune, self.kept_depth)
+
     async def build(self, recipient: bytes) -> Block | None:
         """Return the block to mine next, None when there is nothing to record and the network does not mine idly."""
+        if self.needs_snapshot:
+            return None
         time = max(self.now(), self.tip.median_time + 1)
         chosen = self.pool.select(time)
         if not chosen and not self.document.mine_when_idle:
@@ -267,7 +289,7 @@ class Keeper:
                 if identity not in waited:
                     for tell in self.on_tx:
                         tell(identity)
-        if self._body_limit is not None and switch.enter:
+        if self._body_limit is not None and switch.enter and self._is_settled():
             await trio.to_thread.run_sync(self._store.prune_bodies, self._body_limit, self.kept_depth)
         self._connected += len(switch.enter)
         if self._connected >= PRUNE_EVERY and self._store.node_count() >= self._prune_above:
@@ -275,6 +297,14 @@ class Keeper:
             count = await trio.to_thread.run_sync(self._store.prune, self.kept_depth)
             self._prune_above = self._store.node_count() * 3 // 2
             log.debug("dropped %d old state nodes", count)
+
+    def _has_state(self, point: Point) -> bool:
+        return point.state_root == EMPTY_ROOT or self._store.node(point.state_root) is not None
+
+    def _is_settled(self) -> bool:
+        """Tell whether bodies may go: not while those before a snapshot come, and are executed."""
+        mark = self._store.snapshot()
+        return mark is None or mark.is_settled
 
     def _transactions(self, point: Point) -> tuple[bytes, ...]:
         data = self._store.block(point.id)

@@ -30,6 +30,7 @@ from fsdecloud.ledgerd.download import Download
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.light import KEPT_HEADERS, LightKeeper, store_branch
 from fsdecloud.ledgerd.session import Session
+from fsdecloud.ledgerd.snapshot import SnapshotSync
 from fsdecloud.limits import REQUEST_TIMEOUT
 from fsdecloud.types import BlockId
 from fsdecloud.wire import gossip
@@ -60,6 +61,10 @@ class Syncer:
         self._held: dict[Session, bytes] = {}
         self.is_busy = False
         """True while a branch is being fetched."""
+        self.snapshot: SnapshotSync | None = None
+        """What fetches the state that the chain begins with; None when that is the genesis block's."""
+        if isinstance(keeper, Keeper) and keeper.needs_snapshot:
+            self.snapshot = SnapshotSync(keeper, self)
 
     # ---- for the hub -----------------------------------------------------------------------------------------------
     def add(self, session: Session) -> None:
@@ -134,6 +139,8 @@ class Syncer:
         if isinstance(self._keeper, LightKeeper):
             session.height = max(session.height, 0 if branch.last is None else branch.last.height)
             return await store_branch(self._keeper, session, branch)
+        if self.snapshot is not None and self.snapshot.is_wanted:
+            return await self.snapshot.take(session, branch)
         body = await self._compact(self._keeper, session, branch.id_at(0)) if len(branch) == 1 else None
         return await Download(self._keeper, self, branch, session, body).run()
 
@@ -187,7 +194,10 @@ class Syncer:
         announced = session.announced
         if announced is not None and self._keeper.store.point(BlockId(decode_header(announced).parent)) is not None:
             return (announced,), False
-        ids = locator(self._keeper.tip, self._keeper.store.best_at)
+        if self.snapshot is not None and self.snapshot.is_wanted:
+            ids = self.snapshot.locator()
+        else:
+            ids = locator(self._keeper.tip, self._keeper.store.best_at)
         answer = await session.ask(gossip.GetHeaders(ids[: gossip.LOCATOR_MAX]), gossip.Headers, patience)
         return answer.headers, len(answer.headers) == gossip.HEADERS_MAX
 
