@@ -96,13 +96,12 @@ class History:
         """Execute the next blocks."""
         begun = time.monotonic()
         try:
-            done = await trio.to_thread.run_sync(self._execute_some, verified, pivot)
+            done, error = await trio.to_thread.run_sync(self._execute_some, verified, pivot)
+            if error is not None:
+                await trio.to_thread.run_sync(self._store.set_fault, _condemn(done + 1, error))
+                return
             if done // PRUNE_EVERY > verified // PRUNE_EVERY or done == pivot:
                 await self._keeper.prune_states()
-        except InvalidBlock as exc:
-            fault = f"the chain breaks the rules before the snapshot at block {pivot}: {describe(exc)}: {ADVICE}"
-            await trio.to_thread.run_sync(self._store.set_fault, fault)
-            return
         except StoreCorrupt:
             raise
         except StoreError as exc:
@@ -114,9 +113,11 @@ class History:
         else:
             await trio.sleep((time.monotonic() - begun) * REST)
 
-    def _execute_some(self, verified: int, pivot: int) -> int:
-        """Execute blocks and return the height of the last. Worker thread. Raises an InvalidBlock leaf, StoreError."""
+    def _execute_some(self, verified: int, pivot: int) -> tuple[int, InvalidBlock | None]:
+        """Execute blocks; return the height of the last valid one and what is wrong with the next. Worker thread. Raises
+        StoreError."""
         store = self._keeper.store
+        error: InvalidBlock | None = None
         nodes: dict[bytes, bytes] = {}
 
         def read(ref: bytes) -> bytes | None:
@@ -132,11 +133,14 @@ class History:
                 checked = check_block(store.document, point, decode_block(data, store.document.block_max), read, None)
             except NodeMissing as exc:
                 raise _damaged(str(exc)) from exc
+            except InvalidBlock as exc:
+                error = exc
+                break
             nodes.update(checked.nodes)
             point = checked.point
             height = point.height
         self._store.add_verified(height, nodes)
-        return height
+        return height, error
 
 
 class HistoryFetch(BlockFetch):
@@ -171,8 +175,7 @@ class HistoryFetch(BlockFetch):
             self._lacking.add(senders[found])
             self._refuse_body()
             return True
-        fault = f"the chain breaks the rules in block {self._height(self._next)}: {describe(error)}: {ADVICE}"
-        await trio.to_thread.run_sync(self._store.set_fault, fault)
+        await trio.to_thread.run_sync(self._store.set_fault, _condemn(self._height(self._next), error))
         return False
 
     def _add(self, blocks: list[bytes]) -> tuple[int, InvalidBlock | None]:
@@ -195,6 +198,10 @@ def _best(store: ChainStore, height: int) -> BlockId:
     if identity is None:
         raise _damaged(f"block {height} is missing")
     return identity
+
+
+def _condemn(height: int, error: InvalidBlock) -> str:
+    return f"the chain breaks the rules in block {height}, before its snapshot: {describe(error)}: {ADVICE}"
 
 
 def _damaged(why: str) -> StoreCorrupt:

@@ -116,6 +116,8 @@ class SnapshotSync:
         assert branch.fork is not None
         assert branch.last is not None
         session.height = max(session.height, branch.last.height)
+        if branch.is_full:  # the tip is further on, and nobody keeps states so far below it
+            return await self._store_headers(session, branch, branch.last.height) is not None
         height = choose_pivot(branch.last.height, self._keeper.document.finality_depth)
         if height is None:
             log.info("a chain of %d blocks needs no snapshot: all of it is fetched", branch.last.height)

@@ -41,8 +41,8 @@ class SnapshotProgress(msgspec.Struct, frozen=True, array_like=True):
     """How far a chain has come whose state at one block was fetched from others and not computed."""
 
     stage: Literal["headers", "state", "history", "execute", "verified", "fault"]
-    """What is being done: headers and the state's nodes are fetched; the blocks before it are fetched, then executed; nothing is
-    left to do; they break the rules."""
+    """What is being done: headers, then the state's nodes are fetched; the blocks before it are fetched, then executed; nothing
+    is left to do; they break the rules."""
     pivot: int
     """Height of the block whose state it is; 0 while it is not known."""
     done: int
