@@ -20,7 +20,7 @@ from fsdecloud.ledger.blocks import block_id, decode_header
 from fsdecloud.ledger.chain import Point, check_header
 from fsdecloud.ledger.headers import Branch
 from fsdecloud.ledger.snapshot import TreeWalk, WrongNode, choose_pivot, match_nodes
-from fsdecloud.ledgerd.conduct import Misbehaviour
+from fsdecloud.ledgerd.conduct import FALSE_CLAIM, Misbehaviour
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.session import Session
 from fsdecloud.net.nursery import open_background
@@ -107,15 +107,18 @@ class SnapshotSync:
         genesis, mark = self._keeper.tip.id, self._keeper.store.snapshot()
         return (genesis,) if mark is None or mark.header == genesis else (mark.header, genesis)
 
-    async def take(self, session: Session, branch: Branch) -> bool:
+    async def take(self, session: Session, branch: Branch, claimed: bytes) -> bool:
         """Begin with the state that a checked branch has at its pivot; without one, when the branch is short. Return False when
-        nobody gives it.
+        nobody gives it, or the branch has less than the claimed work: what is not executed has to be the best there is.
 
         Raises Misbehaviour when that state cannot be one, InvalidBlock, StoreError, RemoteTimeout or PeerUnavailable.
         """
         assert branch.fork is not None
         assert branch.last is not None
         session.height = max(session.height, branch.last.height)
+        if branch.work < claimed and not (branch.is_full or branch.is_held):
+            session.misbehave(FALSE_CLAIM, "it claims more work than its headers prove")
+            return False
         if branch.is_full:  # the tip is further on, and nobody keeps states so far below it
             return await self._store_headers(session, branch, branch.last.height) is not None
         height = choose_pivot(branch.last.height, self._keeper.document.finality_depth)

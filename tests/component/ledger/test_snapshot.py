@@ -65,13 +65,14 @@ def extend(make, count):
 
 
 @asynccontextmanager
-async def node_of(path, make, number, *, wanted=None, history=False, **options):
+async def node_of(path, make, number, *, wanted=None, sync=True, history=False, **options):
     """Run a daemon over the store at `path`: a new one takes a snapshot if that is `wanted`."""
     with open_chain(path, make.document, map_size=1 << 28) as store:
         prepare_snapshot(store, wanted)
         node = Node(store, number, **options)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.hub.sync.run)
+            if sync:
+                nursery.start_soon(node.hub.sync.run)
             if history:
                 nursery.start_soon(node.hub.history.run)
             yield node
@@ -224,10 +225,11 @@ def honest(make):
 
 
 @asynccontextmanager
-async def served(node, make, nodes, **options):
-    """`serve` in the background, as somebody with most work."""
+async def served(node, make, nodes, *, claim=None, **options):
+    """`serve` in the background, as somebody with most work; `claim` changes what it says of its chain."""
     async with rogue_of(node, make, **options) as rogue:
-        await rogue.claim(make.tip)
+        fields = {"work": int.from_bytes(make.tip.work), "height": make.tip.height, "tip": make.tip.id}
+        await rogue.hello(**(fields | (claim or {})))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve, rogue, make, nodes)
             yield rogue
@@ -367,6 +369,36 @@ def false_chain(make, height, root):
     return false
 
 
+def test_work_alone_decides_whose_state_is_taken(tmp_path, chain):
+    """What is justified is shown by bodies, and none are looked at; a claim that the headers do not prove is not enough."""
+    weak = Maker(chain.document)
+    for _ in range(HEIGHT - 10):
+        weak.add()
+
+    asked = []
+
+    def never(refs):
+        asked.append(refs)
+        return honest(weak)(refs)
+
+    async def work(stack):
+        node = await stack.enter_async_context(node_of(tmp_path / "new", chain, 4, wanted=True, sync=False))
+        async with (
+            served(node, weak, never, claim={"work": 1 << 100}),
+            served(node, weak, never, claim={"justified": 1000}),
+            served(node, chain, honest(chain)),
+        ):
+            await until_so(lambda: len(list(node.hub.sync.sessions())) == 3)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.hub.sync.run)
+                await until(node, lambda: node.keeper.tip == chain.tip)
+                nursery.cancel_scope.cancel()
+        assert asked == []
+        assert node.keeper.store.first_body() == PIVOT + 1
+
+    run(work)
+
+
 # ---- the blocks before it ------------------------------------------------------------------------------------------------
 def test_the_history_follows_is_indexed_and_then_executed(tmp_path, chain, monkeypatch):
     monkeypatch.setattr(history, "REST", 0.0)
@@ -495,6 +527,26 @@ def test_old_bodies_are_pruned_only_when_the_history_was_executed(tmp_path, chai
         await node.keeper.accept(encode_block(make.add([make.anchor(lonely, 1)]).block))
         assert node.keeper.store.first_body() == HEIGHT + 1 - DEPTH - 3
         assert len(node.keeper.store.anchors(VOLUME_KEY, HEIGHT, 1)) == 1
+
+    run(work)
+
+
+def test_from_others_that_pruned_it_takes_what_they_have_and_says_so(tmp_path, chain, monkeypatch):
+    monkeypatch.setattr(keeping, "PRUNE_MARGIN", choosing.PIVOT_MARGIN)
+
+    async def work(stack):
+        other = await full_node(stack, tmp_path / "1", chain, 1, body_limit=1)
+        first = other.keeper.store.first_body()
+        assert 1 < first <= PIVOT + 1
+        node = await stack.enter_async_context(node_of(tmp_path / "new", chain, 4, wanted=True, history=True))
+        await stack.enter_async_context(connected(node, other))
+        await until(node, lambda: node.keeper.tip == chain.tip)
+        await until_so(lambda: node.keeper.store.first_body() == first)
+        assert node.hub.hello().first == node.keeper.store.history_first() == first
+        assert not node.keeper.store.snapshot().is_complete
+        whole = await full_node(stack, tmp_path / "2", chain, 2)
+        await stack.enter_async_context(connected(node, whole))
+        await until_so(lambda: node.keeper.store.snapshot().is_complete)
 
     run(work)
 
