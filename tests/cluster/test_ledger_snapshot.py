@@ -35,7 +35,7 @@ def daemons(tmp_path: Path):
         daemon.close()
 
 
-def test_a_daemon_that_is_killed_on_its_way_ends_with_the_whole_chain(daemons):
+def test_fault_116_a_daemon_that_is_killed_on_its_way_ends_with_the_whole_chain(daemons):
     *others, newcomer = daemons
     for other in others:
         other.start("--no-mine")

@@ -173,7 +173,7 @@ class Limited:
         monkeypatch.setattr(store, "node", read)
 
 
-def test_one_that_was_cut_off_goes_on_and_fetches_nothing_twice(tmp_path, chain, monkeypatch):
+def test_fault_116_one_that_was_cut_off_goes_on_and_fetches_nothing_twice(tmp_path, chain, monkeypatch):
     monkeypatch.setattr(snapshot, "NODES_AT_ONCE", 4)
 
     async def work(stack):
@@ -211,7 +211,7 @@ async def serve(rogue, make, nodes):
             headers = tuple(encode_header(block.header) for block in blocks[start : start + gossip.HEADERS_MAX])
             await rogue.try_send(gossip.Headers(headers))
         elif isinstance(message, gossip.GetBlocks):
-            await rogue.try_send(gossip.Blocks(tuple(make.blocks[i] for i in message.ids)))
+            await rogue.try_send(gossip.Blocks(tuple(make.blocks[i] for i in message.ids if i in make.blocks)))
         elif isinstance(message, gossip.GetCompact):
             await rogue.try_send(gossip.Compact(b"", b"", b""))
         elif isinstance(message, gossip.GetNodes):
