@@ -119,8 +119,6 @@ class SnapshotSync:
         if branch.work < claimed and not (branch.is_full or branch.is_held):
             session.misbehave(FALSE_CLAIM, "it claims more work than its headers prove")
             return False
-        if branch.is_full:  # the tip is further on, and nobody keeps states so far below it
-            return await self._store_headers(session, branch, branch.last.height) is not None
         height = choose_pivot(branch.last.height, self._keeper.document.finality_depth)
         if height is None:
             log.info("a chain of %d blocks needs no snapshot: all of it is fetched", branch.last.height)
@@ -128,16 +126,18 @@ class SnapshotSync:
             self._keeper.needs_snapshot = False
             return True
         pivot = await self._store_headers(session, branch, height)
-        return pivot is not None and await self._take_state(pivot)
+        if pivot is None or branch.is_full:  # the tip is further on, and nobody keeps states so far below it
+            return pivot is not None
+        return await self._take_state(pivot)
 
     async def _take_state(self, pivot: Point) -> bool:
         """Fetch the state at the pivot and begin there."""
         log.info("fetching the state at block %d", pivot.height)
         self.pivot = pivot.height
-        self.walk = TreeWalk(pivot.state_root)
+        walk = self.walk = TreeWalk(pivot.state_root)
         if self._root != pivot.state_root:
             self._root, self._lacking = pivot.state_root, set()
-        fetch = NodeFetch(self._syncer, self._store, self.walk, pivot.height, self._lacking)
+        fetch = NodeFetch(self._syncer, self._store, walk, pivot.height, self._lacking)
         try:
             is_whole = await fetch.run()
         except MalformedError as exc:
@@ -149,7 +149,12 @@ class SnapshotSync:
             self.walk = None
         if is_whole:
             await self._keeper.begin_at(pivot)
-            log.info("the state at block %d is here; the blocks before it follow in the background", pivot.height)
+            log.info(
+                "the state at block %d is here (%d nodes, %d questions); the blocks before it follow in the background",
+                pivot.height,
+                walk.count,
+                fetch.asked,
+            )
         return is_whole
 
     def _forget(self, pivot: Point, reason: str) -> None:

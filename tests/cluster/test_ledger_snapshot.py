@@ -49,6 +49,7 @@ def test_fault_116_a_daemon_that_is_killed_on_its_way_ends_with_the_whole_chain(
     newcomer.start("--no-mine", *bootstrap)
     wait_until(lambda: newcomer.status().height >= pivot, "it has the state")
     newcomer.kill()
+    assert offline_verify(newcomer.paths).height >= pivot  # what is here is whole, headers among it
     newcomer.start("--no-mine", *bootstrap)
     wait_until(lambda: newcomer.status().history == 1, "it has the history")
     newcomer.kill()

@@ -14,6 +14,7 @@ import trio
 from fsdecloud import codec
 from fsdecloud.crypto import sign
 from fsdecloud.errors import LedgerUnavailable
+from fsdecloud.ledger import headers
 from fsdecloud.ledger import snapshot as choosing
 from fsdecloud.ledger.blocks import decode_block, encode_block, encode_header
 from fsdecloud.ledger.chain import check_header
@@ -154,6 +155,19 @@ def test_a_chain_too_short_is_synced_in_full(tmp_path):
     run(work)
 
 
+def test_a_chain_longer_than_one_branch_may_be_is_followed_piece_by_piece_to_its_end(tmp_path, chain, monkeypatch):
+    monkeypatch.setattr(headers, "BRANCH_MAX", 30)
+
+    async def work(stack):
+        other = await full_node(stack, tmp_path / "1", chain, 1)
+        node = await stack.enter_async_context(node_of(tmp_path / "new", chain, 4, wanted=True))
+        await stack.enter_async_context(connected(node, other))
+        await until(node, lambda: node.keeper.tip == chain.tip)
+        assert node.keeper.store.first_body() == PIVOT + 1
+
+    run(work)
+
+
 class Limited:
     """Counts the nodes that a store gives to others, and has none once there were so many."""
 
@@ -208,8 +222,8 @@ async def serve(rogue, make, nodes):
         if isinstance(message, gossip.GetHeaders):
             blocks = [decode_block(data) for _, data in make.chain()]
             start = next((make.points[i].height for i in message.locator if i in make.points), 0)
-            headers = tuple(encode_header(block.header) for block in blocks[start : start + gossip.HEADERS_MAX])
-            await rogue.try_send(gossip.Headers(headers))
+            found = tuple(encode_header(block.header) for block in blocks[start : start + gossip.HEADERS_MAX])
+            await rogue.try_send(gossip.Headers(found))
         elif isinstance(message, gossip.GetBlocks):
             await rogue.try_send(gossip.Blocks(tuple(make.blocks[i] for i in message.ids if i in make.blocks)))
         elif isinstance(message, gossip.GetCompact):
