@@ -298,6 +298,6 @@ def _vote_line(found: FinalityInfo) -> str:
         return "nothing to vote about until the next checkpoint"
     if found.front < found.least_stake:
         return f"nobody votes about block {found.newest.height} yet: too little is bonded"
-    sets = (("voters", found.front_votes, found.front), ("voters before", found.rear_votes, found.rear))
-    shown = ", ".join(f"{votes} of {stake} of the {which}" for which, votes, stake in sets)
-    return f"voted for block {found.newest.height}: {shown}; two thirds of both make it justified"
+    sets = (("the voters", found.front_votes, found.front), ("those before", found.rear_votes, found.rear))
+    shown = ", ".join(f"{votes} of {stake} of {which}" for which, votes, stake in sets)
+    return f"voted for block {found.newest.height}: {shown}; two thirds of both justify it"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fsdecloud.cli.client import Client
+from fsdecloud.cli.stake import NO_CHECKPOINTS
 from fsdecloud.config import HOME_VARIABLE
 from fsdecloud.crypto import sign
 from fsdecloud.errors import RemoteError
@@ -36,7 +37,7 @@ from fsdecloud.wire.ledgerapi import (
     StakeInfo,
 )
 from fsdecloud.wire.peerapi import PeerdStatus
-from tests.cluster.ledgernet import DEADLINE, Daemon, agree, anchor, wait_until
+from tests.cluster.ledgernet import DEADLINE, Daemon, agree, anchor, quick_network, wait_until
 from tests.cluster.test_ledger_reorg import OTHER, prepare
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "ledger"))
@@ -206,7 +207,7 @@ def test_peers_bond_vote_and_make_blocks_final(world: World) -> None:
     wait_until(lambda: finality(b).final == finality(a).final, "the other daemon says the same")
 
     # Killed at whatever point it is: two thirds of the stake go on without it, and it goes on after its start.
-    for _ in range(3):
+    for _ in range(2):
         for _ in range(INTERVAL):
             world.add()
         first.kill()
@@ -248,7 +249,21 @@ def test_peers_bond_vote_and_make_blocks_final(world: World) -> None:
     assert "leaves, paid back at block" in decloud(b.home, "ledger", "finality")
 
 
-def test_more_work_does_not_take_back_a_final_block(tmp_path: Path) -> None:
+def test_in_a_network_without_checkpoints_one_sentence_says_so(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "home", quick_network())
+    try:
+        daemon.start()
+        decloud(daemon.home, "peer", "init", "a", "--listen", "127.0.0.1:0", "--quota", "64M")
+        shown = decloud(daemon.home, "ledger", "finality")
+        assert shown == f"{NO_CHECKPOINTS}\n"
+        assert json.loads(decloud(daemon.home, "ledger", "finality", "--json"))["final"] is None
+        for words in (["bond", "1000"], ["unbond"]):
+            assert NO_CHECKPOINTS in decloud(daemon.home, "ledger", *words, code=1)
+    finally:
+        daemon.close()
+
+
+def test_fault_101_more_work_does_not_take_back_a_final_block(tmp_path: Path) -> None:
     """A chain with many more blocks, which parted before the final one and has no votes, is met: the node stays where it is."""
     make = Voting()
     make.epoch()
