@@ -120,6 +120,7 @@ class Hub:
     def hello(self) -> gossip.Hello:
         """Return what this daemon says first. A light one claims nothing: nobody can get a chain from it."""
         tip = genesis_point(self.keeper.document) if self.is_light else self.keeper.tip
+        justified = 0 if self.is_light else int.from_bytes(self.keeper.claim[:8])
         return gossip.Hello(
             version=gossip.VERSION,
             network=self.keeper.network,
@@ -128,6 +129,7 @@ class Hub:
             height=tip.height,
             work=tip.work,
             tip=tip.id,
+            justified=justified,
             time=self.keeper.now(),
             first=gossip.NO_BODIES if self.is_light else self.keeper.store.first_body(),
         )
