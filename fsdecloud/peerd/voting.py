@@ -99,7 +99,7 @@ class Voter:
                 self._failed(str(exc))
                 return
             except FsdecloudError as exc:  # whatever the daemon says or does: it is tried again
-                if self._record is not None:
+                if self._record is not None or self.stake is not None:
                     self._failed(f"does not vote: {exc}")
             first, longest = RETRY
             await trio.sleep(min(longest, first * 2**failures) * random.uniform(0.5, 1.0))
@@ -131,6 +131,7 @@ class Voter:
         found = await ledger.call("finality", FinalityQuery(self._peer), FinalityInfo, timeout=CALL_TIMEOUT)
         stake = self.stake = found.stake
         if stake is None:
+            self.error = ""
             return
         if stake.is_burned:
             raise MustNotVote("votes no more: its stake was burned, because two of its votes contradicted each other")
