@@ -74,6 +74,15 @@ class LocalApi(ChainApi):
                 "`decloud ledger status` says how far it is"
             )
 
+    def _require_executed(self) -> None:
+        """Raise LedgerUnavailable while blocks before a snapshot are not executed: a vote says that its voter verified all."""
+        mark = self._keeper.store.snapshot()
+        if mark is not None and (mark.fault or mark.verified < mark.pivot):
+            raise LedgerUnavailable(
+                "nobody votes by this ledger daemon until it has executed the blocks before its snapshot: "
+                "`decloud ledger status` says how far it is"
+            )
+
     def _require_history(self, first: int, what: str) -> None:
         """Raise LedgerUnavailable when the blocks from `first` on are not all here yet; `what` may be in those that are not."""
         self._require_state()
@@ -144,8 +153,10 @@ class LocalApi(ChainApi):
         )
 
     async def _finality(self, query: ledgerapi.FinalityQuery) -> ledgerapi.FinalityInfo:
+        self._require_state()
         if query.peer:
             check_key(query.peer)
+            self._require_executed()
         return answer_finality(self._keeper, query)
 
     async def _service_info(self, _: Empty) -> ledgerapi.ServicesInfo:

@@ -508,13 +508,15 @@ def test_what_the_local_api_says_before_and_while_the_history_comes(tmp_path, ch
         await until(node, lambda: node.keeper.tip == chain.tip)
         for method, question in present:
             assert await ask(node, method, question) == await ask(other, method, question)
+        with pytest.raises(LedgerUnavailable, match="nobody votes"):
+            await ask(node, "finality", ledgerapi.FinalityQuery(MINER_KEY))
         for method, question in answers:
             with pytest.raises(LedgerUnavailable, match=f"the blocks before {PIVOT + 1} are still being fetched"):
                 await ask(node, method, question)
         progress = read_progress(node.keeper.store, node.hub.sync.snapshot)
         assert progress == ledgerapi.SnapshotProgress("history", PIVOT, 0, PIVOT)
         await node.hub.history.run()
-        for method, question in (*present, *answers):
+        for method, question in (*present, *answers, ("finality", ledgerapi.FinalityQuery(MINER_KEY))):
             assert await ask(node, method, question) == await ask(other, method, question)
         assert read_progress(node.keeper.store, None) == ledgerapi.SnapshotProgress("verified", PIVOT, PIVOT, PIVOT)
         assert (await ask(node, "tx", ledgerapi.TxQuery(TxId(bytes(32))))).tx == b""
