@@ -119,6 +119,7 @@ def test_a_snapshot_gives_what_a_full_sync_gives(tmp_path, chain):
         assert ours.first_body() == node.hub.hello().first == ours.history_first() == PIVOT + 1
         assert ours.blocks_from(PIVOT + 1, 100, 1 << 30) == theirs.blocks_from(PIVOT + 1, 100, 1 << 30)
         assert node.keeper.registry() == others[0].keeper.registry()
+        assert node.keeper.justified_at(ours.point(ours.best_at(PIVOT - 1))) == 0  # no state there: nothing is shown
         assert node.keeper.state().volume(VOLUME_KEY) == others[0].keeper.state().volume(VOLUME_KEY)
         assert node.hub.sync.snapshot.asked > 1
         block = await node.keeper.build(bytes(32))  # from now on it is one like the others
