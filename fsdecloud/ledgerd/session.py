@@ -395,7 +395,8 @@ class Session:
         self._take_claim(message.justified, message.work, block_id(header), header.height, message.header)
 
     def _take_claim(self, justified: int, work: bytes, tip: BlockId, height: int, header: bytes | None) -> None:
-        self.claim = claim_of(0 if self._hub.is_light else justified, work, tip)
+        counts = bool(self._keeper.document.checkpoint_interval) and not self._hub.is_light
+        self.claim = claim_of(justified if counts else 0, work, tip)
         self.height, self.announced = height, header
         self.claims += 1
         self._hub.sync.wake()
