@@ -235,12 +235,13 @@ class World:
         monkeypatch.setattr(AgentLink, "_start", start)
 
     @asynccontextmanager
-    async def open(self, *, clean=True):
-        """Mount; without `clean` the end is a crash."""
+    async def open(self, *, clean=True, ledger=True):
+        """Mount; without `clean` the end is a crash, without `ledger` no daemon answers."""
         document = new_document("v", KEYS.volume_id, NETWORK)
         setup = VolumeSetup(self.paths, document, KEYS, MountOptions(timeout=20.0), "/nowhere")
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.ledger.serve, self.paths.socket("ledger"))
+            if ledger:
+                await nursery.start(self.ledger.serve, self.paths.socket("ledger"))
             async with open_volume(setup) as volume:
                 self.volume = volume
 
