@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from fsdecloud.errors import InvalidBlock, InvalidTransaction, UsageError
+from fsdecloud.errors import BlockPruned, InvalidBlock, InvalidTransaction, UsageError
 from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_range
 from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
@@ -91,11 +91,24 @@ class LocalApi(ChainApi):
         check_key(query.key)
         check_range(query.first, query.count)
         found = self._keeper.store.anchors(query.key, query.first, query.count)
+        if not found:
+            head = self._keeper.state().volume(query.key)
+            if head is not None and query.first <= head.sequence:
+                raise self._pruned(f"anchor {max(query.first, 1)} of the volume")
         return ledgerapi.AnchorList(tuple(ledgerapi.VolumeAnchor(data, height) for data, height in found))
 
     async def _blocks(self, query: ledgerapi.BlockQuery) -> ledgerapi.BlockList:
         check_range(query.first, query.count)
-        return ledgerapi.BlockList(self._keeper.store.blocks_from(query.first, query.count, MIB))
+        blocks = self._keeper.store.blocks_from(query.first, query.count, MIB)
+        if not blocks and query.first < min(self._keeper.store.first_body(), self._keeper.tip.height):
+            raise self._pruned(f"block {max(query.first, 1)}")
+        return ledgerapi.BlockList(blocks)
+
+    def _pruned(self, what: str) -> BlockPruned:
+        return BlockPruned(
+            f"this ledger daemon has dropped {what}: it keeps the bodies of blocks from {self._keeper.store.first_body()} on"
+            " (--prune); a daemon that keeps all, or a light one connected to such a one, can tell"
+        )
 
     async def _registry(self, _: Empty) -> Registry:
         operators = self._keeper.state().operators()

@@ -23,7 +23,7 @@ from fsdecloud.driver import anchors
 from fsdecloud.driver.anchors import fetch_manifest, open_anchor
 from fsdecloud.driver.committer import commit_interval
 from fsdecloud.driver.history import History
-from fsdecloud.errors import RemoteError, SealError
+from fsdecloud.errors import BlockPruned, RemoteError, SealError
 from fsdecloud.fs.manifest import Manifest, encode_manifest
 from fsdecloud.fs.records import Operation, Record
 from fsdecloud.ledger.transactions import NO_LINK, Anchor, decode_tx, sign_anchor
@@ -254,6 +254,32 @@ def test_fault_114_days_without_a_ledger(world: World, monkeypatch: pytest.Monke
             lines = await read_log(History(world.volume))
             records = [codec.decode(line.record, Record) for line in lines]
             assert [r.path for r in records if r.operation == Operation.WRITE] == paths
+
+    run(work)
+
+
+def test_the_log_goes_on_where_the_ledger_daemon_pruned(world: World) -> None:
+    """What the ledger does not tell any more the volume itself knows, but for the places."""
+
+    async def work() -> None:
+        async with world.open():
+            for i in range(4):
+                await world.write("a", content(i))
+                world.volume.core.recorder.record(Operation.WRITE, None, 2, b"/%d" % i)
+                await world.anchor()
+            before = await read_log(History(world.volume))
+        last = max(line.sequence for line in before)
+        world.ledger.pruned_below = last
+        async with world.open():
+            lines = (await read_log(History(world.volume)))[: len(before)]
+            assert [line.record for line in lines] == [line.record for line in before]
+            assert [line.sequence for line in lines if line.sequence] == [
+                line.sequence for line in before if line.sequence
+            ]
+            assert {line.height for line in lines if 0 < line.sequence < last} == {-1}
+            assert all(line == old for line, old in zip(lines, before, strict=True) if line.sequence == last)
+            with pytest.raises(BlockPruned):
+                await History(world.volume).contents(AnchorNumber(1))
 
     run(work)
 
