@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, network, networkdocument, parts, services
+from fsdecloud.cli import client, ledgerpeers, network, networkdocument, parts, services
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.cli.saveheaders import headers_command
@@ -97,6 +97,7 @@ def ledger_arguments(
     return arguments
 
 
+command.add_command(ledgerpeers.peers_command)
 command.add_command(services.explorer_command)
 command.add_command(services.mining_command)
 
@@ -115,10 +116,7 @@ def status_command(as_json: bool) -> None:
         emit(f"light   headers only; full daemons that prove the rest: {status.provers}")
     emit(f"height  {status.height}, tip {status.tip.hex()[:16]} of {rfc3339(status.tip_time)}")
     emit(f"mempool {status.mempool} transactions; {'mining' if status.mining else 'not mining'}, pid {status.pid}")
-    rows = [[p.url or "-", "in" if p.inbound else "out", str(p.height), p.id.hex()[:16]] for p in status.peers]
-    for line in (
-        table(rows, header=("daemon", "way", "height", "id"), right=(2,)) if rows else ["no other daemon is connected"]
-    ):
+    for line in ledgerpeers.connected(status.peers):
         emit(line)
 
 
@@ -138,10 +136,8 @@ def status_fields(status: LedgerStatus) -> dict[str, object]:
         "hash_rate": status.hash_rate,
         "light": status.light,
         "provers": status.provers,
-        "peers": [
-            {"url": peer.url, "id": peer.id.hex(), "inbound": peer.inbound, "height": peer.height} for peer in status.peers
-        ],
-    }  # fmt: skip
+        "peers": ledgerpeers.peer_fields(status.peers),
+    }
 
 
 @command.command("blocks")

@@ -158,6 +158,15 @@ class Hub:
             log.info("lost %s", session.url or session.remote)
             self._wake_up()
 
+    def unban(self, address: str) -> bool:
+        """Let an address that is shut out in again, every one with ""; return whether there was any. It is remembered."""
+        found = bool(self.bans.entries()) if not address else self.bans.lift(address)
+        if not address:
+            self.bans.lift_all()
+        if found:
+            self._changed()
+        return found
+
     def is_myself(self, session: Session) -> None:
         """Forget the address that led back to this daemon (fault 108)."""
         if session.address is not None:
