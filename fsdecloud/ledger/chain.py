@@ -69,6 +69,11 @@ class Point(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         """The median of the last eleven block times: the next block's time is after it."""
         return work.median_time(self.recent)
 
+    @property
+    def rank(self) -> bytes:
+        """What is compared of the tips of two chains (`rank_of`)."""
+        return rank_of(self.work, self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Switch:
@@ -244,9 +249,18 @@ def build_block(
 
 
 def is_better(candidate: Point, best: Point) -> bool:
-    """Tell whether to prefer `candidate` by work: more of it only; of two with equal work the first seen stays. Where stake
-    votes, `finality.choose_tip` decides."""
-    return candidate.work > best.work
+    """Tell whether to prefer `candidate` by work and id (`rank_of`). Where stake votes, `finality.choose_tip` decides."""
+    return candidate.rank > best.rank
+
+
+def rank_of(cumulative: bytes, tip: BlockId) -> bytes:
+    """Return the rank of a chain, 64 bytes to be compared, the greater the better: its cumulative work, then the id of its last
+    block, of which the smaller is better.
+
+    So that all who have the same blocks follow the same chain, whichever came first. Where blocks are mined only when there is
+    something to record, the next one that would decide may be a long time coming.
+    """
+    return cumulative + bytes(255 - byte for byte in tip)
 
 
 def plan_switch(

@@ -1,10 +1,10 @@
 """Which chain is followed where stake votes, and which votes a voter may sign.
 
-Pure. The chain with the higher justified checkpoint comes first, then most work; a chain that does not hold our final
-checkpoint is never followed, however much work it has, and neither is one that leaves more blocks than the finality depth,
-unless the stake itself made something final on it. What a chain justified with voters that it took anew after it parted from
-ours does not count: whoever mines alone for long enough can be his own voters. In a network without checkpoints only work and
-the depth count.
+Pure. The chain with the higher justified checkpoint comes first, then most work, then the smaller id of the tip. A chain that
+does not hold our final checkpoint is never followed, however much work it has, and neither is one that leaves more blocks than
+the finality depth, unless the stake itself made something final on it. What a chain justified with voters that it took anew
+after it parted from ours does not count: whoever mines alone for long enough can be his own voters. In a network without
+checkpoints only work, id and the depth count.
 
 A voter votes for the newest checkpoint of the chain it follows, at most once for a height, and never from a source below the
 one of a vote before. So no two of its votes conflict, whatever chains it followed in between. Not here: what votes do to the
@@ -15,13 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
-from fsdecloud.ledger.chain import Point, Switch, is_better, open_next, plan_switch
+from fsdecloud.ledger.chain import Point, Switch, is_better, open_next, plan_switch, rank_of
 from fsdecloud.ledger.network import NetworkDocument
 from fsdecloud.ledger.reasons import ConflictsWithFinal, ReorgTooDeep
 from fsdecloud.ledger.staking import Checkpoint, Finality, finality_of, stake_of
 from fsdecloud.ledger.state import State, StateNodes
 from fsdecloud.types import BlockId
+
+NO_CLAIM: Final = bytes(8 + 64)
+"""Below every claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,12 @@ class Voted:
 
     source_height: int = 0
     target_height: int = 0
+
+
+def claim_of(justified: int, work: bytes, tip: BlockId) -> bytes:
+    """Return what a node says of its chain, 72 bytes to be compared, the greater the better: the height of the justified
+    checkpoint (0 where nobody votes), cumulative work, and the id of the tip, of which the smaller is better."""
+    return justified.to_bytes(8) + rank_of(work, tip)
 
 
 def read_finality(document: NetworkDocument, point: Point, read_node: Callable[[bytes], bytes | None]) -> Finality:
@@ -55,7 +65,7 @@ def choose_tip(
     if candidate.parent == tip.id:
         return Switch(tip, (), (candidate,))
     ours, theirs = read_finality_at(tip), read_finality_at(candidate)
-    is_first = (theirs.justified.height, candidate.work) > (ours.justified.height, tip.work)
+    is_first = (theirs.justified.height, candidate.rank) > (ours.justified.height, tip.rank)
     try:
         switch = plan_switch(read_point, tip, candidate, max(depth, tip.height - ours.final.height))
     except ReorgTooDeep as exc:

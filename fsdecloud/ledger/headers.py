@@ -15,6 +15,7 @@ from typing import Final
 from fsdecloud.errors import InvalidBlock
 from fsdecloud.ledger.blocks import block_id, decode_header
 from fsdecloud.ledger.chain import Point, check_header
+from fsdecloud.ledger.finality import NO_CLAIM, claim_of
 from fsdecloud.ledger.network import NetworkDocument
 from fsdecloud.ledger.reasons import KnownInvalid, TimeTooNew, UnknownParent
 from fsdecloud.types import BlockId
@@ -61,6 +62,11 @@ class Branch:
     def work(self) -> bytes:
         """Cumulative work that the headers prove, from genesis; nothing before the first."""
         return bytes(32) if self.last is None else self.last.work
+
+    def claim(self, justified: int) -> bytes:
+        """Return what the headers prove of a claim (`finality.claim_of`); the justified height is believed until the bodies are
+        here."""
+        return NO_CLAIM if self.last is None else claim_of(justified, self.last.work, self.last.id)
 
     def id_at(self, index: int) -> BlockId:
         """Return the id of the branch's block `index` (0: the first that is not stored)."""

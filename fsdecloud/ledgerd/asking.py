@@ -58,7 +58,7 @@ class Asker:
     def full(self) -> list[Session]:
         """Return the sessions with full daemons, in the order to ask them."""
         found = [session for session in self._sessions() if session.is_full and not session.is_ending]
-        return sorted(found, key=lambda session: (session is self._preferred, session.work), reverse=True)
+        return sorted(found, key=lambda session: (session is self._preferred, session.claim), reverse=True)
 
     async def ask(self, question: gossip.Message, kind: type[A], check: Callable[[A], T], *, is_owed: bool = True) -> T:
         """Return what `check` makes of the first answer that it accepts: it raises FalseProof or NotProven for others.
@@ -82,7 +82,7 @@ class Asker:
             except NotProven as exc:
                 last = f"{session.remote}: {exc}"
                 is_denied = True
-                if is_owed and not isinstance(exc, Dropped) and session.work >= self._keeper.tip.work:
+                if is_owed and not isinstance(exc, Dropped) and session.claim >= self._keeper.claim:
                     session.misbehave(ABSENT, f"it does not prove what it should have: {exc}")
             except (RemoteTimeout, PeerUnavailable) as exc:
                 last = str(exc)

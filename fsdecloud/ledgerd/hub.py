@@ -125,6 +125,7 @@ class Hub:
     def hello(self) -> gossip.Hello:
         """Return what this daemon says first. A light one claims nothing: nobody can get a chain from it."""
         tip = genesis_point(self.keeper.document) if self.is_light else self.keeper.tip
+        justified = 0 if self.is_light else int.from_bytes(self.keeper.claim[:8])
         return gossip.Hello(
             version=gossip.VERSION,
             network=self.keeper.network,
@@ -133,6 +134,7 @@ class Hub:
             height=tip.height,
             work=tip.work,
             tip=tip.id,
+            justified=justified,
             time=self.keeper.now(),
             first=gossip.NO_BODIES if self.is_light else self.keeper.store.first_body(),
         )
@@ -387,7 +389,7 @@ class Hub:
         keeper.on_tip.append(lambda _switch: watch.moved(trio.current_time()))
         while True:
             await trio.sleep(watch.patience / 8)
-            is_block_due = len(keeper.pool) > 0 or any(s.work > keeper.tip.work for s in self._sessions)
+            is_block_due = len(keeper.pool) > 0 or any(s.claim > keeper.claim for s in self._sessions)
             now = trio.current_time()
             if not watch.is_stale(now, is_block_due=is_block_due) or self._has_room():
                 continue

@@ -17,7 +17,7 @@ import trio
 from fsdecloud.errors import InvalidBlock
 from fsdecloud.ledger.blocks import Block, block_id, decode_block
 from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, build_block, check_block, open_next, plan_switch
-from fsdecloud.ledger.finality import choose_tip, read_finality
+from fsdecloud.ledger.finality import choose_tip, claim_of, read_finality
 from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
 from fsdecloud.ledger.reasons import COMMITTED, ConflictsWithFinal, KnownInvalid, ReorgTooDeep, UnknownParent
@@ -66,6 +66,8 @@ class Keeper:
         self.alarm = ""
         """Why the best chain that others have is not followed; empty if it is."""
         self._store = store
+        self.claim = self._claim()
+        """What others are told of the chain that is followed (`finality.claim_of`)."""
         self._clock = clock
         self._lock = trio.Lock()
         self._body_limit = body_limit
@@ -106,6 +108,12 @@ class Keeper:
     def finality(self) -> Finality:
         """Return the checkpoints at the tip."""
         return read_finality(self.document, self.tip, self._store.node)
+
+    def justified_at(self, point: Point) -> int:
+        """Return the height of the justified checkpoint after a stored block; 0 where nobody votes."""
+        if not self.document.checkpoint_interval:
+            return 0
+        return read_finality(self.document, point, self._store.node).justified.height
 
     def registry(self) -> list[tuple[PeerId, Registration]]:
         """Return all registered peers by their place."""
@@ -191,6 +199,9 @@ class Keeper:
         )
 
     # ---- inner -----------------------------------------------------------------------------------------------------
+    def _claim(self) -> bytes:
+        return claim_of(self.justified_at(self.tip), self.tip.work, self.tip.id)
+
     def _connect(self, blocks: Sequence[bytes], verified: frozenset[bytes]) -> _Batch:
         """Check blocks one after another and store those before the first invalid one. Worker thread."""
         batch = _Batch(self._store, self.tip)
@@ -251,10 +262,11 @@ class Keeper:
         """Take the new tip over; the store has it."""
         returned = [tx for point in reversed(switch.leave) for tx in self._transactions(point)]
         self.tip = switch.enter[-1] if switch.enter else switch.fork
+        self.claim = self._claim()
         waited = frozenset(self.pool.ids()) if returned else frozenset()
         dropped = self.pool.rebase(self.next_state, self.tip.height + 1, self.now(), returned)
         if switch.leave:
-            log.info("left %d blocks for a chain with more work, tip %d", len(switch.leave), self.tip.height)
+            log.info("left %d blocks for a better chain, tip %d", len(switch.leave), self.tip.height)
         for waiting, reason in dropped:
             log.debug("transaction %s left the mempool: %s", waiting.id.hex(), reason)
         self._tip_changed.set()

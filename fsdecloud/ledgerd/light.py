@@ -17,6 +17,7 @@ import trio
 
 from fsdecloud.ledger.blocks import block_id, decode_header
 from fsdecloud.ledger.chain import Point, Switch, check_header, is_better, plan_switch
+from fsdecloud.ledger.finality import claim_of
 from fsdecloud.ledger.headers import Branch
 from fsdecloud.ledger.network import network_id
 from fsdecloud.ledger.reasons import ReorgTooDeep, UnknownParent
@@ -83,6 +84,8 @@ class LightKeeper:
         self.tip = store.tip()
         self.alarm = ""
         """Why the best chain that others have is not followed; empty if it is."""
+        self.claim = claim_of(0, self.tip.work, self.tip.id)
+        """What of others' claims has to be greater. Votes are in the bodies: here work decides."""
         self.store = store
         """The stored headers; others only read it."""
         self._clock = clock
@@ -171,8 +174,9 @@ class LightKeeper:
     def _follow(self, switch: Switch) -> None:
         """Take the new tip over; the store has it."""
         self.tip = switch.enter[-1]
+        self.claim = claim_of(0, self.tip.work, self.tip.id)
         if switch.leave:
-            log.info("left %d blocks for a chain with more work, tip %d", len(switch.leave), self.tip.height)
+            log.info("left %d blocks for a better chain, tip %d", len(switch.leave), self.tip.height)
         self._tip_changed.set()
         self._tip_changed = trio.Event()
         for callback in self.on_tip:

@@ -23,7 +23,8 @@ from fsdecloud.errors import (
     RemoteProtocolError,
     RemoteTimeout,
 )
-from fsdecloud.ledger.blocks import decode_block, decode_header
+from fsdecloud.ledger.blocks import block_id, decode_block, decode_header
+from fsdecloud.ledger.finality import NO_CLAIM, claim_of
 from fsdecloud.ledger.network import encode_network
 from fsdecloud.ledger.reasons import BadSignature, MalformedTransaction
 from fsdecloud.ledger.transactions import decode_tx, tx_id
@@ -116,8 +117,8 @@ class Session:
         self.last_tx = 0.0
         """When it came, and when it last gave us a new block and a new transaction; on trio's clock."""
         self.height = 0
-        self.work = bytes(32)
-        """What it claims."""
+        self.claim = NO_CLAIM
+        """What it claims of its chain (`finality.claim_of`); a justified height counts only where bodies can show it."""
         self.asked_height = 0
         """Of the last block that it asked for."""
         self.first = 1
@@ -171,7 +172,7 @@ class Session:
     # ---- called by the hub -----------------------------------------------------------------------------------------
     def announce_tip(self) -> None:
         """Tell the other of our tip soon, unless it knows as good a one, or we have no blocks to give."""
-        if not self._hub.is_light and self.work < self._keeper.tip.work:
+        if not self._hub.is_light and self.claim < self._keeper.claim:
             self._tip_pending = True
             self._wake_writer.set()
 
@@ -232,7 +233,7 @@ class Session:
     def disclaim(self, number: int) -> None:
         """Do as if the other claimed no more than we have, until it says something new: after claim `number`, that is."""
         if self.claims == number:
-            self.work, self.announced = min(self.work, self._keeper.tip.work), None
+            self.claim, self.announced = min(self.claim, self._keeper.claim), None
 
     async def ask(self, question: gossip.Message, kind: type[M], timeout: float = REQUEST_TIMEOUT) -> M:
         """Ask, and return the answer. Raises RemoteTimeout, or PeerUnavailable when the session ends meanwhile."""
@@ -272,8 +273,9 @@ class Session:
             self._tip_pending = False
             tip = self._keeper.tip
             header = self._keeper.store.header(tip.id)
-            if header is not None and self.work < tip.work:
-                return gossip.encode_message(gossip.NewTip(header, tip.work))
+            if header is not None and self.claim < self._keeper.claim:
+                justified = int.from_bytes(self._keeper.claim[:8])
+                return gossip.encode_message(gossip.NewTip(header, tip.work, justified))
         if self._offers_due and self._offers:
             ids = tuple(islice(self._offers, gossip.IDS_MAX))
             for identity in ids:
@@ -324,7 +326,7 @@ class Session:
         self._greeted = self._channel.is_greeted = True
         self.url = self.url or hello.url
         self.first = hello.first
-        self._claim(hello.work, hello.height, None)
+        self._take_claim(hello.justified, hello.work, BlockId(hello.tip), hello.height, None)
         if not self.inbound:
             self._hub.compare_clocks(self, hello.time)
         if hello.url:
@@ -390,10 +392,11 @@ class Session:
             header = decode_header(message.header)
         except InvalidBlock as exc:
             raise Misbehaviour(f"it sent a malformed header: {exc}") from exc
-        self._claim(message.work, header.height, message.header)
+        self._take_claim(message.justified, message.work, block_id(header), header.height, message.header)
 
-    def _claim(self, work: bytes, height: int, header: bytes | None) -> None:
-        self.work, self.height, self.announced = work, height, header
+    def _take_claim(self, justified: int, work: bytes, tip: BlockId, height: int, header: bytes | None) -> None:
+        self.claim = claim_of(0 if self._hub.is_light else justified, work, tip)
+        self.height, self.announced = height, header
         self.claims += 1
         self._hub.sync.wake()
 

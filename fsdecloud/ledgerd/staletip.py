@@ -32,7 +32,7 @@ class TipWatch:
         self._since = now if self._mines_always else None
 
     def is_stale(self, now: float, *, is_block_due: bool) -> bool:
-        """Return whether to look for somebody else. `is_block_due` is whether somebody claims more work than we have, or a
+        """Return whether to look for somebody else. `is_block_due` is whether somebody claims a better chain than ours, or a
         transaction waits for a block: what a network that mines on demand is judged by."""
         if not self._mines_always and not is_block_due:
             self._since = None

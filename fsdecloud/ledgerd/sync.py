@@ -1,8 +1,10 @@
 """How this daemon gets to the best chain that others have: headers first from one of them, then bodies from all.
 
 One branch at a time. The one that claims most is asked for headers, and every header is checked (`ledger.headers`) before a
-body is asked for. A branch is fetched only when its headers prove more work than our tip's, and at least `minimum_work`: so
-what does not lead is never stored, and cheap headers cost their sender more than us. Everything here runs in the trio thread.
+body is asked for. A branch is fetched only when its headers prove more work than our tip's (or as much, and a smaller id), and
+at least `minimum_work`: so what does not lead is never stored, and cheap headers cost their sender more than us. Where stake
+votes, a higher justified checkpoint comes before work; only the bodies show it, so a branch that claims one is fetched with
+less work, too, and who claimed one that is not there is not believed again. Everything here runs in the trio thread.
 Not here: fetching the bodies (`download`), what is valid (`keeper`).
 """
 
@@ -99,22 +101,25 @@ class Syncer:
                 await changed.wait()
             if scope.cancelled_caught:
                 held, self._held = self._held, {}
-                for session, work in held.items():
-                    session.work = max(session.work, work)
+                for session, claim in held.items():
+                    session.claim = max(session.claim, claim)
 
     def _ahead(self) -> list[Session]:
-        """Return the sessions that claim more work than we have, the one with most first."""
-        ahead = [session for session in self._sessions if session.work > self._keeper.tip.work]
-        return sorted(ahead, key=lambda session: session.work, reverse=True)
+        """Return the sessions that claim a better chain than ours, the best first."""
+        ahead = [session for session in self._sessions if session.claim > self._keeper.claim]
+        return sorted(ahead, key=lambda session: session.claim, reverse=True)
 
     async def _sync(self, session: Session, *, is_alone: bool) -> None:
         """Fetch what one session has beyond us."""
         self.is_busy = True
-        number = session.claims
+        claim, number = session.claim, session.claims
         try:
             branch = await self._collect(session, REQUEST_TIMEOUT if is_alone else IMPATIENCE)
-            if branch is not None and not await self._take(session, branch):
-                session.disclaim(number)
+            if branch is not None:
+                if await self._take(session, branch):
+                    self._check_followed(session, branch, claim, number)
+                else:
+                    session.disclaim(number)
         except (PeerUnavailable, RemoteTimeout, Misbehaviour) as exc:
             session.fail(exc)
             self.remove(session)
@@ -137,12 +142,31 @@ class Syncer:
         body = await self._compact(self._keeper, session, branch.id_at(0)) if len(branch) == 1 else None
         return await Download(self._keeper, self, branch, session, body).run()
 
+    def _check_followed(self, session: Session, branch: Branch, claim: bytes, number: int) -> None:
+        """Believe a claim no longer whose chain is here and did not become ours, or else it would be fetched for ever."""
+        keeper, last = self._keeper, branch.last
+        assert last is not None
+        if session.claim <= keeper.claim or keeper.store.best_at(last.height) == last.id:
+            return
+        if not branch.is_full and claim > max(self._proved(branch, claim), keeper.claim):
+            session.misbehave(FALSE_CLAIM, "it claims votes that its blocks do not hold")
+        session.disclaim(number)
+
+    def _proved(self, branch: Branch, claim: bytes) -> bytes:
+        """Return what of a claim is proved: work and tip by the headers, votes by the blocks once they are here, and until then
+        they are believed."""
+        justified, last = int.from_bytes(claim[:8]), branch.last
+        if isinstance(self._keeper, Keeper) and last is not None and self._keeper.store.point(last.id) is not None:
+            justified = min(justified, self._keeper.justified_at(last))
+        return branch.claim(justified)
+
     async def _collect(self, session: Session, patience: float) -> Branch | None:
         """Return a branch of the other's chain that is worth fetching; None, and its claim is forgotten, when it has none.
 
         Raises Misbehaviour for an invalid header, RemoteTimeout, PeerUnavailable.
         """
-        claim, number = session.work, session.claims
+        claim, number = session.claim, session.claims
+        justified = int.from_bytes(claim[:8])
         store, document = self._keeper.store, self._keeper.document
         keep = KEPT_HEADERS if isinstance(self._keeper, LightKeeper) else 0
         branch = Branch(document, store.point, store.invalid_reason, keep)
@@ -155,9 +179,12 @@ class Syncer:
             assert branch.fork is not None
             assert branch.last is not None
             is_deep = len(branch) > 0 and branch.fork.height < self._keeper.tip.height - document.finality_depth
-            if is_deep and branch.work > self._keeper.tip.work:
+            is_voted = justified > int.from_bytes(
+                self._keeper.claim[:8]
+            )  # what is final may lead deeper: the bodies decide
+            if is_deep and not is_voted and branch.claim(justified) > self._keeper.claim:
                 self._keeper.raise_alarm(
-                    f"{session.remote} has a chain with more work that leaves ours at block {branch.fork.height}"
+                    f"{session.remote} has a better chain that leaves ours at block {branch.fork.height}"
                 )
                 session.disclaim(number)
                 return None
@@ -173,12 +200,13 @@ class Syncer:
         if branch.is_held:
             log.info("%s has a block whose time is too far ahead of this machine's clock", session.remote)
             self._held[session] = claim
-        if len(branch) and branch.work > self._keeper.tip.work:
+        proved = self._proved(branch, claim)
+        if len(branch) and proved > self._keeper.claim:
             if branch.work >= self._minimum:
                 return branch
             log.info("%s has a chain with less work than --minimum-work asks for; it is not followed", session.remote)
-        elif not branch.is_held and claim > max(branch.work, self._keeper.tip.work):
-            session.misbehave(FALSE_CLAIM, "it claims more work than its headers prove")
+        elif not branch.is_held and claim > max(proved, self._keeper.claim):
+            session.misbehave(FALSE_CLAIM, "it claims a better chain than its headers prove")
         session.disclaim(number)
         return None
 

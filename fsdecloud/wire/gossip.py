@@ -33,8 +33,8 @@ from fsdecloud.ledger.compact import SHORT_ID
 from fsdecloud.ledger.proofs import TxProof
 from fsdecloud.limits import BLOCK_MAX, MESSAGE_MAX, MIB, NODE_DECODE_MAX, TREE_KEY_MAX, TX_MAX
 
-SUBPROTOCOL: Final = "decloud-ledger/2"
-VERSION: Final = 2
+SUBPROTOCOL: Final = "decloud-ledger/3"
+VERSION: Final = 3
 LOCATOR_MAX: Final = 64
 HEADERS_MAX: Final = 500
 """About 120 KiB: one round trip moves the chain on by a quarter of an hour even at two seconds a block."""
@@ -85,6 +85,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     work: Id
     """Cumulative work, big-endian. A claim: what counts are the headers."""
     tip: Id
+    justified: Annotated[int, Meta(ge=0, le=(1 << 40) - 1)]
+    """Height of the justified checkpoint on that chain: a claim, too. 0 where nobody votes."""
     time: Annotated[int, Meta(ge=0, le=(1 << 40) - 1)]
     """The sender's clock, seconds since 1970: nothing is reckoned with it, but a clock that is far off is noticed."""
     first: Annotated[int, Meta(ge=1, le=(1 << 40) - 1)]
@@ -131,6 +133,8 @@ class NewTip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     header: HeaderBytes
     work: Id
+    justified: Annotated[int, Meta(ge=0, le=(1 << 40) - 1)]
+    """As in `Hello`."""
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=9):

@@ -78,7 +78,9 @@ class Driver:
     async def crashed(self) -> Driver:
         """What the next mount finds if this process is killed now."""
         copy = self.directory.with_name(f"{self.directory.name}-{os.urandom(4).hex()}")
-        shutil.copytree(self.directory, copy)
+        # A kill is a moment: worker threads must not move log and tables on while they are copied.
+        with self.store._lock:
+            shutil.copytree(self.directory, copy)
         after = Driver(copy)
         await after.load()
         return after

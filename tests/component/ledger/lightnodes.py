@@ -84,7 +84,9 @@ async def liar_of(light, make, work=None):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: light.run(one, inbound=False))
         liar = Rogue(light, make, two)
-        await liar.hello(int.from_bytes(make.tip.work) if work is None else work, height=make.tip.height)
+        await liar.hello(
+            int.from_bytes(make.tip.work) if work is None else work, height=make.tip.height, tip=make.tip.id
+        )
         await until_so(lambda: light.hub.peers())
         yield liar
         two.close()

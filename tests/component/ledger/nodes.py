@@ -154,8 +154,8 @@ class Rogue:
         await self._channel.send(data)
 
     async def hello(self, work=0, **changes):
-        fields = {"network": self.make.network, "url": "", "nonce": bytes([99]) * 32, "height": 0, "tip": bytes(32)}
-        fields |= {"time": self.node.time, "first": 1, "work": work.to_bytes(32)}
+        fields = {"network": self.make.network, "url": "", "nonce": bytes([99]) * 32, "height": 0, "tip": b"\xff" * 32}
+        fields |= {"time": self.node.time, "first": 1, "work": work.to_bytes(32), "justified": 0}
         await self.send(gossip.Hello(gossip.VERSION, **(fields | changes)))
 
     async def claim(self, point):

@@ -158,7 +158,7 @@ def test_a_new_block_travels_short(tmp_path, present):
         block = make.add(transactions).block
         async with rogue_of(node, make) as rogue:
             await rogue.hello()
-            await rogue.send(gossip.NewTip(encode_header(block.header), make.tip.work))
+            await rogue.send(gossip.NewTip(encode_header(block.header), make.tip.work, 0))
             while not isinstance(message := await rogue.receive(), gossip.GetCompact):
                 pass
             assert message.id == make.tip.id
@@ -194,7 +194,7 @@ def test_wrong_transactions_for_a_compact_block_only_cost_time(tmp_path):
         block = make.add(transactions).block
         async with rogue_of(node, make) as rogue:
             await rogue.hello()
-            await rogue.send(gossip.NewTip(encode_header(block.header), make.tip.work))
+            await rogue.send(gossip.NewTip(encode_header(block.header), make.tip.work, 0))
             while not isinstance(await rogue.receive(), gossip.GetCompact):
                 pass
             await rogue.send(gossip.Compact(*shorten(encode_block(block))))
@@ -280,7 +280,7 @@ def test_what_is_valid_one_block_later_waits_for_it(tmp_path):
             await until_so(lambda: len(node.hub.orphans) == 2)
             await rogue.send(gossip.Txs((registered,)))
             await until(node, lambda: set(node.keeper.pool.ids()) == set(names[:2]))
-            await rogue.send(gossip.NewTip(encode_header(block.header), make.tip.work))
+            await rogue.send(gossip.NewTip(encode_header(block.header), make.tip.work, 0))
             while not isinstance(await rogue.receive(), gossip.GetCompact):
                 pass
             await rogue.send(gossip.Compact(*shorten(encode_block(block))))

@@ -193,7 +193,7 @@ def test_97_a_chain_with_less_work_is_not_stored(tmp_path):
         assert all(node.keeper.store.point(c.point.id) is None for c in weak)
         # It keeps its word after all: one more block, and it leads.
         weak.extend(make.add(recipient=ALICE_KEY) for _ in range(2))
-        await rogue.send(gossip.NewTip(encode_header(weak[-1].block.header), make.tip.work))
+        await rogue.send(gossip.NewTip(encode_header(weak[-1].block.header), make.tip.work, 0))
         await rogue.expect(gossip.GetHeaders)
         await rogue.send(gossip.Headers(tuple(encode_header(c.block.header) for c in weak)))
         wanted = (await rogue.expect(gossip.GetBlocks)).ids
@@ -218,7 +218,7 @@ def test_103_a_block_of_the_future_is_held_not_banned(tmp_path):
         assert node.ended is None
         assert node.keeper.tip.height == 0
         soon = make.build(time=NOW + make.document.future_limit)
-        await rogue.send(gossip.NewTip(encode_header(soon.header), (1 << 200).to_bytes(32)))
+        await rogue.send(gossip.NewTip(encode_header(soon.header), (1 << 200).to_bytes(32), 0))
         await rogue.expect(gossip.GetBlocks)
         await rogue.send(gossip.Blocks((encode_block(soon),)))
         await until(node, lambda: node.keeper.tip.height == 1)

@@ -177,8 +177,8 @@ def test_fault_097_false_claims_cost_points_and_nothing_is_stored(tmp_path):
                 await rogue.give_headers([checked.block for checked in weak])
                 if turn == 5:
                     break
-                await rogue.send(gossip.NewTip(header, (1 << 200).to_bytes(32)))
-            await rogue.expect_dropped("more work than its headers prove")
+                await rogue.send(gossip.NewTip(header, (1 << 200).to_bytes(32), 0))
+            await rogue.expect_dropped("a better chain than its headers prove")
         assert node.keeper.tip == ours
         assert all(node.keeper.store.point(checked.point.id) is None for checked in weak)
 
@@ -199,7 +199,7 @@ def test_fault_097_a_chain_below_the_minimum_work_is_not_followed(tmp_path):
             assert node.keeper.tip.height == 0
             assert node.ended is None
             strong = make.add()
-            await rogue.send(gossip.NewTip(encode_header(strong.block.header), make.tip.work))
+            await rogue.send(gossip.NewTip(encode_header(strong.block.header), make.tip.work, 0))
             await rogue.give_headers([*weak, strong.block])
             await serve_blocks(rogue, make, count=4)
             await until(node, lambda: node.keeper.tip == make.tip)

@@ -147,9 +147,13 @@ def test_two_machines_mine_for_one_address(tmp_path):
                 await world.until(lambda height=height: world.keeper.tip.height == height)
             assert world.keeper.state().account(RECIPIENT).balance == 8 * world.make.document.subsidy
             await until(lambda: len(world.server.miners()) == 2)
-            await until(lambda: sum(miner.blocks for miner in world.server.miners()) == 8)
+
+            def found() -> int:
+                return sum(miner.blocks for miner in world.server.miners())
+
+            await until(lambda: found() >= 8)  # of two at one height, found at once, the later one may be better
             assert {miner.name for miner in world.server.miners()} == {"remote"}
-            await until(lambda: a.verdicts[wire.Verdict.BLOCK] + b.verdicts[wire.Verdict.BLOCK] == 8)
+            await until(lambda: a.verdicts[wire.Verdict.BLOCK] + b.verdicts[wire.Verdict.BLOCK] == found())
             assert not a.verdicts[wire.Verdict.WRONG] + b.verdicts[wire.Verdict.WRONG]
 
     work_test(tmp_path, test)

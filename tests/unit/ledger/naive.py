@@ -684,7 +684,7 @@ class Ledger:
         lead = self.lead_after(parent, header["time"])
         entry = Entry(identity, parent, header["height"], times, lead, parent.work + 2**256 // (target + 1), state)
         self.entries[identity] = entry
-        if entry.work > self.tip.work:
+        if entry.work > self.tip.work or (entry.work == self.tip.work and entry.id < self.tip.id):
             self.tip = entry
         return entry
 

@@ -250,7 +250,7 @@ def test_a_lease_that_ended_in_a_quiet_time_holds_nobody_up():
 
 
 def test_100_any_delivery_order_gives_the_same_tip_and_state():
-    """A random tree of forks, delivered in random orders: the most work wins, the state equals a fresh replay."""
+    """A random tree of forks in random orders: the most work wins, then the smaller id; the state equals a fresh replay."""
     make = Maker()
     rng = random.Random(5)
     genesis = make.tip
@@ -260,8 +260,13 @@ def test_100_any_delivery_order_gives_the_same_tip_and_state():
         make.tip = parent
         make.add(recipient=sign.public_key(bytes([number + 1]) * 32), time=parent.time + rng.randint(1, 5))
         heads.append(make.tip)
+    first = max(heads, key=lambda p: p.work)
+    for number in range(3):  # as much work as the best
+        make.tip = make.points[first.parent]
+        heads.append(make.add(recipient=sign.public_key(bytes([number + 101]) * 32)).point)
     most = max(int.from_bytes(p.work) for p in heads)
-    winners = {p.id for p in heads if int.from_bytes(p.work) == most}
+    winner = min(p.id for p in heads if int.from_bytes(p.work) == most)
+    assert sum(int.from_bytes(p.work) == most for p in heads) == 4
     for seed in range(10):
         order = heads[1:]
         random.Random(seed).shuffle(order)
@@ -281,7 +286,7 @@ def test_100_any_delivery_order_gives_the_same_tip_and_state():
                         assert switch.leave[-1].parent == switch.fork.id
                     tip = point
             waiting = later
-        assert tip.id in winners
+        assert tip.id == winner
         replayed = list(verify.verify_chain(make.document, make.chain(tip)))
         assert replayed[-1].state_root == tip.state_root
 
@@ -303,15 +308,20 @@ def test_101_a_reorganisation_below_the_final_depth_is_refused():
     assert chain.plan_switch(make.points.get, old, make.tip, None) == switch
 
 
-def test_ties_go_to_the_first_seen():
+def test_of_two_chains_with_equal_work_the_one_with_the_smaller_id_is_better():
+    """Whichever came first: so nodes with the same blocks agree (fault 105: half of all ties, for whoever withholds)."""
     make = Maker()
     genesis = make.tip
     first = make.add().point
     make.tip = genesis
     second = make.add(recipient=ALICE_KEY).point
     assert first.work == second.work
-    assert not chain.is_better(second, first)
-    assert not chain.is_better(first, second)
+    better, worse = sorted((first, second), key=lambda point: point.id)
+    assert chain.is_better(better, worse)
+    assert not chain.is_better(worse, better)
+    assert not chain.is_better(better, better)
+    make.tip = worse
+    assert chain.is_better(make.add().point, better), "more work counts first"
 
 
 def test_verify_names_the_height_and_the_reason():

@@ -1,14 +1,15 @@
 """What withholding blocks pays (selfish mining: Eyal and Sirer, "Majority is not enough", 2014) under this fork choice.
 
-Of two chains with equal work the first seen stays, so who publishes his withheld block against a fresh honest one gets a part
-of the others, `reach`, to mine on his: 0 when the honest block is everywhere first, 1 when he surrounds everybody. What he
-wins is compared with his part of the hash power. Not solved here, as nowhere: with less than a third of the power, and no
-better connection than everybody else, withholding loses money; with 45 % it pays. Results of this simulation:
+Of two chains with equal work the one whose last block has the smaller id is better. So whoever publishes a withheld block
+against a fresh honest one wins half of the ties, however well or badly he is connected: the uniform choice that Eyal and Sirer
+propose, and no race for connections. He may also mine beside the best block instead of after it, when that one's id is poor:
+what he finds then often takes its place. What he wins is compared with his part of the hash power. Not solved here, as nowhere:
+with a fifth of the power the one loses and the other wins next to nothing, with 45 % both pay. Results of this simulation:
 
-    power   reach   part of the blocks won
-    30 %    0       27 %
-    30 %    1/2     33 %
-    45 %    0       65 %
+    power   withholding   beside poor ids
+    20 %    18 %          20.2 %
+    30 %    33 %          30.9 %
+    45 %    69 %          47.7 %
 """
 
 from __future__ import annotations
@@ -24,21 +25,18 @@ GENESIS = Point(bytes(32), bytes(32), 0, 0, (0,), 0, bytes(32), bytes(32))
 
 
 class World:
-    """One withholding miner against all others."""
+    """One miner with a plan against all others."""
 
-    def __init__(self, power: float, reach: float, seed: int) -> None:
+    def __init__(self, power: float, seed: int, *, beside: float = 1.0) -> None:
+        """`beside`: the part of all ids above which the best block's is so poor that he mines beside it; 1: never."""
         self.random = random.Random(seed)
-        self.power, self.reach = power, reach
-        self.count = 0
+        self.power, self.beside = power, beside
         self.miners: dict[bytes, bool] = {}
         self.points = {GENESIS.id: GENESIS}
         self.public = self.private = GENESIS
-        self.shown = GENESIS
-        """The newest of his blocks that he has published."""
 
     def mine(self, parent: Point, *, is_his: bool) -> Point:
-        self.count += 1
-        identity = self.count.to_bytes(32)
+        identity = self.random.randbytes(32)
         work = (int.from_bytes(parent.work) + 1).to_bytes(32)
         point = msgspec.structs.replace(parent, id=identity, parent=parent.id, height=parent.height + 1, work=work)
         self.points[identity] = point
@@ -47,28 +45,39 @@ class World:
 
     def step(self) -> None:
         """One block is found."""
-        if self.random.random() < self.power:
-            self.private = self.mine(self.private, is_his=True)
-            if self.shown.height == self.public.height and self.shown.id != self.public.id:
-                self.publish(self.private)  # two chains of equal work are out, and his is now the longer one
-            return
+        if self.random.random() >= self.power:
+            self.others_find()
+        elif self.beside < 1:
+            self.find_beside()
+        else:
+            self.find_in_secret()
+
+    def find_beside(self) -> None:
+        tip = self.public
+        is_poor = tip.height > 0 and not self.miners[tip.id] and tip.id[0] >= self.beside * 256
+        found = self.mine(self.points[tip.parent] if is_poor else tip, is_his=True)
+        if is_better(found, tip):
+            self.public = self.private = found
+
+    def find_in_secret(self) -> None:
+        has_lost_a_tie = self.private.height == self.public.height and self.private.id != self.public.id
+        self.private = self.mine(self.private, is_his=True)
+        if has_lost_a_tie:
+            self.publish()  # his chain, with the block that lost, is now the longer one
+
+    def others_find(self) -> None:
         lead = self.private.height - self.public.height
-        is_race = self.shown.height == self.public.height and self.shown.id != self.public.id
-        parent = self.shown if is_race and self.random.random() < self.reach else self.public
-        found = self.mine(parent, is_his=False)
+        found = self.mine(self.public, is_his=False)
         assert is_better(found, self.public)
         self.public = found
         if lead <= 0:
-            self.private = self.shown = found
-        elif lead == 1:
-            self.shown = self.private  # equal work: the others keep what they saw first
-            assert not is_better(self.shown, self.public)
-        elif lead == 2:
-            self.publish(self.private)
+            self.private = found
+        elif (lead == 1 and is_better(self.private, found)) or lead == 2:
+            self.publish()
 
-    def publish(self, point: Point) -> None:
-        assert is_better(point, self.public)
-        self.public = self.private = self.shown = point
+    def publish(self) -> None:
+        assert is_better(self.private, self.public)
+        self.public = self.private
 
     def part_won(self, steps: int) -> float:
         for _ in range(steps):
@@ -82,10 +91,15 @@ class World:
         return won / total
 
 
-@pytest.mark.parametrize(
-    ("power", "reach", "low", "high"),
-    [(0.3, 0.0, 0.25, 0.29), (0.3, 0.5, 0.31, 0.35), (0.45, 0.0, 0.62, 0.70), (0.2, 0.0, 0.10, 0.16)],
-)
-def test_fault_105_what_withholding_pays(power, reach, low, high):
-    won = [World(power, reach, seed).part_won(20_000) for seed in range(3)]
-    assert low < sum(won) / len(won) < high, won
+def won(power: float, **plan: float) -> float:
+    return sum(World(power, seed, **plan).part_won(20_000) for seed in range(3)) / 3
+
+
+@pytest.mark.parametrize(("power", "low", "high"), [(0.2, 0.17, 0.20), (0.3, 0.31, 0.35), (0.45, 0.66, 0.72)])
+def test_fault_105_what_withholding_pays(power, low, high):
+    assert low < won(power) < high
+
+
+@pytest.mark.parametrize(("power", "low", "high"), [(0.2, 0.195, 0.21), (0.3, 0.3, 0.32), (0.45, 0.46, 0.5)])
+def test_fault_105_what_mining_beside_a_poor_id_pays(power, low, high):
+    assert low <= won(power, beside=1 - power) < high

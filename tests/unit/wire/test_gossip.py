@@ -28,8 +28,8 @@ ID, OTHER, THIRD = (bytes([value]) * 32 for value in (0xA1, 0xB2, 0xC3))
 URL = f"wss://ledger.example:7713/{ID.hex()}?network={OTHER.hex()}"
 PROOF = proofs.TxProof(ID, 2, 3, b"an anchor", (OTHER, THIRD))
 EXAMPLES = (
-    gossip.Hello(gossip.VERSION, ID, URL, OTHER, 1000, (1 << 70).to_bytes(32), THIRD, 1_800_000_000, 1),
-    gossip.Hello(gossip.VERSION, ID, "", OTHER, 0, bytes(32), ID, 1_800_000_000, 1),
+    gossip.Hello(gossip.VERSION, ID, URL, OTHER, 1000, (1 << 70).to_bytes(32), THIRD, 640, 1_800_000_000, 1),
+    gossip.Hello(gossip.VERSION, ID, "", OTHER, 0, bytes(32), ID, 0, 1_800_000_000, 1),
     gossip.GetNetwork(),
     gossip.Network(b"a document"),
     gossip.GetHeaders((ID, OTHER)),
@@ -37,7 +37,7 @@ EXAMPLES = (
     gossip.Headers(()),
     gossip.GetBlocks((ID, OTHER)),
     gossip.Blocks((b"a block",)),
-    gossip.NewTip(b"a header", (1 << 70).to_bytes(32)),
+    gossip.NewTip(b"a header", (1 << 70).to_bytes(32), 640),
     gossip.Offer((ID, OTHER, THIRD)),
     gossip.GetTxs((ID,)),
     gossip.Txs((b"a transaction", b"another")),
@@ -48,7 +48,7 @@ EXAMPLES = (
     gossip.Compact(b"", b"", b""),
     gossip.GetBlockTxs(ID, (0, 3, 200)),
     gossip.BlockTxs((b"a coinbase", b"a transaction", b"another")),
-    gossip.Hello(gossip.VERSION, ID, "", OTHER, 9, bytes(32), ID, 1_800_000_000, gossip.NO_BODIES),
+    gossip.Hello(gossip.VERSION, ID, "", OTHER, 9, bytes(32), ID, 0, 1_800_000_000, gossip.NO_BODIES),
     gossip.GetState(ID, (b"A" + OTHER, b"N")),
     gossip.StateProof((b"a root", b"a leaf")),
     gossip.StateProof(()),
@@ -193,7 +193,7 @@ def test_no_other_message_is_described():
         f"shut out for {conduct.BAN_TIME} seconds",
         f"At most {conduct.BANS_MAX} addresses",
         f"{conduct.POINTS_MAX:g} are too many, and one is forgiven every {1 / conduct.FORGIVEN:g} seconds",
-        f"It {sync.FALSE_CLAIM:g} points A claim of more work",
+        f"It {sync.FALSE_CLAIM:g} points A claim of a better chain",
         f"It {session.SPAM:g} points Offers without end: more than {session.OFFER_BURST:g} at once",
         f"and {session.OFFER_RATE:g} a second, and {session.OFFER_DEBT:g} seconds' worth beyond",
         f"It {session.UNASKED:g} points A transaction that nobody asked for",
