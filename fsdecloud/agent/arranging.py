@@ -13,19 +13,15 @@ from typing import Final
 import trio
 
 from fsdecloud.agent.copies import Copies
-from fsdecloud.agent.garbage import Garbage
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.locations import LocationMap
 from fsdecloud.agent.moving import Mover, Stale
-from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.recoding import Recoder
 from fsdecloud.agent.repair import Repairer
 from fsdecloud.agent.rows import BLOB_PREFIX, BlobRow, decode_blob_row
 from fsdecloud.agent.settling import Settler
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import FsdecloudError, NotEnoughPeers, ProtocolError, RemoteError
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.swarm.policy import Redundancy
-from fsdecloud.swarm.repair import Policy
 from fsdecloud.types import BlobId
 from fsdecloud.wire.agentapi import RecodingStatus
 
@@ -59,32 +55,18 @@ REPORT_INTERVAL: Final = 60.0
 """Seconds after which the driver is told of what has changed while there is more to do: each time is an anchor."""
 
 
-class Arranger:
+class Arranger(Upkeep):
     """Keeps all blobs of one volume coded, and placed, as they should be."""
 
     def __init__(
-        self,
-        *,
-        recoder: Recoder,
-        settler: Settler,
-        repairer: Repairer,
-        locations: LocationMap,
-        hosts: Hosts,
-        book: PeerBook,
-        garbage: Garbage,
-        mover: Mover,
-        copies: Copies,
-        policy: Policy,
+        self, parts: Parts, *, recoder: Recoder, settler: Settler, repairer: Repairer, mover: Mover, copies: Copies
     ) -> None:
+        super().__init__(parts)
         self._recoder = recoder
         self._settler = settler
         self._repairer = repairer
-        self._locations = locations
-        self._hosts = hosts
-        self._garbage = garbage
         self._mover = mover
         self._copies = copies
-        self._policy = policy
         self._wake = trio.Event()
         self._next_pass = 0.0
         self._counted: Redundancy | None = None
@@ -100,9 +82,9 @@ class Arranger:
         """Blobs coded anew of which the driver knows."""
         self._has_moved = False
         """It does not know yet of some that were moved."""
-        hosts.on_change.append(self.poke)
-        hosts.on_wanted.append(self.poke)
-        book.on_usable.append(lambda _peer: self._retry())
+        self._hosts.on_change.append(self.poke)
+        self._hosts.on_wanted.append(self.poke)
+        self._book.on_usable.append(lambda _peer: self._retry())
 
     def poke(self) -> None:
         """The redundancy or the hosts changed: look at everything soon."""

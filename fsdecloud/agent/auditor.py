@@ -22,16 +22,13 @@ import trio
 
 from fsdecloud.agent.erasure import shard_size
 from fsdecloud.agent.gather import Place, Source
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import META, JournalWriter
-from fsdecloud.agent.locations import LocationMap
-from fsdecloud.agent.peers import PeerBook
+from fsdecloud.agent.journal import META
 from fsdecloud.agent.rows import BLOB_PREFIX, decode_blob_row, shard_places
-from fsdecloud.agent.upload import Uploader
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import BlobMissing, FsdecloudError, PeerUnavailable, ProtocolError, RemoteError
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.swarm.evidence import PROBATION, Evidence, Miss, Target, Verdict
-from fsdecloud.swarm.repair import Policy, Shard, audit_interval
+from fsdecloud.swarm.repair import Shard, audit_interval
 from fsdecloud.types import BlobId, PeerId, ShardId
 
 log = logging.getLogger(__name__)
@@ -53,41 +50,26 @@ RETRIES_AT_ONCE: Final = 8
 _SUSPECTS: Final = b"suspects"
 
 
-class Auditor:
+class Auditor(Upkeep):
     """Audits the peers of one volume, and knows which shards are not where they should be."""
 
-    def __init__(
-        self,
-        *,
-        locations: LocationMap,
-        hosts: Hosts,
-        book: PeerBook,
-        uploader: Uploader,
-        writer: JournalWriter,
-        policy: Policy,
-        randomness: Callable[[int], bytes],
-    ) -> None:
-        self._locations = locations
-        self._hosts = hosts
-        self._book = book
-        self._uploader = uploader
-        self._writer = writer
-        self._policy = policy
+    def __init__(self, parts: Parts, *, randomness: Callable[[int], bytes]) -> None:
+        super().__init__(parts)
         self._randomness = randomness
         self._started = trio.current_time()
         self._wake = trio.Event()
         self._returned: dict[PeerId, None] = {}
         self._wake_returned = trio.Event()
-        known = writer.journal.get(META, _SUSPECTS) or b""
+        known = self._writer.journal.get(META, _SUSPECTS) or b""
         suspects = [PeerId(known[at : at + 32]) for at in range(0, len(known), 32)]
-        self._evidence = Evidence(policy, suspects, self._trust)
+        self._evidence = Evidence(self._policy, suspects, self._trust)
         self.on_change: Callable[[], None] = lambda: None
         """Called when a shard turned out to be lost, or a peer to be trusted or not."""
-        book.on_usable.append(self._take_returned)
-        book.on_back.append(self._take_returned)
+        self._book.on_usable.append(self._take_returned)
+        self._book.on_back.append(self._take_returned)
         self._wake_pulse = trio.Event()
-        book.on_offer.append(lambda _peer: self._wake_pulse.set())
-        book.on_leaving.append(lambda _peer: self.on_change())
+        self._book.on_offer.append(lambda _peer: self._wake_pulse.set())
+        self._book.on_leaving.append(lambda _peer: self.on_change())
 
     # ---- what is known ---------------------------------------------------------------------------------------------
     def state(self, peer_id: PeerId, shard: ShardId, now: float) -> tuple[Shard, float]:

@@ -12,15 +12,11 @@ from typing import Final
 
 import trio
 
-from fsdecloud.agent.fetch import Fetcher
-from fsdecloud.agent.garbage import Garbage
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import META, NODES, JournalWriter, Write
-from fsdecloud.agent.locations import NODE_SIZE, LocationMap
+from fsdecloud.agent.journal import META, NODES, Write
+from fsdecloud.agent.locations import NODE_SIZE
 from fsdecloud.agent.moving import Mover
-from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.rows import MANIFEST_PREFIX
-from fsdecloud.agent.upload import Uploader
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.swarm.repair import repair_cost
 from fsdecloud.types import BlobId, EntryId, PeerId, ShardId
@@ -30,28 +26,11 @@ _COPIES: Final = b"copies"
 """In the journal's table `meta`: how many copies all manifests have at least."""
 
 
-class Copies:
+class Copies(Upkeep):
     """Keeps enough whole copies."""
 
-    def __init__(
-        self,
-        *,
-        locations: LocationMap,
-        hosts: Hosts,
-        book: PeerBook,
-        fetcher: Fetcher,
-        uploader: Uploader,
-        garbage: Garbage,
-        writer: JournalWriter,
-        mover: Mover,
-    ) -> None:
-        self._locations = locations
-        self._hosts = hosts
-        self._book = book
-        self._fetcher = fetcher
-        self._uploader = uploader
-        self._garbage = garbage
-        self._writer = writer
+    def __init__(self, parts: Parts, *, mover: Mover) -> None:
+        super().__init__(parts)
         self._mover = mover
 
     async def repair(self) -> float:

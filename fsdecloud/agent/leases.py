@@ -29,13 +29,10 @@ import trio
 from fsdecloud import codec
 from fsdecloud.agent.auditor import Auditor
 from fsdecloud.agent.erasure import shard_size
-from fsdecloud.agent.garbage import CONDEMNED_MAX, Garbage
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import META, UPLOADS, JournalWriter
-from fsdecloud.agent.locations import LocationMap
-from fsdecloud.agent.peers import PeerBook
+from fsdecloud.agent.garbage import CONDEMNED_MAX
+from fsdecloud.agent.journal import META, UPLOADS
 from fsdecloud.agent.rows import BLOB_PREFIX, MANIFEST_PREFIX, UploadRecord, decode_blob_row, shard_places
-from fsdecloud.agent.upload import Uploader
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import FsdecloudError, PeerRefused, ProtocolError, RemoteError
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.types import BlobId, PeerId, ShardId
@@ -93,31 +90,15 @@ def _left(row: LeaseRow, now: float) -> float:
     return min(row.renewed or row.seen, now) + row.term - now
 
 
-class Renewer:
+class Renewer(Upkeep):
     """All leases of one volume. `run` in a nursery."""
 
-    def __init__(
-        self,
-        *,
-        locations: LocationMap,
-        hosts: Hosts,
-        book: PeerBook,
-        auditor: Auditor,
-        uploader: Uploader,
-        garbage: Garbage,
-        writer: JournalWriter,
-        is_busy: Callable[[], bool],
-    ) -> None:
+    def __init__(self, parts: Parts, *, auditor: Auditor, is_busy: Callable[[], bool]) -> None:
         """Go on with what the journal says of each peer. Raises MalformedError."""
-        self._locations = locations
-        self._hosts = hosts
-        self._book = book
+        super().__init__(parts)
         self._auditor = auditor
-        self._uploader = uploader
-        self._garbage = garbage
-        self._writer = writer
         self._is_busy = is_busy
-        known = writer.journal.get(META, _TABLE)
+        known = self._writer.journal.get(META, _TABLE)
         rows = codec.decode(known, tuple[LeaseRow, ...]) if known else ()
         self._rows: dict[PeerId, LeaseRow] = {row.peer: row for row in rows}
         self._failed: set[PeerId] = set()
@@ -150,7 +131,7 @@ class Renewer:
             end = f"the first, at {first.hex()[:8]}, end in {format_duration(late[first])}"
         else:
             end = f"those at {first.hex()[:8]} ended {format_duration(-late[first])} ago, and its grace period runs"
-        return f"the leases of what is stored at {peers} could not be renewed: {end}"
+        return f"the leases of what is stored at {peers} have not been renewed for long: {end}"
 
     def _note_seen(self, now: int) -> None:
         """Note who is there. Remembered are hosts, and peers with leases or records of ours."""

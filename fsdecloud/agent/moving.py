@@ -14,17 +14,11 @@ import trio
 
 from fsdecloud import codec
 from fsdecloud.agent.erasure import shard_size
-from fsdecloud.agent.fetch import Fetcher
-from fsdecloud.agent.garbage import Garbage
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import META, ROWS, JournalWriter, Write
-from fsdecloud.agent.locations import LocationMap
-from fsdecloud.agent.peers import PeerBook
+from fsdecloud.agent.journal import META, ROWS, Write
 from fsdecloud.agent.rows import BlobRow, blob_key, decode_blob_row, moved_row
-from fsdecloud.agent.upload import Uploader
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import FsdecloudError, PeerRefused, ProtocolError, RemoteError, RemoteTimeout
 from fsdecloud.swarm.bucket import TokenBucket
-from fsdecloud.swarm.repair import Policy
 from fsdecloud.types import BlobId, PeerId, ShardId
 
 PUT_TIMEOUT: Final = 60.0
@@ -39,33 +33,14 @@ class Stale(FsdecloudError):
     """The blob changed while it was worked at, or is to be deleted."""
 
 
-class Mover:
+class Mover(Upkeep):
     """Sends shards of stored blobs, and writes down where they are."""
 
-    def __init__(
-        self,
-        *,
-        locations: LocationMap,
-        hosts: Hosts,
-        book: PeerBook,
-        fetcher: Fetcher,
-        uploader: Uploader,
-        garbage: Garbage,
-        writer: JournalWriter,
-        policy: Policy,
-        moved: Callable[[int, str], None],
-    ) -> None:
+    def __init__(self, parts: Parts, *, moved: Callable[[int, str], None]) -> None:
         """`moved` is called with how many blobs have new places (0: some before this agent began, or none that a person need
         know of), and with the redundancy that they were given, "" if it is the one they had."""
-        self._locations = locations
-        self._hosts = hosts
-        self._book = book
-        self._fetcher = fetcher
-        self._uploader = uploader
-        self._garbage = garbage
-        self._writer = writer
-        self._policy = policy
-        self._budget = TokenBucket(policy.rate, policy.burst, trio.current_time())
+        super().__init__(parts)
+        self._budget = TokenBucket(self._policy.rate, self._policy.burst, trio.current_time())
         self.moved = moved
         self.changes = 0
         """Rows that were written since the start."""

@@ -27,15 +27,11 @@ import trio
 from fsdecloud import codec
 from fsdecloud.agent.auditor import Auditor
 from fsdecloud.agent.erasure import encode_shards, shard_ids, shard_size
-from fsdecloud.agent.fetch import Fetcher
-from fsdecloud.agent.garbage import Garbage
 from fsdecloud.agent.gather import Place
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import META, JournalWriter, Write
+from fsdecloud.agent.journal import META, Write
 from fsdecloud.agent.moving import Mover
-from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.rows import BlobRow, moved_row, shard_places
-from fsdecloud.agent.upload import Uploader
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import FsdecloudError, NotEnoughPeers, ProtocolError, RemoteError
 from fsdecloud.swarm.policy import Redundancy
 from fsdecloud.swarm.recoding import Plan, Steadiness, coding_of, plan_recoding, should_recode
@@ -69,31 +65,15 @@ class Note(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     sent: Pairs
 
 
-class Recoder:
+class Recoder(Upkeep):
     """Knows which redundancy what is stored should have, and gives it to one blob after the other."""
 
-    def __init__(
-        self,
-        *,
-        auditor: Auditor,
-        hosts: Hosts,
-        book: PeerBook,
-        fetcher: Fetcher,
-        uploader: Uploader,
-        garbage: Garbage,
-        writer: JournalWriter,
-        mover: Mover,
-    ) -> None:
+    def __init__(self, parts: Parts, *, auditor: Auditor, mover: Mover) -> None:
         """Go on with what the journal says. Raises MalformedError."""
+        super().__init__(parts)
         self._auditor = auditor
-        self._hosts = hosts
-        self._book = book
-        self._fetcher = fetcher
-        self._uploader = uploader
-        self._garbage = garbage
-        self._writer = writer
         self._mover = mover
-        journal = writer.journal
+        journal = self._writer.journal
         notes = journal.get(META, _NOTES)
         self._left = codec.decode(notes, tuple[Note, ...]) if notes else ()
         """Of an earlier run."""

@@ -31,21 +31,14 @@ from fsdecloud import codec
 from fsdecloud.agent.auditor import Auditor
 from fsdecloud.agent.copies import Copies
 from fsdecloud.agent.erasure import encode_shards, shard_ids, shard_size
-from fsdecloud.agent.fetch import Fetcher
-from fsdecloud.agent.garbage import Garbage
 from fsdecloud.agent.gather import Place
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import JournalWriter
-from fsdecloud.agent.locations import LocationMap
 from fsdecloud.agent.moving import HAS_TIMEOUT, PUT_TIMEOUT, Mover, Stale
-from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.rows import BLOB_PREFIX, BlobRow, blob_key, decode_blob_row, shard_places
-from fsdecloud.agent.upload import Uploader
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import BlobCorrupt, FsdecloudError, ProtocolError, RemoteError
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.swarm.repair import (
     Health,
-    Policy,
     Shard,
     due_shards,
     health_of,
@@ -107,33 +100,12 @@ class _Made:
     receipt: bytes
 
 
-class Repairer:
+class Repairer(Upkeep):
     """Repairs the blobs of one volume."""
 
-    def __init__(
-        self,
-        *,
-        auditor: Auditor,
-        locations: LocationMap,
-        hosts: Hosts,
-        book: PeerBook,
-        fetcher: Fetcher,
-        uploader: Uploader,
-        garbage: Garbage,
-        writer: JournalWriter,
-        policy: Policy,
-        mover: Mover,
-        copies: Copies,
-    ) -> None:
+    def __init__(self, parts: Parts, *, auditor: Auditor, mover: Mover, copies: Copies) -> None:
+        super().__init__(parts)
         self._auditor = auditor
-        self._locations = locations
-        self._hosts = hosts
-        self._book = book
-        self._fetcher = fetcher
-        self._uploader = uploader
-        self._garbage = garbage
-        self._writer = writer
-        self._policy = policy
         self._mover = mover
         self._copies = copies
         self._wake = trio.Event()
@@ -153,8 +125,8 @@ class Repairer:
         self._has_failed = False
         self._last_error = ""
         auditor.on_change = self.poke
-        book.on_away.append(lambda _peer: self.poke())
-        hosts.on_change.append(self.poke)
+        self._book.on_away.append(lambda _peer: self.poke())
+        self._hosts.on_change.append(self.poke)
 
     def poke(self) -> None:
         """Something changed: look at everything soon."""

@@ -21,14 +21,10 @@ import trio
 from fsdecloud import codec
 from fsdecloud.agent.auditor import Auditor
 from fsdecloud.agent.erasure import shard_size
-from fsdecloud.agent.garbage import Garbage
-from fsdecloud.agent.hosts import Hosts
-from fsdecloud.agent.journal import META, ROWS, JournalWriter, Write
-from fsdecloud.agent.locations import LocationMap
+from fsdecloud.agent.journal import META, ROWS, Write
 from fsdecloud.agent.moving import PUT_TIMEOUT, Mover
-from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.rows import BLOB_PREFIX, BlobRow, blob_key, decode_blob_row, moved_row, shard_places
-from fsdecloud.agent.upload import Uploader
+from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import FsdecloudError, ProtocolError, RemoteError
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.swarm.hostmap import HOSTS_EVER_MAX, TABLES_MAX
@@ -60,30 +56,14 @@ _SETTLED: Final = b"settled"
 """In the journal's table `meta`: the epoch to which all shards have moved."""
 
 
-class Settler:
+class Settler(Upkeep):
     """Moves the shards of one blob after the other, and old rows to the latest table."""
 
-    def __init__(
-        self,
-        *,
-        auditor: Auditor,
-        locations: LocationMap,
-        hosts: Hosts,
-        book: PeerBook,
-        uploader: Uploader,
-        garbage: Garbage,
-        writer: JournalWriter,
-        mover: Mover,
-    ) -> None:
+    def __init__(self, parts: Parts, *, auditor: Auditor, mover: Mover) -> None:
+        super().__init__(parts)
         self._auditor = auditor
-        self._locations = locations
-        self._hosts = hosts
-        self._book = book
-        self._uploader = uploader
-        self._garbage = garbage
-        self._writer = writer
         self._mover = mover
-        self._settled = int(writer.journal.get(META, _SETTLED) or b"0")
+        self._settled = int(self._writer.journal.get(META, _SETTLED) or b"0")
         self._renewed_to = BLOB_PREFIX
         """Rows up to this key are of no old table."""
         self._renewed_at = -1

@@ -41,6 +41,7 @@ from fsdecloud.agent.repair import Repairer
 from fsdecloud.agent.rows import manifest_key
 from fsdecloud.agent.settling import Settler
 from fsdecloud.agent.sweep import Sweeper
+from fsdecloud.agent.upkeep import Parts
 from fsdecloud.agent.upload import Uploader
 from fsdecloud.config import make_private_dir
 from fsdecloud.crypto import seal
@@ -143,91 +144,33 @@ class Stack:
         self.sweeper = Sweeper(journal, self.locations, self.uploader, self.hosts, self.garbage)
         self.granter = Granter(self.garbage, self.uploader, self.book, self.hosts, sign)
         self.audit = Audit(journal, self.locations, self.hosts, self.book)
-        self.auditor = Auditor(
+        parts = Parts(
             locations=self.locations,
             hosts=self.hosts,
             book=self.book,
+            fetcher=self.fetcher,
             uploader=self.uploader,
+            garbage=self.garbage,
             writer=writer,
             policy=policy,
-            randomness=os.urandom,
         )
+        self.auditor = Auditor(parts, randomness=os.urandom)
         self.reach = Reach(self.locations, self.hosts, self.book, self.auditor, self.fetcher)
-        self.mover = Mover(
-            locations=self.locations,
-            hosts=self.hosts,
-            book=self.book,
-            fetcher=self.fetcher,
-            uploader=self.uploader,
-            garbage=self.garbage,
-            writer=writer,
-            policy=policy,
-            moved=lambda blobs, redundancy: notify("repaired", Repaired(blobs, redundancy)),
-        )
-        copies = Copies(
-            locations=self.locations,
-            hosts=self.hosts,
-            book=self.book,
-            fetcher=self.fetcher,
-            uploader=self.uploader,
-            garbage=self.garbage,
-            writer=writer,
-            mover=self.mover,
-        )
-        self.repairer = Repairer(
-            auditor=self.auditor,
-            locations=self.locations,
-            hosts=self.hosts,
-            book=self.book,
-            fetcher=self.fetcher,
-            uploader=self.uploader,
-            garbage=self.garbage,
-            writer=writer,
-            policy=policy,
-            mover=self.mover,
-            copies=copies,
-        )
-        self.recoder = Recoder(
-            auditor=self.auditor,
-            hosts=self.hosts,
-            book=self.book,
-            fetcher=self.fetcher,
-            uploader=self.uploader,
-            garbage=self.garbage,
-            writer=writer,
-            mover=self.mover,
-        )
+        self.mover = Mover(parts, moved=lambda blobs, redundancy: notify("repaired", Repaired(blobs, redundancy)))
+        copies = Copies(parts, mover=self.mover)
+        self.repairer = Repairer(parts, auditor=self.auditor, mover=self.mover, copies=copies)
+        self.recoder = Recoder(parts, auditor=self.auditor, mover=self.mover)
         self.arranger = Arranger(
+            parts,
             recoder=self.recoder,
-            settler=Settler(
-                auditor=self.auditor,
-                locations=self.locations,
-                hosts=self.hosts,
-                book=self.book,
-                uploader=self.uploader,
-                garbage=self.garbage,
-                writer=writer,
-                mover=self.mover,
-            ),
+            settler=Settler(parts, auditor=self.auditor, mover=self.mover),
             repairer=self.repairer,
-            locations=self.locations,
-            hosts=self.hosts,
-            book=self.book,
-            garbage=self.garbage,
             mover=self.mover,
             copies=copies,
-            policy=policy,
         )
         self.hosts.on_wanted.append(self.repairer.poke)
         self.renewer = Renewer(
-            locations=self.locations,
-            hosts=self.hosts,
-            book=self.book,
-            auditor=self.auditor,
-            uploader=self.uploader,
-            garbage=self.garbage,
-            writer=writer,
-            is_busy=lambda: self.fetcher.is_busy or self.uploader.is_busy,
+            parts, auditor=self.auditor, is_busy=lambda: self.fetcher.is_busy or self.uploader.is_busy
         )
         if hello.repair:
             self.fetcher.gatherer.on_miss = self.auditor.note_miss

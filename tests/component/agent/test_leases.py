@@ -166,7 +166,7 @@ def test_fault_113_status_warns_long_before_leases_end(tmp_path):
         warning = (await driver.status()).warning
         if not said:
             return "leases" not in warning
-        return "stored at 1 peer could" in warning and f"at {peer.id.hex()[:8]}" in warning and said in warning
+        return "stored at 1 peer have" in warning and f"at {peer.id.hex()[:8]}" in warning and said in warning
 
     run(work)
 
