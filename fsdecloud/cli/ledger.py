@@ -1,4 +1,4 @@
-"""`decloud ledger run|status|blocks|show|verify|rebuild`: the chain node of this machine."""
+"""`decloud ledger run|status|blocks|show|verify|rebuild|...`: the chain node of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, ledgerpeers, network, networkdocument, parts, services
+from fsdecloud.cli import client, ledgerpeers, network, networkdocument, parts, services, stake
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.cli.saveheaders import headers_command
@@ -246,6 +246,10 @@ def transaction_fields(tx: Any) -> dict[str, object]:
 
 
 command.add_command(headers_command)
+command.add_command(stake.bond_command)
+command.add_command(stake.unbond_command)
+command.add_command(stake.pay_command)
+command.add_command(stake.finality_command)
 
 
 @command.command("accept-tip")

@@ -239,6 +239,8 @@ def status_fields(status: PeerdStatus, balance: int | None) -> dict[str, object]
     fields["scrub_started"] = status.scrub_started or None
     fields["scrub_finished"] = status.scrub_finished or None
     fields["operator"] = status.operator.hex() or None
+    fields["stake_release"] = status.stake_release or None
+    fields["last_vote"] = status.last_vote or None
     fields["balance"] = balance
     fields["earnings"] = None  # no deal of this release pays
     fields["state"] = "up"
@@ -268,6 +270,7 @@ def status_lines(status: PeerdStatus, balance: int | None) -> list[str]:
         *_health_lines(status, time.time()),
         _earnings_line(balance),
         *_operator_lines(status),
+        *_stake_lines(status),
         f"  {registered}, {status.connections} connections, pid {status.pid}",
     ]  # fmt: skip
     if status.departure:
@@ -292,6 +295,18 @@ def _operator_lines(status: PeerdStatus) -> list[str]:
     if status.operator:
         return [f"  operator: {status.operator.hex()}{said}"]
     return []
+
+
+def _stake_lines(status: PeerdStatus) -> list[str]:
+    """Return what it has bonded and voted, nothing for a peer that never had a stake."""
+    if status.is_stake_burned:
+        return ["  stake: burned, because two of its votes contradicted each other; it votes no more"]
+    if not status.stake:
+        return []
+    leaves = f", paid back at block {status.stake_release}" if status.stake_release else ""
+    weight = "" if status.stake_weight or leaves else ", suspended for not voting: bond some more"
+    vote = f"last vote for block {status.last_vote}" if status.last_vote else "no vote yet"
+    return [f"  stake: {status.stake} bonded{leaves}{weight}; {vote}"]
 
 
 def _handover_lines(status: PeerdStatus) -> list[str]:

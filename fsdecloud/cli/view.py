@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fsdecloud.cli import drivers, gc, health, mounts, network, parts, peers
+from fsdecloud.cli import drivers, gc, health, mounts, network, parts, peers, stake
 from fsdecloud.cli.output import clean, table
 from fsdecloud.cli.run import DEGRADED, OK, PENDING
 from fsdecloud.config import Paths
 from fsdecloud.errors import FsdecloudError
 from fsdecloud.units import format_rate, format_size
 from fsdecloud.wire.controlapi import Count, DriverStatus
-from fsdecloud.wire.ledgerapi import LedgerStatus
+from fsdecloud.wire.ledgerapi import FinalityInfo, LedgerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,13 @@ class View:
     """Hosts of the volume and peers of this home: id, address, pid, name, state, and counters."""
     problems: list[str]
     """Why the exit code says degraded."""
+    finality: FinalityInfo | None = None
+    """In a network with checkpoints, what is final."""
+
+    @property
+    def anchor_height(self) -> int:
+        """Return the height of the block with the volume's last anchor, -1 when there is none."""
+        return self.driver.anchor_height if self.driver is not None else -1
 
     @property
     def exit_code(self) -> int:
@@ -84,6 +91,7 @@ def take_view(paths: Paths, volume: str | None) -> View:
         ledger_pid=ledger_pid,
         peers=rows,
         problems=problems,
+        finality=stake.look(paths) if ledger is not None and not ledger.light else None,
     )
 
 
@@ -154,6 +162,10 @@ def as_json(view: View) -> dict[str, object]:
         "mempool": view.ledger.mempool if view.ledger else None,
         "light": view.ledger.light if view.ledger else None,
         "provers": view.ledger.provers if view.ledger else None,
+        "final_height": view.finality.final.height if view.finality else None,
+        "anchor_final": (
+            view.anchor_height <= view.finality.final.height if view.finality and view.anchor_height >= 0 else None
+        ),
         "k": driver.k if driver else None,
         "n": driver.n if driver else None,
         "redundancy": (driver.redundancy or None) if driver else None,
@@ -214,6 +226,8 @@ def as_lines(view: View) -> list[str]:
     elif view.volume is not None:
         lines.append(f"{view.volume}: driver pid {view.driver_pid or '-'} does not answer")
     lines.append(ledger_line(view))
+    if view.finality is not None:
+        lines.append(f"  {stake.final_line(view.finality, view.anchor_height)}")
     names = {row["id"]: row["name"] for row in view.peers}
     rows = [
         [

@@ -20,6 +20,7 @@ Not here: which chain is followed, and what a voter may sign (`finality`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -136,6 +137,14 @@ def stake_of(state: State, peer: bytes) -> Stake | None:
     """Return a peer's stake; None for one that has none."""
     data = state.read(_STAKE + peer)
     return None if data is None else codec.decode(data, Stake)
+
+
+def stakes(state: State) -> Iterator[tuple[bytes, Stake]]:
+    """Return all peers that bonded, with their stakes, in key order."""
+    for key, _ in state.stored_rows(_STAKE):
+        stake = stake_of(state, key[len(_STAKE) :])
+        if stake is not None:
+            yield key[len(_STAKE) :], stake
 
 
 def stake_key(peer: bytes) -> bytes:
@@ -354,12 +363,11 @@ def _note_checkpoint(document: NetworkDocument, state: State, identity: bytes, h
 def _suspend_absent(document: NetworkDocument, state: State, finality: Finality, height: int) -> Finality:
     """Take the weight of those who could vote and did not for as long as nothing became final. A bond brings it back."""
     bonded = finality.bonded
-    for key, _ in state.stored_rows(_STAKE):
-        stake = stake_of(state, key[len(_STAKE) :])
-        if stake is None or not stake.weight or stake.target > height - restart_after(document):
+    for peer, stake in stakes(state):
+        if not stake.weight or stake.target > height - restart_after(document):
             continue
         if stake.weight_at(finality.front.height) or stake.weight_at(finality.rear.height):
             bonded -= stake.weight
             weights = (*(one for one in stake.weights if one[0] < height), (height, 0))
-            state.changes[key] = codec.encode(msgspec.structs.replace(stake, weights=weights))
+            state.changes[_STAKE + peer] = codec.encode(msgspec.structs.replace(stake, weights=weights))
     return msgspec.structs.replace(finality, bonded=bonded)

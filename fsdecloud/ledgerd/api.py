@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from fsdecloud.errors import BlockPruned, InvalidBlock, InvalidTransaction, UsageError
 from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_range
+from fsdecloud.ledgerd.finality import answer_finality
 from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.services import Services
@@ -39,6 +40,7 @@ class LocalApi(ChainApi):
             "anchors": (ledgerapi.AnchorQuery, self._anchors),
             "blocks": (ledgerapi.BlockQuery, self._blocks),
             "registry": (Empty, self._registry),
+            "finality": (ledgerapi.FinalityQuery, self._finality),
             "services": (Empty, self._service_info),
             "accept_tip": (ledgerapi.KeyQuery, self._accept_tip),
         }
@@ -118,6 +120,11 @@ class LocalApi(ChainApi):
                 for peer, r in self._keeper.registry()
             )
         )
+
+    async def _finality(self, query: ledgerapi.FinalityQuery) -> ledgerapi.FinalityInfo:
+        if query.peer:
+            check_key(query.peer)
+        return answer_finality(self._keeper, query)
 
     async def _service_info(self, _: Empty) -> ledgerapi.ServicesInfo:
         return self._services.info()

@@ -32,6 +32,7 @@ class LightApi(ChainApi):
         return {
             "services": (Empty, self._service_info),
             "accept_tip": (ledgerapi.KeyQuery, self._accept_tip),
+            "finality": (ledgerapi.FinalityQuery, self._finality),
             **self._answers.handlers(),
         }
 
@@ -63,3 +64,6 @@ class LightApi(ChainApi):
             "a light daemon keeps no blocks of other chains: to follow another one, stop it, remove the directory light in "
             "its state directory, and let it sync from daemons whose chain you trust"
         )
+
+    async def _finality(self, _: ledgerapi.FinalityQuery) -> ledgerapi.FinalityInfo:
+        raise UsageError("a light daemon does not follow checkpoints and votes: run a full one")

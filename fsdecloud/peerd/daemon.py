@@ -29,6 +29,8 @@ from fsdecloud.peerd.exchange import Exchange
 from fsdecloud.peerd.forwarding import Forwarding
 from fsdecloud.peerd.registration import Registrar
 from fsdecloud.peerd.server import PeerService
+from fsdecloud.peerd.votejournal import FILE_NAME as VOTES
+from fsdecloud.peerd.voting import Voter
 from fsdecloud.peerd.writer import ShardWriter
 from fsdecloud.readiness import notify, report_ready
 from fsdecloud.store.lockfile import acquire_lock
@@ -141,6 +143,14 @@ async def _serve(
             capacity=_capacity(config, departure),
             declaration=operators.load_declaration(paths, name),
         )
+        voter = Voter(
+            socket=paths.socket("ledger"),
+            journal=paths.peer_state(name) / VOTES,
+            seed=seed,
+            peer=peer,
+            network=config.network,
+        )
+        nursery.start_soon(voter.run)
         if url:
             exchange.announce(seed, url)
         nursery.start_soon(exchange.run)
@@ -156,7 +166,7 @@ async def _serve(
         async def status(_params: Empty) -> PeerdStatus:
             # Many leases take a tenth of a second to count, in which nobody else would be served.
             leases = await trio.to_thread.run_sync(service.leaser.counts)
-            return _status(name, url, config, store, service, registrar, peer, writer, departure, leases)
+            return _status(name, url, config, store, service, registrar, voter, peer, writer, departure, leases)
 
         async def announce(params: Announce) -> Departing:
             if params.what:
@@ -220,6 +230,7 @@ def _status(
     store: ShardStore,
     service: PeerService,
     registrar: Registrar,
+    voter: Voter,
     peer: PeerId,
     writer: ShardWriter,
     departure: Departure,
@@ -250,7 +261,7 @@ def _status(
         dropped_shards=service.deleter.dropped_shards,
         removed_shards=service.deleter.removed_shards,
         refused_grants=service.deleter.refused_grants,
-        last_error=writer.last_error or service.scrubber.last_error or registrar.error,
+        last_error=writer.last_error or service.scrubber.last_error or registrar.error or voter.error,
         reserve=config.reserve,
         requests=counters.requests,
         received_bytes=counters.received_bytes,
@@ -279,6 +290,11 @@ def _status(
         departure_shards=departure.shards,
         operator=registrar.operator,
         is_operator_registered=registrar.is_operator_registered,
+        stake=voter.stake.amount if voter.stake is not None else 0,
+        stake_weight=voter.stake.weight if voter.stake is not None else 0,
+        stake_release=voter.stake.release if voter.stake is not None else 0,
+        is_stake_burned=voter.stake is not None and voter.stake.is_burned,
+        last_vote=voter.last_vote,
     )
 
 

@@ -128,8 +128,8 @@ class Registrar:
             else:
                 with trio.move_on_after(RECHECK):
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_cancel_after, ledger.wait_closed, nursery.cancel_scope)
-                        nursery.start_soon(_cancel_after, self._changed.wait, nursery.cancel_scope)
+                        nursery.start_soon(cancel_after, ledger.wait_closed, nursery.cancel_scope)
+                        nursery.start_soon(cancel_after, self._changed.wait, nursery.cancel_scope)
         raise LedgerUnavailable("the ledger daemon went away")
 
     async def _is_registered(self, ledger: RpcConnection) -> bool:
@@ -176,8 +176,8 @@ class Registrar:
         """Wait for the first block since the last `_submit`, the connection's end, or CONFIRM_TIMEOUT."""
         with trio.move_on_after(CONFIRM_TIMEOUT):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_after, ledger.wait_closed, nursery.cancel_scope)
-                nursery.start_soon(_cancel_after, self._tip.wait, nursery.cancel_scope)
+                nursery.start_soon(cancel_after, ledger.wait_closed, nursery.cancel_scope)
+                nursery.start_soon(cancel_after, self._tip.wait, nursery.cancel_scope)
 
     def _on_tip(self, _notice: TipNotice) -> None:
         self._tip.set()
@@ -197,6 +197,7 @@ def stamp_bits(network_file: Path, network: bytes) -> int:
     return document.stamp_bits if network_id(document) == network else STAMP_BITS
 
 
-async def _cancel_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+async def cancel_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    """Wait, then cancel what the scope holds: one of several tasks that a nursery ends with."""
     await wait()
     scope.cancel()

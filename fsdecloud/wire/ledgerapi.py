@@ -12,6 +12,7 @@ headers: HeaderQuery -> HeaderList           encoded headers by height, paged
 network: Empty -> NetworkInfo
 accept_tip: KeyQuery -> LedgerStatus         follow the stored block with this id, however deep it reorganises
 registry: Empty -> agentapi.Registry
+finality: FinalityQuery -> FinalityInfo      checkpoints, votes and stakes; full daemons only
 services: Empty -> ServicesInfo              mining, work for others, pages
 bans: Empty -> BanList                       whose calls are not taken
 unban: BannedAddress -> BanList              take them again; raises UsageError when it is not shut out
@@ -28,6 +29,9 @@ from fsdecloud.types import BlockId, TxId
 
 HEADERS_AT_ONCE: Final = 2048
 """Headers of one answer: 400 KiB."""
+
+VOTERS_SHOWN: Final = 256
+"""Stakes of one `FinalityInfo`, the heaviest first."""
 
 
 class LedgerPeer(msgspec.Struct, frozen=True, array_like=True):
@@ -164,6 +168,62 @@ class NetworkInfo(msgspec.Struct, frozen=True, array_like=True):
 
     document: bytes
     alarm: str
+
+
+class FinalityQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for the checkpoints, and for the stake of `peer` (b"": of none)."""
+
+    peer: bytes
+    with_voters: bool = False
+
+
+class CheckpointInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A checkpoint of the best chain."""
+
+    height: int
+    id: bytes
+
+
+class StakeInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What a peer has bonded, in the smallest unit."""
+
+    peer: bytes
+    amount: int
+    weight: int
+    """Its weight in the next set of voters; 0 once it leaves, or was suspended."""
+    may_vote: bool
+    """A vote of it for the newest checkpoint would count."""
+    target: int
+    """Height of the checkpoint that the best chain has its last vote for; 0: none."""
+    release: int
+    """Height at which the stake is paid back; 0: it stays."""
+    is_burned: bool
+
+
+class FinalityInfo(msgspec.Struct, frozen=True, array_like=True):
+    """The checkpoints as the next block finds them; amounts in the smallest unit."""
+
+    height: int
+    """Of the tip."""
+    interval: int
+    """Blocks from one checkpoint to the next; 0: this network has none, and what follows says nothing."""
+    final: CheckpointInfo
+    justified: CheckpointInfo
+    newest: CheckpointInfo
+    front: int
+    """Stake of the two sets of voters, and of those of them that have voted for the newest checkpoint."""
+    rear: int
+    front_votes: int
+    rear_votes: int
+    bonded: int
+    """All weight now."""
+    least_stake: int
+    """Less stake than this makes nothing final."""
+    stake: StakeInfo | None
+    """That of the peer that was asked for."""
+    voters: tuple[StakeInfo, ...]
+    voter_count: int
+    """Peers with a stake, also those beyond VOTERS_SHOWN; 0 unless they were asked for."""
 
 
 class Miner(msgspec.Struct, frozen=True, array_like=True):

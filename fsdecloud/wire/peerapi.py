@@ -129,3 +129,11 @@ class PeerdStatus(msgspec.Struct, frozen=True, array_like=True):
     """Key of the operator that it declares, or that the ledger names while it declares nothing itself; b"" for none."""
     is_operator_registered: bool = False
     """Whether the ledger was last seen to say the same."""
+    stake: int = 0
+    """What it has bonded, in the smallest unit, as the ledger was last seen to have it; 0 where there is no stake."""
+    stake_weight: int = 0
+    """Its weight in the next set of voters, and the height at which the stake is paid back, 0 while it stays."""
+    stake_release: int = 0
+    is_stake_burned: bool = False
+    last_vote: int = 0
+    """Height of the checkpoint that it wrote down a vote for last; 0: none."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fsdecloud.cli import drivers, mounts, network, parts, peers, view
+from fsdecloud.cli import drivers, mounts, network, parts, peers, stake, view
 from fsdecloud.cli.mounts import Mounted
 from fsdecloud.cli.peers import LocalPeer
 from fsdecloud.cli.run import DEGRADED, OK
@@ -17,7 +17,7 @@ from fsdecloud.errors import LedgerUnavailable, RemoteError
 from fsdecloud.types import BlockId, PeerId
 from fsdecloud.wire.agentapi import PeerState, RecodingStatus, RepairStatus
 from fsdecloud.wire.controlapi import Count, DriverStatus
-from fsdecloud.wire.ledgerapi import LedgerStatus
+from fsdecloud.wire.ledgerapi import CheckpointInfo, FinalityInfo, LedgerStatus
 
 PEER = PeerId(bytes([1] * 32))
 STATUS = DriverStatus(
@@ -36,6 +36,7 @@ KEYS = {
     "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems", "agent_restarts",
     "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents", "live_inodes", "kernel_inodes",
     "integrity_errors", "redundancy", "repair", "up_limit", "down_limit",
+    "final_height", "anchor_final",
 }  # fmt: skip
 """The contract of `status --json`: a key is never renamed nor removed."""
 
@@ -46,6 +47,7 @@ class World:
     def __init__(self) -> None:
         self.driver: DriverStatus | Exception = STATUS
         self.ledger: LedgerStatus | Exception = LEDGER
+        self.finality: FinalityInfo | None = None
         self.pids = {"ledger": 12, "driver-photos": 10}
         self.local = [LocalPeer("peer-1", PEER.hex(), "wss://127.0.0.1:1/x", 20)]
 
@@ -61,6 +63,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     found = World()
     monkeypatch.setattr(drivers, "driver_status", lambda _paths, _volume: answer(found.driver))
     monkeypatch.setattr(network, "ledger_status", lambda _paths: answer(found.ledger))
+    monkeypatch.setattr(stake, "look", lambda _paths: found.finality)
     monkeypatch.setattr(network, "has_network", lambda _paths: True)
     monkeypatch.setattr(parts, "running_pid", lambda _paths, daemon: found.pids.get(daemon))
     monkeypatch.setattr(peers, "local_peers", lambda _paths: found.local)
@@ -107,6 +110,28 @@ def test_a_light_ledger_daemon_is_shown_with_those_that_prove(world: World, path
     alone = view.take_view(paths, "photos")
     assert alone.exit_code == DEGRADED
     assert "no full one is connected" in alone.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("height", "anchored_at", "is_final", "says"),
+    [
+        (4, 5, False, "  final up to block 4; the last anchor, in block 5, is not final yet"),
+        (5, 5, True, "  final up to block 5; the last anchor, in block 5, is final"),
+        (5, -1, None, "  final up to block 5"),
+    ],
+)
+def test_what_is_final_is_shown(
+    world: World, paths: Paths, height: int, anchored_at: int, is_final: bool | None, says: str
+) -> None:
+    point = CheckpointInfo(height, bytes(32))
+    world.finality = FinalityInfo(6, 2, point, point, point, 3, 3, 0, 0, 3, 1, None, (), 0)
+    world.driver = state(anchor_height=anchored_at)
+    found = view.take_view(paths, "photos")
+    assert says in view.as_lines(found)
+    shown = view.as_json(found)
+    assert (shown["final_height"], shown["anchor_final"]) == (height, is_final)
+    world.ledger = msgspec.structs.replace(LEDGER, light=True, provers=1)
+    assert view.as_json(view.take_view(paths, "photos"))["final_height"] is None
 
 
 def test_058_under_replicated_blobs_are_shown(world: World, paths: Paths) -> None:
