@@ -71,11 +71,13 @@ PARAMETERS: Final = (
         0,
         1 << 16,
         "From one checkpoint that stake votes about to the next, 0: none",
-        "0",
+        "10; 0",
     ),
-    Parameter("unbond_delay", "BLOCKS", 0, 1 << 24, "For how long a stake that leaves stays locked", "0"),
-    Parameter("least_bond", "UNITS", 0, 1 << 50, "What one peer bonds at least", "0"),
-    Parameter("least_stake", "UNITS", 0, 1 << 60, "Stake of all with less than which nothing is final", "0"),
+    Parameter("unbond_delay", "BLOCKS", 0, 1 << 24, "For how long a stake that leaves stays locked", "20160; 0"),
+    Parameter("least_bond", "UNITS", 0, 1 << 50, "What one peer bonds at least", "100000000000; 0"),
+    Parameter(
+        "least_stake", "UNITS", 0, 1 << 60, "Stake of all with less than which nothing is final", "1000000000000; 0"
+    ),
     Parameter("future_limit", "SECONDS", 1, 86400, "How far a block may be ahead of a node's clock", "7200"),
     Parameter("block_max", "BYTES", 8192, 1 << 20, "Size of a block at most", "1048576"),
     Parameter("transaction_max", "BYTES", 4096, 1 << 16, "Size of a transaction at most", "65536"),
@@ -184,6 +186,8 @@ def plan_network(
     changes: dict[str, Any] = dict(chosen)
     if "interval" in changes:
         changes.setdefault("half_life", max(60, preset.half_life // preset.interval * changes["interval"]))
+    if changes.get("checkpoint_interval") == 0:
+        changes = {"unbond_delay": 0, "least_bond": 0, "least_stake": 0} | changes
     first_work = changes.pop("first_work", work_of(preset.first_target))
     easiest_work = changes.pop("easiest_work", min(first_work, work_of(preset.easiest_target)))
     if first_work < easiest_work:

@@ -196,10 +196,8 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
 
 
 def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
-    """Return the parameters of a network of strangers: one block a minute, always mined, half the subsidy every four years.
-
-    No checkpoints: a daemon does not look yet for a chain that has less work and more votes, so nothing should vote unasked.
-    """
+    """Return the parameters of a network of strangers: one block a minute, always mined, half the subsidy every four years,
+    a checkpoint every ten minutes, two weeks until a stake is back."""
     return NetworkDocument(
         version=3,
         name=name,
@@ -218,6 +216,10 @@ def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
         transaction_max=TX_MAX,
         mine_when_idle=True,
         halving=2_100_000,
+        checkpoint_interval=10,
+        unbond_delay=20_160,
+        least_bond=100_000_000_000,
+        least_stake=1_000_000_000_000,
     )
 
 

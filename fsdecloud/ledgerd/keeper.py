@@ -14,16 +14,17 @@ from typing import Final
 
 import trio
 
-from fsdecloud.errors import InvalidBlock
+from fsdecloud.errors import InvalidBlock, InvalidTransaction
 from fsdecloud.ledger.blocks import Block, block_id, decode_block
 from fsdecloud.ledger.chain import CheckedBlock, Point, Switch, build_block, check_block, open_next, plan_switch
 from fsdecloud.ledger.finality import choose_tip, claim_of, read_finality
 from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
 from fsdecloud.ledger.reasons import COMMITTED, ConflictsWithFinal, KnownInvalid, ReorgTooDeep, UnknownParent
-from fsdecloud.ledger.staking import Finality
+from fsdecloud.ledger.staking import Finality, stake_of
 from fsdecloud.ledger.state import Registration, State, StateNodes
-from fsdecloud.ledger.transactions import decode_tx, tx_id
+from fsdecloud.ledger.transactions import Vote, check_signatures, decode_tx, encode_evidence, tx_id
+from fsdecloud.ledger.votebook import VoteBook
 from fsdecloud.store.chain import ChainStore
 from fsdecloud.tree.node import NodeMissing
 from fsdecloud.types import BlockId, PeerId, TxId
@@ -79,6 +80,7 @@ class Keeper:
         """Called, not to block, after each change of the tip."""
         self.on_tx: list[Callable[[TxId], None]] = []
         """Called, not to block, for each transaction that enters the mempool."""
+        self._votes = VoteBook()
         self.pool = Mempool(store.document)
         self.pool.rebase(self.next_state, self.tip.height + 1, clock())
 
@@ -133,7 +135,10 @@ class Keeper:
 
         Raises an InvalidTransaction leaf.
         """
-        identity = tx_id(decode_tx(data, self.document.transaction_max))
+        tx = decode_tx(data, self.document.transaction_max)
+        if isinstance(tx, Vote):
+            self._watch(tx, data)
+        identity = tx_id(tx)
         found = self._store.find_tx(identity)
         if found is not None:
             return identity, found[1]
@@ -155,6 +160,7 @@ class Keeper:
             batch = await trio.to_thread.run_sync(self._connect, (data,), self.pool.verified())
             if batch.switch is not None:
                 await self._follow(batch.switch)
+            self._watch_all(batch)
         if batch.error is not None:
             raise batch.error
         return Accepted(batch.last, is_new=bool(batch.fresh), switch=batch.switch)
@@ -168,6 +174,7 @@ class Keeper:
             batch = await trio.to_thread.run_sync(self._connect, blocks, self.pool.verified())
             if batch.switch is not None:
                 await self._follow(batch.switch)
+            self._watch_all(batch)
         return Connected(batch.count, batch.error)
 
     async def accept_tip(self, identity: BlockId) -> Point:
@@ -287,6 +294,40 @@ class Keeper:
             count = await trio.to_thread.run_sync(self._store.prune, self.kept_depth)
             self._prune_above = self._store.node_count() * 3 // 2
             log.debug("dropped %d old state nodes", count)
+
+    # ---- votes that contradict each other --------------------------------------------------------------------------
+    def _watch_all(self, batch: _Batch) -> None:
+        """Look at the votes in new blocks, those of other chains, too: that is where a voter would vote twice."""
+        if not self.document.checkpoint_interval:
+            return
+        for checked, _ in batch.fresh.values():
+            for tx, data in zip(checked.transactions, checked.block.transactions, strict=True):
+                if isinstance(tx, Vote):
+                    self._accuse(tx, data)
+
+    def _watch(self, vote: Vote, data: bytes) -> None:
+        """Look at a vote that somebody sent, before it is known whether it is valid here; one of no stake does not matter.
+
+        Raises BadSignature.
+        """
+        if not self.document.checkpoint_interval:
+            return
+        stake = stake_of(self.state(), vote.peer)
+        if stake is not None and stake.amount:
+            check_signatures(self.network, vote)
+            self._accuse(vote, data)
+
+    def _accuse(self, vote: Vote, data: bytes) -> None:
+        """If it contradicts an earlier one, put evidence into the mempool: the stake burns. The fee comes out of the stake."""
+        votes = self._votes.note(vote, data)
+        if votes is None:
+            return
+        try:
+            self.submit(encode_evidence(*votes, self.document.minimum_fee))
+        except InvalidTransaction as exc:  # it has burned already, or somebody else's evidence waits
+            log.debug("evidence is not needed: %s", exc)
+        else:
+            log.warning("peer %s signed two votes that contradict each other", vote.peer.hex())
 
     def _transactions(self, point: Point) -> tuple[bytes, ...]:
         data = self._store.block(point.id)

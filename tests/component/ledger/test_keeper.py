@@ -10,14 +10,28 @@ import pytest
 import trio
 
 from fsdecloud.crypto import sign
+from fsdecloud.errors import InvalidTransaction
 from fsdecloud.ledger import reasons
 from fsdecloud.ledger.blocks import block_id, encode_block
+from fsdecloud.ledger.staking import stake_of
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.store.chain import open_chain
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ledger"))
-from chainmaker import GENESIS_TIME, INTERVAL, TWO, Maker, Voting, easy_network, mine, with_body, with_header
+from chainmaker import (
+    GENESIS_TIME,
+    INTERVAL,
+    KEYS,
+    TWO,
+    VOTERS,
+    Maker,
+    Voting,
+    easy_network,
+    mine,
+    with_body,
+    with_header,
+)
 
 VOLUME = bytes([2]) * 32
 ALICE_KEY = sign.public_key(bytes([3]) * 32)
@@ -212,5 +226,47 @@ def test_a_vote_waits_for_the_block_after_its_checkpoint(tmp_path):
             block = await keeper.build(bytes(32))
             await keeper.accept(encode_block(mine(block)))
             assert keeper.finality().justified.height == make.tip.height
+
+    trio.run(run)
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_whoever_votes_on_two_chains_loses_the_stake_without_anybody_asking(tmp_path, is_sent):
+    """A block of the other chain brings the second vote, or somebody relays it."""
+    make = Voting()
+    while make.tip.height % INTERVAL:
+        make.add()
+    fork = make.tip
+    before, make.tip = make.tip, make.points[fork.parent]
+    make.add(recipient=ALICE_KEY)
+    (twice,) = make.votes(VOTERS[0])
+    make.add([twice])
+    other = [data for _, data in make.chain()]
+    make.tip = before
+    make.add(make.votes(*TWO))
+    make.add()
+
+    async def run():
+        with trio.fail_after(60), open_chain(tmp_path / "c", make.document, map_size=1 << 28) as store:
+            keeper = Keeper(store, lambda: NOW)
+            for _, data in make.chain():
+                await keeper.accept(data)
+            told = []
+            keeper.on_tx.append(told.append)
+            if is_sent:
+                with pytest.raises(InvalidTransaction):
+                    keeper.submit(twice)
+            else:
+                await keeper.accept_chain(other)
+            assert keeper.tip == make.tip
+            assert keeper.pool.ids() == tuple(told), "others are told"
+            assert len(told) == 1
+            block = mine(await keeper.build(bytes(32)))
+            await keeper.accept(encode_block(block))
+            assert stake_of(keeper.state(), KEYS[0]).is_burned
+            assert not stake_of(keeper.state(), KEYS[1]).is_burned
+            with pytest.raises(InvalidTransaction):
+                keeper.submit(twice)
+            assert not keeper.pool.ids(), "once is enough"
 
     trio.run(run)
