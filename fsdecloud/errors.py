@@ -15,6 +15,7 @@
     +-- LedgerError
     |   +-- InvalidTransaction InvalidBlock   subclassed by the ledger, one leaf for each reason
     |   +-- LedgerUnavailable                 the ledger daemon does not answer
+    |   +-- BlockPruned                       it has dropped the block that this takes
     +-- CertificateError            a certificate proves nothing, or not of this file or network
     +-- StoreError                  local storage
     |   +-- StoreCorrupt StoreFull StoreLocked
@@ -232,6 +233,10 @@ class InvalidBlock(LedgerError):
 
 class LedgerUnavailable(LedgerError):
     """The ledger daemon does not answer."""
+
+
+class BlockPruned(LedgerError):
+    """The ledger daemon has dropped the block that this takes; one that keeps all bodies has it."""
 
 
 class CertificateError(FsdecloudError):

@@ -11,8 +11,8 @@ What the driver keeps in memory, and what bounds it:
     inodes                                  inodes.INODES_KEPT clean ones; dirty ones until the next group commit; open ones
     chunk values of an inode                4096, 64 once it is closed
     look-up counts, open handles            as many as the kernel holds: it forgets, it releases
-    pending changes (overlay)               what COMMIT_INTERVAL brings; commits need no peer
-    operation records                       until the next commit makes them a staged batch; RECORDS_MAX without a journal
+    pending changes (overlay)               what COMMIT_INTERVAL brings, or PENDING_PLENTY rows; commits need no peer
+    operation records                       as pending changes; RECORDS_MAX without a journal
     staged entries: place, marks, queue     STAGED_ENTRIES_MAX, and `-o stage_size=` in bytes
     fetched entries before the index        FETCHED_MAX
     commits whose receipts are awaited      1024, coarser beyond
@@ -20,7 +20,7 @@ What the driver keeps in memory, and what bounds it:
     asked of the agent at once              NETWORK_WAITERS; unsent bytes: net.unix.NOTICES_MAX
     receipts, deals, programs, manifests    1024, 4096, 512, 64
     internal errors                         one row for each place in the program
-    record batches without an anchor        one row of 150 bytes for each commit while the ledger is away
+    record batches without an anchor        150 bytes for each commit while the ledger is away: they come more rarely then
 """
 
 from __future__ import annotations
@@ -166,6 +166,9 @@ READ_AHEAD_CHUNKS: Final = 8
 
 COMMIT_INTERVAL: Final = 10.0
 """Pending changes older than this are written into the tree."""
+
+PENDING_PLENTY: Final = 100_000
+"""Pending changes and operation records, from which on no commit waits for longer than COMMIT_INTERVAL: some 50 MB."""
 
 # ---- network -----------------------------------------------------------------------------------------------------
 MESSAGE_MAX: Final = 2 * MIB

@@ -36,6 +36,7 @@ from fsdecloud.agent.upkeep import Parts, Upkeep
 from fsdecloud.errors import FsdecloudError, PeerRefused, ProtocolError, RemoteError
 from fsdecloud.fs.keys import prefix_end
 from fsdecloud.types import BlobId, PeerId, ShardId
+from fsdecloud.units import format_duration
 from fsdecloud.wire.receipts import LEASE_TERM
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,10 @@ PATIENCE: Final = 60.0
 BUSY_PAUSE: Final = 0.5
 """Seconds before a message while somebody reads or writes."""
 
+WARN_SHARE: Final = 1 / 4
+"""Of a term that is left when `status` begins to warn: a month and a half, with the peer's grace period after it, in which a
+peer can come back, or repair put what it has elsewhere."""
+
 CROWDED: Final = CONDEMNED_MAX // 2
 """Records of what is to be deleted, from which on those of peers away for CROWDED_AWAY seconds are dropped."""
 
@@ -77,6 +82,12 @@ class LeaseRow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """When everything there was renewed last; 0 for never."""
     term: int
     """The term of its last receipt."""
+
+
+def _left(row: LeaseRow, now: float) -> float:
+    """Return the seconds until a peer's leases end, negative when they have. One that was never renewed was given its first
+    shard about when it was seen last: a peer that can be seen is renewed at once. A clock that was set back ends nothing."""
+    return min(row.renewed or row.seen, now) + row.term - now
 
 
 class Renewer(Upkeep):
@@ -107,10 +118,20 @@ class Renewer(Upkeep):
         """Say whether a peer is to be asked in this round."""
         return peer not in self._failed and self._is_due(peer) and self._book.peer(peer).is_readable
 
-    @property
-    def oldest(self) -> int:
-        """When the host whose leases were renewed longest ago had its turn; 0: one had none yet."""
-        return min((self._row(peer).renewed for peer in self._hosts.map.current), default=0)
+    def warning(self) -> str:
+        """Return what `status` says of hosts whose leases nobody could renew for most of their term, "" if there are none."""
+        now = time.time()
+        rows = [self._rows[peer] for peer in self._hosts.map.current if peer in self._rows]
+        late = {row.peer: left for row in rows if (left := _left(row, now)) < row.term * WARN_SHARE}
+        if not late:
+            return ""
+        first = min(late, key=late.__getitem__)
+        peers = f"{len(late)} peer{'s' if len(late) > 1 else ''}"
+        if late[first] > 0:
+            end = f"the first, at {first.hex()[:8]}, end in {format_duration(late[first])}"
+        else:
+            end = f"those at {first.hex()[:8]} ended {format_duration(-late[first])} ago, and its grace period runs"
+        return f"the leases of what is stored at {peers} have not been renewed for long: {end}"
 
     def _note_seen(self, now: int) -> None:
         """Note who is there. Remembered are hosts, and peers with leases or records of ours."""

@@ -294,9 +294,11 @@ class Stack:
     def status(self) -> AgentStatus:
         """Return what `decloud status` shows."""
         redundancy, warning = self.hosts.redundancy()
+        warnings = [warning, self.renewer.warning()]
         if damaged := len(self.uploader.damaged):
-            lost = f"{damaged} staged entries are damaged on this disk and on no peer: files with them cannot be read whole"
-            warning = f"{warning}; {lost}" if warning else lost
+            warnings.append(
+                f"{damaged} staged entries are damaged on this disk and on no peer: files with them cannot be read whole"
+            )
         entries, size = self.uploader.queued()
         in_use = self.hosts.map.current
         others = tuple(peer for peer in self.book.everybody() if peer not in in_use)
@@ -305,7 +307,7 @@ class Stack:
             peers=self.book.states((*in_use, *others)),
             k=redundancy.k,
             n=redundancy.n,
-            warning=warning,
+            warning="; ".join(filter(None, warnings)),
             queued_entries=entries,
             queued_bytes=size,
             partial_blobs=self.uploader.partial(),

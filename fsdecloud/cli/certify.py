@@ -16,7 +16,7 @@ from fsdecloud.cli import client, drivers, network, sync
 from fsdecloud.cli.newfile import check_free, new_file
 from fsdecloud.cli.output import Progress, clean, emit, emit_json
 from fsdecloud.config import find_paths
-from fsdecloud.errors import CertificateError, LedgerUnavailable, UsageError
+from fsdecloud.errors import BlockPruned, CertificateError, LedgerUnavailable, UsageError
 from fsdecloud.units import format_size, parse_duration
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.controlapi import Certified, CertifyRequest
@@ -135,7 +135,10 @@ def _assemble(
 
     statement = codec.decode(certified.statement, Statement)
     anchor = _place(ledger, certified.volume, certified.sequence)
-    state = _place(ledger, certified.volume, statement.sequence)
+    try:
+        state = _place(ledger, certified.volume, statement.sequence)
+    except BlockPruned:  # the statement says what the state was; without its block, not how long before
+        state = None
     if anchor is None:
         raise CertificateError("the block with the statement is not in the ledger daemon's chain any more: try again")
     headers = () if short else _headers(ledger, 1, WHOLE_CHAIN + 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fsdecloud.cli import client, network, networkdocument, parts, services, stake
+from fsdecloud.cli import client, ledgerpeers, network, networkdocument, parts, services, stake
 from fsdecloud.cli.output import Progress, clean, emit, emit_json, rfc3339, table
 from fsdecloud.cli.run import SYSTEM
 from fsdecloud.cli.saveheaders import headers_command
@@ -97,6 +97,7 @@ def ledger_arguments(
     return arguments
 
 
+command.add_command(ledgerpeers.peers_command)
 command.add_command(services.explorer_command)
 command.add_command(services.mining_command)
 
@@ -117,10 +118,7 @@ def status_command(as_json: bool) -> None:
     if status.snapshot is not None:
         emit(f"history {history_line(status, status.snapshot)}")
     emit(f"mempool {status.mempool} transactions; {'mining' if status.mining else 'not mining'}, pid {status.pid}")
-    rows = [[p.url or "-", "in" if p.inbound else "out", str(p.height), p.id.hex()[:16]] for p in status.peers]
-    for line in (
-        table(rows, header=("daemon", "way", "height", "id"), right=(2,)) if rows else ["no other daemon is connected"]
-    ):
+    for line in ledgerpeers.connected(status.peers):
         emit(line)
 
 
@@ -166,9 +164,7 @@ def status_fields(status: LedgerStatus) -> dict[str, object]:
             "done": status.snapshot.done,
             "total": status.snapshot.total,
         },
-        "peers": [
-            {"url": peer.url, "id": peer.id.hex(), "inbound": peer.inbound, "height": peer.height} for peer in status.peers
-        ],
+        "peers": ledgerpeers.peer_fields(status.peers),
     }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ from fsdecloud.fs.manifest import (
 from fsdecloud.ledger.transactions import NO_LINK, Anchor, decode_tx, link, sign_anchor
 from fsdecloud.limits import BLOB_MAX
 from fsdecloud.types import Ref
+from fsdecloud.units import format_duration
 from fsdecloud.wire.agentapi import (
     Anchored,
     Empty,
@@ -63,6 +64,10 @@ T = TypeVar("T")
 
 LEASE: Final = 3600
 """Seconds for which an anchor keeps other devices from writing; a clean unmount ends it."""
+
+OVERDUE: Final = 3600.0
+"""Seconds without an anchor in a block, while there are changes for one, after which `status` says so: some blocks of a network
+with the longest interval that anybody waits for."""
 
 READS_INTERVAL: Final = 600.0
 """Reads alone cause an anchor at most this often."""
@@ -111,6 +116,8 @@ class Anchors:
         self.anchored_bytes = 0
         self.anchored_count = 0
         self._inflight_mark = (0, 0)
+        self._waits_since: float | None = None
+        """When the first change came that no anchor in a block has (trio's clock), None while there is none."""
         self.last_error = ""
         self.on_change: Callable[[], None] = lambda: None
         self.on_anchored: Callable[[], None] = lambda: None
@@ -119,6 +126,7 @@ class Anchors:
     def poke(self, *, urgent: bool = False) -> None:
         """There may be something to anchor; with `urgent` even if it is only reads."""
         self._urgent = self._urgent or urgent
+        self._note_waiting()
         self._wake.set()
 
     def force(self) -> None:
@@ -147,6 +155,27 @@ class Anchors:
                 log.warning("cannot anchor yet: %s", exc)
                 await trio.sleep(_RETRY)
                 self._wake.set()
+
+    def _note_waiting(self) -> None:
+        meta, commit = self._committer.meta, self._committer.latest
+        if not (meta.inflight or commit.changes or commit.root != meta.anchored_root):
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = trio.current_time()
+
+    def warning(self) -> str:
+        """Return what `status` says when the ledger has taken no anchor for long, "" while it does."""
+        batches = self._committer.latest.batches
+        if self._waits_since is None or self._core.read_only:
+            return ""
+        waited = trio.current_time() - self._waits_since
+        if waited < OVERDUE and len(batches) < BATCHES_MAX // 4:
+            return ""
+        records = sum(batch.count for batch in batches)
+        return (
+            f"the ledger has taken no anchor for {format_duration(waited)}: {records} records in {len(batches)} batches wait"
+            " here in order, and what was written since is found by this machine alone"
+        )
 
     def _is_due(self) -> bool:
         meta, commit = self._committer.meta, self._committer.latest
@@ -299,6 +328,8 @@ class Anchors:
             history=history,
         )
         self._committer.forget_batches(meta.inflight_batches)
+        self._waits_since = None
+        self._note_waiting()
         self.height = height
         self.anchored_sequence = max(self.anchored_sequence, self._inflight_changes)
         self.anchored_count, self.anchored_bytes = self._inflight_mark

@@ -42,6 +42,21 @@ _LAZY_TIMES: Final = 600.0
 """Seconds after which moved access times make a change of their own, if reading goes on: as often as reads make an anchor."""
 
 
+_BATCHES_PLENTY: Final = 1024
+"""Batches that wait for an anchor, from which on commits come more rarely: three hours of writing without a pause."""
+
+_INTERVAL_MAX: Final = 300.0
+
+
+def commit_interval(waiting: int) -> float:
+    """Return the seconds between two commits while `waiting` record batches wait for an anchor.
+
+    Each commit adds one, and all are written anew with it. So while the ledger is away for days the batches become larger
+    instead of many: after a week of writing without a pause there are 11,000, in 1.7 MB, and not 60,000.
+    """
+    return min(max(limits.COMMIT_INTERVAL, limits.COMMIT_INTERVAL * waiting / _BATCHES_PLENTY), _INTERVAL_MAX)
+
+
 async def _nothing() -> None:
     """Do nothing."""
 
@@ -115,10 +130,9 @@ class Committer:
         self.latest = Commit(meta.root, 0, 0, meta.batches, meta.changes)
 
     async def run(self) -> None:
-        """Commit pending changes every COMMIT_INTERVAL, or when poked, until cancelled."""
+        """Commit pending changes every `commit_interval`, or when poked, until cancelled."""
         while True:
-            with trio.move_on_after(limits.COMMIT_INTERVAL):
-                await self._wake.wait()
+            await self._wait_turn()
             self._wake = trio.Event()
             if not self.has_work:
                 await self._wait_work()
@@ -136,6 +150,15 @@ class Committer:
     def has_work(self) -> bool:
         """Whether anything changed since the last commit."""
         return self._core.change_sequence > self.latest.change_sequence
+
+    async def _wait_turn(self) -> None:
+        """Wait for the interval, until poked, or until there is much to commit."""
+        end = trio.current_time() + commit_interval(len(self.latest.batches))
+        while not self._wake.is_set() and trio.current_time() < end:
+            with trio.move_on_after(min(limits.COMMIT_INTERVAL, end - trio.current_time())):
+                await self._wake.wait()
+            if len(self._core.overlay.current) + len(self._core.recorder.pending) >= limits.PENDING_PLENTY:
+                return
 
     async def _wait_work(self) -> None:
         """Sleep until something changes: an idle volume costs nothing."""

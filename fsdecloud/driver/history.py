@@ -17,7 +17,7 @@ from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.crypto.seal import Kind
 from fsdecloud.driver.agentlink import AgentLink
 from fsdecloud.driver.anchors import fetch_manifest, open_anchor
-from fsdecloud.errors import InvalidArgument, LedgerUnavailable, MalformedError
+from fsdecloud.errors import BlockPruned, InvalidArgument, LedgerUnavailable, MalformedError
 from fsdecloud.fs.manifest import Manifest
 from fsdecloud.fs.records import BatchEntry, batch_root, decode_records, split_rows
 from fsdecloud.ledger.transactions import Anchor, decode_tx, tx_id
@@ -48,7 +48,8 @@ class AnchoredStates:
     async def get(self, sequence: int) -> tuple[VolumeAnchor, Anchor, Manifest] | None:
         """Return an anchor of the best chain and the manifest it names, None past the last one.
 
-        Raises RemoteError when the manifest cannot be fetched, LedgerUnavailable when the ledger daemon does not answer.
+        Raises RemoteError when the manifest cannot be fetched, LedgerUnavailable when the ledger daemon does not answer,
+        BlockPruned when it has dropped the anchor's block.
         """
         known = self._manifests.get(sequence)
         if known is not None:
@@ -86,13 +87,13 @@ class History:
         if query.batch < 0:
             raise InvalidArgument("a log cursor is not negative")
         sequence = max(sequence, 1)
-        while (found := await self._states.get(sequence)) is not None:
-            place, anchor, manifest = found
-            if index < len(manifest.batches):
-                rows = await self._rows(manifest.batches[index])
-                lines = [LogLine(row, sequence, place.height, tx_id(anchor)) for row in rows]
+        while (found := await self._anchored(sequence)) is not None:
+            height, tx, batches = found
+            if index < len(batches):
+                rows = await self._rows(batches[index])
+                lines = [LogLine(row, sequence, height, tx) for row in rows]
                 return LogPage(tuple(lines), sequence * LOG_CURSORS + index + 1)
-            sequence, index = sequence + 1, index - len(manifest.batches)
+            sequence, index = sequence + 1, index - len(batches)
         volume = self._volume
         batches, recorder = volume.committer.latest.batches, volume.core.recorder
         meta = volume.committer.meta
@@ -114,6 +115,18 @@ class History:
         manifest = found[2]
         batches = tuple((batch.count, batch.root) for batch in manifest.batches)
         return AnchorContents(_manifest_id(self._volume, found[1]), manifest.root.id, batches)
+
+    async def _anchored(self, sequence: int) -> tuple[int, bytes, tuple[BatchEntry, ...]] | None:
+        """Return height, transaction and batches of an anchor, None past the last one. Of one whose block the ledger daemon has
+        pruned, the batches that the volume's own tree names, and neither height nor transaction."""
+        try:
+            found = await self._states.get(sequence)
+        except BlockPruned:
+            own = await self._volume.snapshots.batches_of(sequence)
+            if own is None:
+                raise
+            return -1, b"", own
+        return None if found is None else (found[0].height, tx_id(found[1]), found[2].batches)
 
     async def _rows(self, batch: BatchEntry) -> list[bytes]:
         rows = decode_records(await self._volume.entries.get(batch.ref, Kind.RECORDS))

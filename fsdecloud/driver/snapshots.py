@@ -34,6 +34,7 @@ from fsdecloud.fs.history import (
     Policy,
     Snapshot,
     check_snapshot_name,
+    decode_batches,
     decode_policy,
     decode_snapshot,
     directory_name,
@@ -44,7 +45,7 @@ from fsdecloud.fs.history import (
 )
 from fsdecloud.fs.keys import POLICY, batches_key, prefix_end, snapshot_key
 from fsdecloud.fs.manifest import Manifest
-from fsdecloud.fs.records import Operation
+from fsdecloud.fs.records import BatchEntry, Operation
 from fsdecloud.ledger.transactions import Anchor
 from fsdecloud.tree.node import NodeMissing
 from fsdecloud.types import Ref
@@ -152,6 +153,16 @@ class Snapshots:
         if any(row.snapshot.sequence == sequence for row in self.pending()):
             return True
         return await self.core.run(self.core.overlay.get, batches_key(sequence, 0)) is not None
+
+    async def batches_of(self, sequence: int) -> tuple[BatchEntry, ...] | None:
+        """Return the record batches of an anchor as the volume itself knows them, None if it does not. Raises RemoteError."""
+        for row in self.pending():
+            if row.snapshot.sequence == sequence:
+                return row.batches
+        first, stop = batches_key(sequence, 0), batches_key(sequence + 1, 0)
+        overlay = self.core.overlay
+        rows = await self.core.run(lambda: [decode_batches(value) for _key, value in overlay.scan(first, stop)])
+        return tuple(batch for row in rows for batch in row.batches) if rows else None
 
     # ---- for the garbage collector -------------------------------------------------------------------------------------
     async def retained_roots(self) -> list[bytes]:

@@ -34,7 +34,7 @@ from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.unreadable import Search
 from fsdecloud.driver.views import View
 from fsdecloud.driver.volume import VolumeSetup
-from fsdecloud.errors import FsdecloudError, MalformedError, UsageError
+from fsdecloud.errors import BlockPruned, FsdecloudError, MalformedError, UsageError
 from fsdecloud.fs.history import ALL_HERE, Snapshot, decode_snapshot, directory_name, find_snapshot
 from fsdecloud.fs.keys import ROOT, batches_key
 from fsdecloud.fs.manifest import Manifest
@@ -145,7 +145,11 @@ class StateMount:
         for sequence in range(max(1, last - RECENT) if complete else 1, last + 1):
             if await self.core.run(overlay.get, batches_key(sequence, 0)) is not None:
                 continue  # in the tree, or forgotten
-            found = (None, anchor, manifest) if sequence == last else await self._states.get(sequence)
+            try:
+                found = (None, anchor, manifest) if sequence == last else await self._states.get(sequence)
+            except BlockPruned as exc:
+                log.warning("snapshot %d is not listed: %s", sequence, exc)
+                continue
             if found is not None:
                 rows.append((await describe_anchor(self.core, found[1], found[2])).snapshot)
         return sorted(rows, key=lambda row: row.sequence)

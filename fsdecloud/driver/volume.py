@@ -512,6 +512,8 @@ class Volume:
         warnings += self.supervisor.failing()
         if self.agent.trouble:
             warnings.append(self.agent.trouble)
+        if overdue := self.anchors.warning():
+            warnings.append(overdue)
         if self.core.recorder.dropped:
             warnings.append(f"{self.core.recorder.dropped} reads could not be recorded")
         slow, timed_out = self.slow_requests()

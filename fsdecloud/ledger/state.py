@@ -236,8 +236,8 @@ def border_key(network: bytes) -> bytes:
 def apply_transaction(
     document: NetworkDocument, state: State, tx: Transaction, time: int, height: int, *, stacked: bool = False
 ) -> None:
-    """Apply one transaction at block time `time`, or raise an InvalidTransaction leaf and change nothing. The state is that of
-    the block before, after `staking.begin_block`.
+    """Apply one transaction at its block's own time `time`, or raise an InvalidTransaction leaf and change nothing. The state
+    is that of the block before, after `staking.begin_block`.
 
     `stacked` is for what waits, for several blocks: more than one anchor of a volume, and recipients get nothing yet, so that
     nobody spends what he does not have in a block. The coinbase is applied by `credit`.

@@ -123,6 +123,10 @@ class Addresses:
         """Forget what a person gave: it is this daemon itself."""
         self._given.pop((address.host, address.port), None)
 
+    def is_given(self, address: Address) -> bool:
+        """Whether a person gave it."""
+        return (address.host, address.port) in self._given
+
     # ---- choosing --------------------------------------------------------------------------------------------------
     def given(self, active: Collection[Key], now: float) -> list[Address]:
         """Return the given addresses that are due for a call."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from fsdecloud.errors import InvalidBlock, InvalidTransaction, LedgerUnavailable, UsageError
+from fsdecloud.errors import BlockPruned, InvalidBlock, InvalidTransaction, LedgerUnavailable, UsageError
 from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_range
 from fsdecloud.ledgerd.finality import answer_finality
 from fsdecloud.ledgerd.hub import Hub
@@ -135,12 +135,22 @@ class LocalApi(ChainApi):
             head = self._keeper.state().volume(query.key)
             if head is not None and query.first <= head.sequence:
                 self._require_history(1, f"anchor {max(1, query.first)} of the volume is in an older block")
+                raise self._pruned(f"anchor {max(query.first, 1)} of the volume")
         return ledgerapi.AnchorList(tuple(ledgerapi.VolumeAnchor(data, height) for data, height in found))
 
     async def _blocks(self, query: ledgerapi.BlockQuery) -> ledgerapi.BlockList:
         check_range(query.first, query.count)
         self._require_history(max(1, query.first), f"block {max(1, query.first)} is not here yet")
-        return ledgerapi.BlockList(self._keeper.store.blocks_from(query.first, query.count, MIB))
+        blocks = self._keeper.store.blocks_from(query.first, query.count, MIB)
+        if not blocks and query.first < min(self._keeper.store.first_body(), self._keeper.tip.height):
+            raise self._pruned(f"block {max(query.first, 1)}")
+        return ledgerapi.BlockList(blocks)
+
+    def _pruned(self, what: str) -> BlockPruned:
+        return BlockPruned(
+            f"this ledger daemon has dropped {what}: it keeps the bodies of blocks from {self._keeper.store.first_body()} on"
+            " (--prune); a daemon that keeps all, or a light one connected to such a one, can tell"
+        )
 
     async def _registry(self, _: Empty) -> Registry:
         self._require_state()

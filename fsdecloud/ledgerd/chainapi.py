@@ -12,6 +12,7 @@ from typing import Final
 from fsdecloud.errors import FsdecloudError, UsageError
 from fsdecloud.ledger.chain import Point
 from fsdecloud.ledger.network import encode_network
+from fsdecloud.ledgerd.conduct import is_valid
 from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.light import LightKeeper
@@ -51,6 +52,8 @@ class ChainApi(ABC):
             "watch": (Empty, watch),
             "headers": (ledgerapi.HeaderQuery, self._headers),
             "network": (Empty, self._network),
+            "bans": (Empty, self._bans),
+            "unban": (ledgerapi.BannedAddress, self._unban),
         }
         return common | dict(self.handlers()), {}
 
@@ -64,6 +67,16 @@ class ChainApi(ABC):
     async def _network(self, _: Empty) -> ledgerapi.NetworkInfo:
         alarm = self._chain.alarm or self._hub.clock.warning()
         return ledgerapi.NetworkInfo(encode_network(self._chain.document), alarm)
+
+    async def _bans(self, _: Empty) -> ledgerapi.BanList:
+        now, bans = self._chain.now(), self._hub.bans
+        entries = sorted(bans.entries(), key=lambda entry: entry[1])
+        return ledgerapi.BanList(tuple(ledgerapi.Ban(*entry) for entry in entries if is_valid(entry[1], now)))
+
+    async def _unban(self, query: ledgerapi.BannedAddress) -> ledgerapi.BanList:
+        if not self._hub.unban(query.address) and query.address:
+            raise UsageError(f"{query.address} is not shut out: decloud ledger peers --bans lists who is")
+        return await self._bans(Empty())
 
     def _notify(self, tip: Point) -> None:
         """Tell all who watch of a new tip, those that are gone or do not read left out."""

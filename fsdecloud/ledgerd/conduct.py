@@ -48,6 +48,11 @@ class Points:
         return self._points >= POINTS_MAX
 
 
+def is_valid(until: int, now: int) -> bool:
+    """Tell whether a ban until then still holds: it is not over, nor made by a clock that was ahead."""
+    return now < until <= now + BAN_TIME
+
+
 class Bans:
     """The addresses that are shut out, until when (seconds since 1970)."""
 
@@ -68,10 +73,24 @@ class Bans:
         until = self._until.get(client_group(remote))
         if until is None:
             return False
-        if until <= now or until > now + BAN_TIME:  # over, or made by a clock that was ahead
+        if not is_valid(until, now):
             del self._until[client_group(remote)]
             return False
         return True
+
+    def lift(self, address: str) -> bool:
+        """Let an address, with or without its port, in again; return whether it was shut out. An IPv6 address stands for its
+        /64, as in `entries`."""
+        network, slash, _ = address.partition("/")
+        host = network if slash or network.count(":") > 1 else network.rpartition(":")[0] or network
+        for group in (address, client_group(network), client_group(f"[{host}]:0")):
+            if self._until.pop(group, None) is not None:
+                return True
+        return False
+
+    def lift_all(self) -> None:
+        """Let everybody in again."""
+        self._until.clear()
 
     def entries(self) -> tuple[tuple[str, int], ...]:
         """Return what to remember over a restart."""

@@ -1,4 +1,4 @@
-"""Which of the daemons that called gives way when one more has called than there is room for.
+"""Which of the daemons that called gives way when one more has called than there is room for; which of those we called.
 
 Pure. After Bitcoin Core's eviction of inbound connections: whoever wants to take all places for himself must be better than
 the honest ones in every respect at once. Protected are, one after another, those of a few network groups that he cannot
@@ -51,6 +51,21 @@ def choose_eviction(callers: Sequence[Caller], secret: bytes) -> Caller | None:
         return None
     counts = Counter(caller.group for caller in rest)
     return max(rest, key=lambda caller: (counts[caller.group], caller.since))
+
+
+@dataclass(frozen=True, slots=True)
+class Callee:
+    """One outgoing connection that no person asked for. Times are monotonic seconds; 0 for never."""
+
+    number: int
+    since: float
+    last_block: float
+
+
+def choose_surplus(callees: Sequence[Callee]) -> Callee | None:
+    """Return the outgoing connection to give up when there is one too many: the one whose last new block is longest ago, of
+    those that never gave any the youngest; None when there are none."""
+    return min(callees, key=lambda callee: (callee.last_block, -callee.since), default=None)
 
 
 def _without_best(callers: list[Caller], key: Callable[[Caller], float], count: int) -> list[Caller]:

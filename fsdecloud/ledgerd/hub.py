@@ -1,7 +1,8 @@
 """The daemon's connections to others: who called, whom to call, and what all of them are told.
 
-Keeps up to OUTBOUND_MAX calls of its own: always those to the addresses a person gave, then others (`addresses`). A *feeler*
-now and then finds out whether an address that was heard of is worth its place. When more have called than INBOUND_MAX, one of
+Keeps up to OUTBOUND_MAX calls of its own: always those to the addresses a person gave, then others (`addresses`), and one more
+for a while when the tip stands still (`staletip`). A *feeler* now and then finds out whether an address that was heard of is
+worth its place. When more have called than INBOUND_MAX, one of
 them gives way (`eviction`); who misbehaves is shut out (`conduct`). Everything here runs in the trio thread. Not here: what is
 said on a connection (`session`), and which chain is fetched from whom (`sync`).
 """
@@ -35,12 +36,13 @@ from fsdecloud.ledger.transactions import Transaction, decode_tx, tx_id
 from fsdecloud.ledgerd.addresses import Addresses, Key
 from fsdecloud.ledgerd.clock import ClockWatch
 from fsdecloud.ledgerd.conduct import Bans, Misbehaviour
-from fsdecloud.ledgerd.eviction import Caller, choose_eviction
+from fsdecloud.ledgerd.eviction import Callee, Caller, choose_eviction, choose_surplus
 from fsdecloud.ledgerd.history import History
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.light import LightKeeper
 from fsdecloud.ledgerd.relay import Orphans, Pacer, Requests
 from fsdecloud.ledgerd.session import Session
+from fsdecloud.ledgerd.staletip import TipWatch
 from fsdecloud.ledgerd.sync import Syncer
 from fsdecloud.limits import REQUEST_TIMEOUT
 from fsdecloud.net.address import Address, client_group, format_endpoint, parse_url
@@ -62,6 +64,9 @@ STABLE: Final = 30.0
 
 OFFER_MEAN_MAX: Final = 2.0
 """Seconds; a network with quick blocks has quicker offers (a twentieth of its interval)."""
+
+EXTRA_TRIAL: Final = 60.0
+"""Seconds after which one of the connections gives way to the one that was made because the tip stood still."""
 
 PROVING_MAX: Final = 2
 """Threads that make proofs for others at a time: they never keep a block waiting."""
@@ -156,6 +161,15 @@ class Hub:
             self.sync.remove(session)
             log.info("lost %s", session.url or session.remote)
             self._wake_up()
+
+    def unban(self, address: str) -> bool:
+        """Let an address that is shut out in again, every one with ""; return whether there was any. It is remembered."""
+        found = bool(self.bans.entries()) if not address else self.bans.lift(address)
+        if not address:
+            self.bans.lift_all()
+        if found:
+            self._changed()
+        return found
 
     def is_myself(self, session: Session) -> None:
         """Forget the address that led back to this daemon (fault 108)."""
@@ -268,6 +282,7 @@ class Hub:
                 nursery.start_soon(self.history.run)
             nursery.start_soon(self._feel)
             nursery.start_soon(self._ask_again)
+            nursery.start_soon(self._watch_tip, nursery)
             while True:
                 self._wake = trio.Event()
                 for address in self._next_calls():
@@ -370,6 +385,36 @@ class Hub:
             address = self.addresses.to_test(self._connected())
             if address is not None and self._may_call(address):
                 await self._test(address)
+
+    async def _watch_tip(self, nursery: trio.Nursery) -> None:
+        """Call one more than usual when the tip stands still, and give up the worst of all some time later."""
+        document, keeper = self.keeper.document, self.keeper
+        watch = TipWatch(document.interval, trio.current_time(), mines_always=document.mine_when_idle)
+        keeper.on_tip.append(lambda _switch: watch.moved(trio.current_time()))
+        while True:
+            await trio.sleep(watch.patience / 8)
+            is_block_due = len(keeper.pool) > 0 or any(s.claim > keeper.claim for s in self._sessions)
+            now = trio.current_time()
+            if not watch.is_stale(now, is_block_due=is_block_due) or self._has_room():
+                continue
+            address = self.addresses.choose(self._active, self._connected(), now, self._may_call)
+            if address is None:
+                continue
+            log.info("the chain has not grown for long: calling one more daemon, %s", address)
+            self._active.add((address.host, address.port))
+            nursery.start_soon(self._call, address)
+            await trio.sleep(EXTRA_TRIAL)
+            self._give_up_one()
+            watch.tried(trio.current_time())
+
+    def _give_up_one(self) -> None:
+        """End the worst of the connections that we made, if there are too many."""
+        if len(self._active) <= OUTBOUND_MAX:
+            return
+        called = [s for s in self._sessions if s.address is not None and not self.addresses.is_given(s.address)]
+        chosen = choose_surplus([Callee(number, s.since, s.last_block) for number, s in enumerate(called)])
+        if chosen is not None:
+            called[chosen.number].fail(PeerUnavailable(f"{called[chosen.number].remote} gives way to another"))
 
     async def _test(self, address: Address) -> None:
         try:

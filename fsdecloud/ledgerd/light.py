@@ -198,5 +198,6 @@ async def store_branch(keeper: LightKeeper, session: Session, branch: Branch) ->
             if not batch or any(block_id(decode_header(h)) != branch.id_at(done + i) for i, h in enumerate(batch)):
                 return False
         await keeper.accept_headers(batch)
+        session.last_block = trio.current_time()
         done += len(batch)
     return True

@@ -14,6 +14,8 @@ accept_tip: KeyQuery -> LedgerStatus         follow the stored block with this i
 registry: Empty -> agentapi.Registry
 finality: FinalityQuery -> FinalityInfo      checkpoints, votes and stakes; full daemons only
 services: Empty -> ServicesInfo              mining, work for others, pages
+bans: Empty -> BanList                       whose calls are not taken
+unban: BannedAddress -> BanList              take them again; raises UsageError when it is not shut out
 watch: Empty -> LedgerStatus                 afterwards `tip: TipNotice` notices are sent on this connection
 """
 
@@ -266,3 +268,22 @@ class ServicesInfo(msgspec.Struct, frozen=True, array_like=True):
     hash_rate: float
     """Hashes per second of all who mine for it, while they last did."""
     miners: tuple[Miner, ...]
+
+
+class Ban(msgspec.Struct, frozen=True, array_like=True):
+    """An address whose calls are not taken, of IPv6 a /64, and until when (seconds since 1970)."""
+
+    address: str
+    until: int
+
+
+class BanList(msgspec.Struct, frozen=True, array_like=True):
+    """All of them that still hold, the one that ends first before the others."""
+
+    bans: tuple[Ban, ...]
+
+
+class BannedAddress(msgspec.Struct, frozen=True, array_like=True):
+    """One of them, with or without a port; "" for all."""
+
+    address: str

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from fsdecloud.config import HOME_VARIABLE
 from fsdecloud.crypto import sign
 from fsdecloud.errors import InvalidTransaction, RemoteError
 from fsdecloud.ledger.network import decode_network, encode_network, network_id
 from fsdecloud.ledger.reasons import ChainDamaged
 from fsdecloud.ledger.transactions import decode_tx, sign_operate, sign_register, sign_transfer, tx_id
-from fsdecloud.ledgerd.setup import chain_path
+from fsdecloud.ledgerd.setup import chain_path, load_config, save_config
 from fsdecloud.ledgerd.verify import offline_verify
 from fsdecloud.wire.agentapi import Empty, Registry
 from fsdecloud.wire.ledgerapi import (
@@ -27,6 +31,7 @@ from fsdecloud.wire.ledgerapi import (
     TxQuery,
     VolumeAnchor,
 )
+from tests.cluster.harness import DECLOUD
 from tests.cluster.ledgernet import Daemon, agree, anchor, quick_network, wait_until
 
 VOLUME = bytes([2]) * 32
@@ -268,3 +273,35 @@ def test_it_says_why_it_cannot_start(daemons: list[Daemon], tmp_path: Path) -> N
     code, text = a.fail()
     assert "damaged" in text
     assert "Traceback" not in a.log.read_text()
+
+
+def decloud(daemon: Daemon, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run `decloud ledger peers` in the home of a daemon."""
+    environment = {**os.environ, HOME_VARIABLE: str(daemon.home)}
+    return subprocess.run(
+        [DECLOUD, "ledger", "peers", *args], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_who_is_connected_and_who_is_shut_out(daemons: list[Daemon]) -> None:
+    """Nobody on this machine can be shut out, so what the last run remembered says who is."""
+    a, b, _ = daemons
+    end = int(time.time()) + 3600
+    save_config(a.paths, msgspec.structs.replace(load_config(a.paths), bans=(("203.0.113.5", end), ("192.0.2.1", 9))))
+    a.start()
+    b.start("--bootstrap", a.url, "--no-mine")
+    wait_until(lambda: a.status().peers != (), "they are connected")
+    [peer] = json.loads(decloud(a, "--json").stdout)["peers"]
+    assert (peer["inbound"], peer["url"]) == (True, b.url)
+    assert b.url in decloud(a).stdout
+    [ban] = json.loads(decloud(a, "--bans", "--json").stdout)["bans"]
+    assert ban["address"] == "203.0.113.5", "the other one is over"
+    assert "203.0.113.5" in decloud(a, "--bans").stdout
+    wrong = decloud(a, "--unban", "203.0.113.6")
+    assert wrong.returncode == 1
+    assert "203.0.113.6 is not shut out" in wrong.stderr
+    assert decloud(a, "--unban", "").returncode == 1
+    assert "nobody is shut out" in decloud(a, "--unban", "203.0.113.5:7713").stdout
+    assert decloud(a, "--unban", "all", "--json").returncode == 0
+    a.stop()
+    assert load_config(a.paths).bans == ()

@@ -165,4 +165,14 @@ def test_a_volume_is_found_again_and_written_with_light_daemons_alone(network: N
         assert "full daemons that prove the rest: 1" in other.decloud("ledger", "status").out
         other.decloud("log", "mine", "--verify", deadline=120)
         assert other.status()["anchor_height"] > height
+        certified = other.work / "certificate"
+        made = other.decloud("certify", other.mountpoint / "again", "--to", certified, "--json").json()
+        verified = other.decloud("verify-certificate", certified, network.work / "hello", "--json").json()
+        assert (verified["ok"], verified["content"]) == (True, made["content"])
+        assert verified["tied_to"], "the headers of the light daemon"
+        assert "light" in other.decloud("status", other.mountpoint, check=False).out
+        assert any(line["path"] == "/again" for line in other.decloud("log", "mine", "--json").json_lines())
+        other.sync("anchored")
+        other.drop_cache()
+        assert [other.run("cat", other.mountpoint / name).out for name in ("hello", "again")] == ["hello\n"] * 2
         other.umount()

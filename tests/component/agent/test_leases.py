@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -130,6 +131,42 @@ def test_a_peer_that_was_away_is_renewed_when_it_is_back(tmp_path):
 
     async def others_renewed(peers):
         return all(peer.renewed for peer in peers)
+
+    run(work)
+
+
+def test_fault_113_status_warns_long_before_leases_end(tmp_path):
+    """A volume that was not mounted for months, and a peer that is not there then."""
+    net = FakeTransport(6)
+
+    async def work():
+        async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net, repair=True) as driver:
+            absent = net.all()[2]
+            await store_some(driver, net)
+            assert (await driver.status()).warning == ""
+        for days, said in ((130, ""), (150, "end in 29 d"), (200, "ended 20 d")):
+            absent.is_down = True
+            before = lease_rows(tmp_path)[absent.id].renewed
+            age(tmp_path, renewed=days * 86400)
+            async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net, repair=True) as driver:
+                others = [peer.id for peer in net.all() if peer is not absent]
+                await until(partial(has_warning, driver, said, absent))
+            assert all(lease_rows(tmp_path)[peer].renewed >= before for peer in others)
+            absent.renewed.clear()
+            absent.is_down = False
+            async with open_ledger(tmp_path, net.registry()), open_driver(tmp_path, net, repair=True) as driver:
+                await until(lambda: is_renewed(absent))
+                await until(lambda: has_warning(driver, "", absent))
+
+    async def is_renewed(peer):
+        return peer.renewed
+
+    async def has_warning(driver, said, peer):
+        """Whether there is one about this peer alone, or none."""
+        warning = (await driver.status()).warning
+        if not said:
+            return "leases" not in warning
+        return "stored at 1 peer have" in warning and f"at {peer.id.hex()[:8]}" in warning and said in warning
 
     run(work)
 

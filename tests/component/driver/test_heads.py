@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -11,15 +14,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "gc"))
 
-from gcworld import KEYS, NETWORK, World, content, make_world, run, until
+from gcworld import KEYS, NETWORK, Crash, World, content, make_world, run, until
 
-from fsdecloud import codec
+from fsdecloud import codec, limits
 from fsdecloud.crypto.payload import seal_payload
 from fsdecloud.crypto.seal import Kind, seal
 from fsdecloud.driver import anchors
 from fsdecloud.driver.anchors import fetch_manifest, open_anchor
+from fsdecloud.driver.committer import commit_interval
 from fsdecloud.driver.history import History
-from fsdecloud.errors import RemoteError, SealError
+from fsdecloud.errors import BlockPruned, RemoteError, SealError
 from fsdecloud.fs.manifest import Manifest, encode_manifest
 from fsdecloud.fs.records import Operation, Record
 from fsdecloud.ledger.transactions import NO_LINK, Anchor, decode_tx, sign_anchor
@@ -149,18 +153,29 @@ def test_what_an_anchor_names_counts_as_anchored_before_it_has_all_its_copies(wo
     run(work)
 
 
+async def read_log(history: History) -> list[LogLine]:
+    """Return all records."""
+    lines: list[LogLine] = []
+    cursor = 0
+    while cursor >= 0:
+        page = await history.page(LogQuery(cursor))
+        lines += page.lines
+        cursor = page.next_batch
+    return lines
+
+
+@contextmanager
+def suppress_crash() -> Iterator[None]:
+    """The mount inside ends as by a kill."""
+    try:
+        yield
+    except* Crash:
+        pass
+
+
 def test_fault_114_more_batches_than_a_manifest_may_have(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger takes nothing for long: the records come with several anchors, each of which can be read."""
     monkeypatch.setattr(anchors, "BATCHES_MAX", 3)
-
-    async def log(history: History) -> list[LogLine]:
-        lines: list[LogLine] = []
-        cursor = 0
-        while cursor >= 0:
-            page = await history.page(LogQuery(cursor))
-            lines += page.lines
-            cursor = page.next_batch
-        return lines
 
     async def work() -> None:
         async with world.open():
@@ -184,10 +199,96 @@ def test_fault_114_more_batches_than_a_manifest_may_have(world: World, monkeypat
             ]
             assert max(sizes) == 3
             assert sum(sizes) >= 11
-            lines = await log(history)
+            lines = await read_log(history)
             assert [line.sequence for line in lines] == sorted(line.sequence for line in lines)
             records = [codec.decode(line.record, Record) for line in lines]
             assert [r.path for r in records if r.operation == Operation.WRITE] == [b"/%d" % i for i in range(11)]
             assert await world.read("a") == content(10)
 
     run(work)
+
+
+def test_fault_114_days_without_a_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mount works, over a crash and a mount that finds no daemon; `status` says so; the records come in order when it is
+    back, with few batches however long that took."""
+    monkeypatch.setattr(anchors, "OVERDUE", 0.0)
+    paths = [b"/%d" % i for i in range(9)]
+
+    async def change(numbers: range) -> None:
+        for i in numbers:
+            await world.write("a", content(i))
+            world.volume.core.recorder.record(Operation.WRITE, None, 2, paths[i])
+            await world.volume.committer.request()
+
+    async def warnings() -> str:
+        return "; ".join((await world.volume.status()).warnings)
+
+    async def no_warning() -> bool:
+        return "no anchor" not in await warnings()
+
+    async def work() -> None:
+        async with world.open():
+            await world.write("a", content(0))
+            await world.anchor()
+            await until(no_warning)
+        world.ledger.is_mining = False
+        with suppress_crash():
+            async with world.open(clean=False):
+                await change(range(3))
+                assert re.search(
+                    r"the ledger has taken no anchor for \d+ s: \d+ records in \d+ batches", await warnings()
+                )
+        with suppress_crash():
+            async with world.open(clean=False, ledger=False):
+                assert await world.read("a") == content(2)
+                await change(range(3, 6))
+                assert "no anchor" in await warnings()
+        async with world.open():
+            assert await world.read("a") == content(5)
+            await change(range(6, 9))
+            world.ledger.is_mining = True
+            world.ledger.mine()
+            await world.anchor()
+            await until(no_warning)
+            assert not world.volume.committer.latest.batches
+            lines = await read_log(History(world.volume))
+            records = [codec.decode(line.record, Record) for line in lines]
+            assert [r.path for r in records if r.operation == Operation.WRITE] == paths
+
+    run(work)
+
+
+def test_the_log_goes_on_where_the_ledger_daemon_pruned(world: World) -> None:
+    """What the ledger does not tell any more the volume itself knows, but for the places."""
+
+    async def work() -> None:
+        async with world.open():
+            for i in range(4):
+                await world.write("a", content(i))
+                world.volume.core.recorder.record(Operation.WRITE, None, 2, b"/%d" % i)
+                await world.anchor()
+            before = await read_log(History(world.volume))
+        last = max(line.sequence for line in before)
+        world.ledger.pruned_below = last
+        async with world.open():
+            lines = (await read_log(History(world.volume)))[: len(before)]
+            assert [line.record for line in lines] == [line.record for line in before]
+            assert [line.sequence for line in lines if line.sequence] == [
+                line.sequence for line in before if line.sequence
+            ]
+            assert {line.height for line in lines if 0 < line.sequence < last} == {-1}
+            assert all(line == old for line, old in zip(lines, before, strict=True) if line.sequence == last)
+            with pytest.raises(BlockPruned):
+                await History(world.volume).contents(AnchorNumber(1))
+
+    run(work)
+
+
+def test_fault_114_commits_come_more_rarely_while_many_batches_wait() -> None:
+    assert commit_interval(0) == commit_interval(1024) == limits.COMMIT_INTERVAL
+    assert commit_interval(10**9) == 300
+    elapsed, batches = 0.0, 0
+    while elapsed < 7 * 86400:
+        elapsed += commit_interval(batches)
+        batches += 1
+    assert batches < 12_000

@@ -33,7 +33,7 @@ from fsdecloud.driver.agentlink import AgentLink
 from fsdecloud.driver.reader import OpenFile
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.volume import VolumeSetup, open_volume
-from fsdecloud.errors import BlobMissing, FsdecloudError, NotFound, PeerRefused, PeerUnavailable, SealError
+from fsdecloud.errors import BlobMissing, BlockPruned, FsdecloudError, NotFound, PeerRefused, PeerUnavailable, SealError
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.marks import entries_of
 from fsdecloud.ledger.network import embedded_network, encode_network, network_id
@@ -181,6 +181,9 @@ class GcTransport:
 class GcLedger(FakeLedger):
     """A network that mines on demand."""
 
+    pruned_below = 0
+    """Anchors with lower sequence numbers were in blocks that this daemon has dropped."""
+
     def _methods(self, connection):
         methods, notices = super()._methods(connection)
 
@@ -188,6 +191,8 @@ class GcLedger(FakeLedger):
             return ledgerapi.NetworkInfo(encode_network(DOCUMENT), "")
 
         async def anchors(query):
+            if query.first < self.pruned_below:
+                raise BlockPruned(f"dropped anchor {query.first}")
             flat = [(tx, height) for height, txs in enumerate(self.blocks, 1) for tx in txs]
             found = [a for a in flat if decode_tx(a[0]).sequence >= query.first][: query.count]
             return ledgerapi.AnchorList(tuple(ledgerapi.VolumeAnchor(*a) for a in found))
@@ -235,12 +240,13 @@ class World:
         monkeypatch.setattr(AgentLink, "_start", start)
 
     @asynccontextmanager
-    async def open(self, *, clean=True):
-        """Mount; without `clean` the end is a crash."""
+    async def open(self, *, clean=True, ledger=True):
+        """Mount; without `clean` the end is a crash, without `ledger` no daemon answers."""
         document = new_document("v", KEYS.volume_id, NETWORK)
         setup = VolumeSetup(self.paths, document, KEYS, MountOptions(timeout=20.0), "/nowhere")
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.ledger.serve, self.paths.socket("ledger"))
+            if ledger:
+                await nursery.start(self.ledger.serve, self.paths.socket("ledger"))
             async with open_volume(setup) as volume:
                 self.volume = volume
 

@@ -153,6 +153,19 @@ def test_bans_end_and_are_bounded():
     assert conduct.POINTS_MAX > 0
 
 
+def test_bans_can_be_lifted():
+    bans = Bans()
+    for remote in ("203.0.113.5:1234", "203.0.113.6:1", "[2001:db8::1]:7", "[2001:db8:1::1]:7", "[2001:db8:2::1]:7"):
+        bans.ban(remote, NOW)
+    assert not bans.lift("203.0.113.9")
+    assert not bans.lift("")
+    assert not bans.lift("nonsense/")
+    for address in ("203.0.113.5", "203.0.113.6:99", "2001:db8::77", "[2001:db8:1::9]:1", "2001:db8:2::/64"):
+        assert bans.lift(address), address
+        assert not bans.lift(address)
+    assert bans.entries() == ()
+
+
 def test_fault_106_all_places_taken_by_one_attacker_leave_room_for_the_others():
     """He calls with 200 connections from two networks; whoever was useful, or was there long, stays."""
     honest = [Caller(n, b"h%d" % n, since=n, last_block=0, last_tx=0) for n in range(8)]

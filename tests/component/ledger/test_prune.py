@@ -10,16 +10,20 @@ import trio
 
 from fsdecloud.config import HOME_VARIABLE, find_paths
 from fsdecloud.crypto import sign
+from fsdecloud.errors import BlockPruned
 from fsdecloud.ledger.blocks import encode_block
 from fsdecloud.ledger.reasons import ChainDamaged, ReorgTooDeep
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.ledgerd import keeper as keeping
+from fsdecloud.ledgerd.api import LocalApi
+from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.rebuild import rebuild_chain
 from fsdecloud.ledgerd.setup import chain_path, init_ledger
 from fsdecloud.ledgerd.verify import offline_verify
 from fsdecloud.store.chain import open_chain
 from fsdecloud.wire import gossip
+from fsdecloud.wire.ledgerapi import AnchorQuery, BlockQuery
 
 sys.path.insert(0, str(Path(__file__).parent))
 from nodes import NOW, connected, fill, rogue_of, session_test, until, until_so
@@ -84,6 +88,36 @@ def test_old_bodies_go_and_what_is_needed_stays(pruned):
         assert store.prune_bodies(0, DEPTH) == HEIGHT - DEPTH - first
         assert store.prune_bodies(0, DEPTH) == 0
         assert store.first_body() == HEIGHT - DEPTH
+
+
+def test_a_pruned_daemon_says_what_it_has_dropped_to_local_programs(pruned):
+    """Not as if there were none: a log or a certificate that lacks its beginning would look whole."""
+    paths, make = pruned
+
+    async def run():
+        with open_chain(chain_path(paths), make.document, map_size=1 << 28) as store:
+            keeper = Keeper(store, lambda: NOW)
+            handlers = LocalApi(keeper, Hub(keeper, bytes(32), bytes(32)), None).handlers()
+            first = store.first_body()
+
+            async def ask(method, params):
+                return await handlers[method][1](params)
+
+            for method, params in (
+                ("anchors", AnchorQuery(BUSY_KEY, 0, 9)),
+                ("anchors", AnchorQuery(BUSY_KEY, first - 1, 9)),
+                ("blocks", BlockQuery(0, 9)),
+                ("blocks", BlockQuery(first - 1, 9)),
+            ):
+                with pytest.raises(BlockPruned, match=f"bodies of blocks from {first} on"):
+                    await ask(method, params)
+            assert len((await ask("anchors", AnchorQuery(BUSY_KEY, first, 99))).anchors) == HEIGHT + 1 - first
+            assert (await ask("anchors", AnchorQuery(OLD_KEY, 1, 9))).anchors[0].height == 2
+            assert not (await ask("anchors", AnchorQuery(OLD_KEY, 2, 9))).anchors
+            assert not (await ask("anchors", AnchorQuery(bytes(32), 1, 9))).anchors
+            assert not (await ask("blocks", BlockQuery(HEIGHT + 1, 9))).blocks
+
+    trio.run(run)
 
 
 def test_an_anchor_that_is_kept_goes_when_it_is_the_latest_no_more(tmp_path, small_margin):

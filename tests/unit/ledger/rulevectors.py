@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
 import naive  # noqa: E402 - beside this file
 from chainmaker import GENESIS_TIME  # noqa: E402 - beside this file
+from fast import outcome  # noqa: E402 - beside this file
 from histories import (  # noqa: E402 - beside this file
     DOCUMENT,
     GOOD,
@@ -22,7 +23,6 @@ from histories import (  # noqa: E402 - beside this file
     VOTING,
     Writer,
     no_voting,
-    outcome,
     plain,
     rule_breaking,
     vote_breaking,

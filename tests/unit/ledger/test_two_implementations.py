@@ -19,6 +19,7 @@ from fsdecloud.tree.update import update
 
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
+from fast import Fast, outcome
 from histories import (
     DOCUMENT,
     NOW,
@@ -26,10 +27,8 @@ from histories import (
     STEPS,
     TOO_MANY_VOTES,
     VOTING,
-    Fast,
     Writer,
     no_voting,
-    outcome,
     plain,
     random_steps,
     random_voting_steps,

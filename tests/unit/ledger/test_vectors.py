@@ -19,7 +19,7 @@ from fsdecloud.ledger.state import State, StateNodes
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
 import rulevectors
-from histories import Fast, outcome
+from fast import Fast, outcome
 
 VECTORS = json.loads(rulevectors.FILE.read_text())
 DOCUMENT = bytes.fromhex(VECTORS["network"])
