@@ -15,7 +15,7 @@ from fsdecloud.cli.saveheaders import headers_command
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import LedgerUnavailable, UsageError
 from fsdecloud.units import format_duration
-from fsdecloud.wire.ledgerapi import BlockList, BlockQuery, LedgerStatus, TxFound, TxQuery
+from fsdecloud.wire.ledgerapi import BlockList, BlockQuery, LedgerStatus, SnapshotProgress, TxFound, TxQuery
 
 if TYPE_CHECKING:
     from fsdecloud.ledger.blocks import Block
@@ -115,9 +115,28 @@ def status_command(as_json: bool) -> None:
     if status.light:
         emit(f"light   headers only; full daemons that prove the rest: {status.provers}")
     emit(f"height  {status.height}, tip {status.tip.hex()[:16]} of {rfc3339(status.tip_time)}")
+    if status.snapshot is not None:
+        emit(f"history {history_line(status, status.snapshot)}")
     emit(f"mempool {status.mempool} transactions; {'mining' if status.mining else 'not mining'}, pid {status.pid}")
     for line in ledgerpeers.connected(status.peers):
         emit(line)
+
+
+def history_line(status: LedgerStatus, progress: SnapshotProgress) -> str:
+    """Say how far a chain has come whose state at one block came from others."""
+    match progress.stage:
+        case "headers":
+            return f"headers are being fetched, {progress.done} are here; then the state of a block near their end"
+        case "state":
+            return f"the state at block {progress.pivot} is being fetched, {progress.done} nodes are here"
+        case "history":
+            return f"from block {status.history} on; {progress.done} of {progress.total} blocks before the snapshot are here"
+        case "execute":
+            return f"from block 1 on; {progress.done} of {progress.total} blocks before the snapshot are verified"
+        case "verified":
+            return f"from block 1 on, all of it verified; it began with the state at block {progress.pivot}"
+        case "fault":
+            return f"the blocks before the snapshot at block {progress.pivot} break the rules: see the daemon's log"
 
 
 def status_fields(status: LedgerStatus) -> dict[str, object]:
@@ -136,6 +155,15 @@ def status_fields(status: LedgerStatus) -> dict[str, object]:
         "hash_rate": status.hash_rate,
         "light": status.light,
         "provers": status.provers,
+        "history": status.history,
+        "snapshot": None
+        if status.snapshot is None
+        else {
+            "stage": status.snapshot.stage,
+            "pivot": status.snapshot.pivot,
+            "done": status.snapshot.done,
+            "total": status.snapshot.total,
+        },
         "peers": ledgerpeers.peer_fields(status.peers),
     }
 

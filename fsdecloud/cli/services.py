@@ -18,7 +18,7 @@ from fsdecloud.units import parse_percent
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.ledgerapi import ServicesInfo
 
-_WISHES: Final = ("mine_workers", "mine_duty", "mine_nice", "work", "explorer", "light")
+_WISHES: Final = ("mine_workers", "mine_duty", "mine_nice", "work", "explorer", "light", "snapshot")
 
 
 def take_percent(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -48,6 +48,12 @@ def wish_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--work", metavar="[HOST:]PORT", help="Give work to miners elsewhere: see decloud mine."),
         click.option("--explorer", metavar="[HOST:]PORT", help="Show pages about the ledger on this machine."),
         click.option("--light/--no-light", "light", default=None, help="Keep headers only (remembered)."),
+        click.option(
+            "--snapshot/--no-snapshot",
+            "snapshot",
+            default=None,
+            help="Let a new chain begin with a state from others (remembered).",
+        ),
     )
     wrapped: Callable[..., Any] = collecting
     for option in reversed(options):

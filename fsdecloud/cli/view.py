@@ -69,6 +69,8 @@ def take_view(paths: Paths, volume: str | None) -> View:
         else:
             if ledger.light and not ledger.provers:
                 problems.append("the ledger daemon is light, and no full one is connected that proves what it is asked")
+            if ledger.snapshot is not None and ledger.snapshot.stage == "fault":
+                problems.append("the chain that the ledger daemon follows breaks the rules: see its log")
     elif volume is not None and network.has_network(paths):
         problems.append("the ledger daemon is not running")
     rows = _peer_rows(paths, driver)

@@ -42,6 +42,11 @@ def claim_of(justified: int, work: bytes, tip: BlockId) -> bytes:
     return justified.to_bytes(8) + rank_of(work, tip)
 
 
+def work_of_claim(claim: bytes) -> bytes:
+    """Return the cumulative work of a claim."""
+    return claim[8:40]
+
+
 def read_finality(document: NetworkDocument, point: Point, read_node: Callable[[bytes], bytes | None]) -> Finality:
     """Return the checkpoints after a block as its state has them. Raises NodeMissing."""
     return finality_of(document, State(StateNodes(read_node).get, point.state_root))

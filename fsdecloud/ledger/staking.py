@@ -152,6 +152,11 @@ def stake_key(peer: bytes) -> bytes:
     return _STAKE + peer
 
 
+def is_unbonding_row(key: bytes, value: bytes) -> bool:
+    """Tell whether a row of the state has the form of one that says whose stake is paid back, and when."""
+    return key[:1] == _UNBONDING and len(key) == 1 + 8 + 32 and not value
+
+
 def begin_block(document: NetworkDocument, state: State, parent: bytes, height: int) -> None:
     """Do what comes before a block's transactions: pay back the stakes that are due, and note a checkpoint before it.
 

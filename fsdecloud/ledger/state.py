@@ -15,13 +15,14 @@ Not here: signatures, stamps and sizes (`transactions`, `chain`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
 from blake3 import blake3
 
 from fsdecloud import codec
+from fsdecloud.errors import MalformedError
 from fsdecloud.ledger import staking
 from fsdecloud.ledger.network import AMOUNT_MAX, NetworkDocument
 from fsdecloud.ledger.reasons import (
@@ -101,6 +102,17 @@ class VolumeHead(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     lease_expiry: int
     tx: TxId
     height: int
+
+
+_SINGLE_ROWS: Final[Mapping[bytes, type]] = {_COUNT: int, staking.FINALITY_KEY: staking.Finality}
+_KEYED_ROWS: Final[Mapping[bytes, type]] = {
+    _ACCOUNT: Account,
+    _OPERATOR: Operated,
+    _PEER: Registration,
+    _VOLUME: VolumeHead,
+    staking.stake_key(b""): staking.Stake,
+}
+"""What the rows of the state hold: those with a key of their own, and those whose key is a letter and a public key."""
 
 
 class StateNodes:
@@ -322,6 +334,17 @@ def _pay_fee(state: State, payer: bytes, fee: int) -> None:
     if fee:
         account = state.account(payer)
         state.set_account(payer, Account(account.balance - fee, account.nonce))
+
+
+def check_row(key: bytes, value: bytes) -> None:
+    """Raise MalformedError unless a row of the state has the form that the rules give it. For states that were not computed
+    here; whether the row is true is another question."""
+    if key in _SINGLE_ROWS:
+        codec.decode(value, _SINGLE_ROWS[key])
+    elif key[:1] in _KEYED_ROWS and len(key) == 33:
+        codec.decode(value, _KEYED_ROWS[key[:1]])
+    elif not staking.is_unbonding_row(key, value):
+        raise MalformedError(f"no rule writes a row with the key {key[:40].hex()} into the state")
 
 
 def keys_of(owner: bytes) -> tuple[bytes, ...]:

@@ -83,10 +83,24 @@ def _parse(argv: list[str]) -> Options:
     run.add_argument(
         "--light", action=argparse.BooleanOptionalAction, default=None, help="keep headers only (default: as last time)"
     )
+    run.add_argument(
+        "--snapshot",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let a new chain begin with a state from others (default: as last time)",
+    )
     run.add_argument("--ready-fd", metavar="N", type=int, help="write one line of JSON here when serving")
     given = parser.parse_args(argv)
     return Options(
-        wishes=Wishes(given.mine_workers, given.mine_duty, given.mine_nice, given.work, given.explorer, given.light),
+        wishes=Wishes(
+            given.mine_workers,
+            given.mine_duty,
+            given.mine_nice,
+            given.work,
+            given.explorer,
+            given.light,
+            given.snapshot,
+        ),
         listen=given.listen,
         advertise=given.advertise,
         bootstrap=tuple(given.bootstrap),

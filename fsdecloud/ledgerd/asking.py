@@ -82,7 +82,8 @@ class Asker:
             except NotProven as exc:
                 last = f"{session.remote}: {exc}"
                 is_denied = True
-                if is_owed and not isinstance(exc, Dropped) and session.claim >= self._keeper.claim:
+                has_all = session.first == 1  # who began with a snapshot may not have what is before it yet
+                if is_owed and has_all and not isinstance(exc, Dropped) and session.claim >= self._keeper.claim:
                     session.misbehave(ABSENT, f"it does not prove what it should have: {exc}")
             except (RemoteTimeout, PeerUnavailable) as exc:
                 last = str(exc)

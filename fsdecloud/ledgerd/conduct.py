@@ -17,6 +17,9 @@ from fsdecloud.net.address import client_group, is_loopback
 POINTS_MAX: Final = 100.0
 """Points at which a session ends and its address is shut out."""
 
+FALSE_CLAIM: Final = 20.0
+"""Points for a claim that the headers do not prove."""
+
 FORGIVEN: Final = 0.1
 """Points forgiven each second: a daemon that errs once in two minutes stays."""
 

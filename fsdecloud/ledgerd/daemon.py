@@ -45,6 +45,7 @@ from fsdecloud.ledgerd.setup import (
     read_network_file,
     save_config,
 )
+from fsdecloud.ledgerd.snapshot import prepare_snapshot
 from fsdecloud.net.address import Address, format_endpoint, parse_endpoint, parse_url
 from fsdecloud.net.discovery import load_book
 from fsdecloud.net.unix import serve_unix
@@ -121,6 +122,7 @@ class _Daemon:
             answers = LightAnswers(light, Asker(light, self._hub.sync.sessions, self._hub.sync.changed))
             self._api = LightApi(light, self._hub, answers)
         else:
+            prepare_snapshot(store, settings.snapshot)
             keeper = Keeper(store, SteadyClock(), options.body_limit)
             self._keeper = keeper
             self._hub = self._open_hub(keeper)

@@ -1,14 +1,16 @@
-"""The bodies of a checked branch, from all who have them, connected in their order.
+"""The bodies of checked headers, from all who have them, connected in their order.
 
 Every session gets batches of FETCH_BATCH blocks, IN_FLIGHT of them at a time, at most WINDOW blocks ahead of the one that is
 connected next: a fast line carries more of the chain, a slow one less. Whoever has nothing to do because all wait for one
 batch, and that one is late, fetches it himself: a session that stalls costs STALL seconds once and not the sync. Memory is
-bounded by the window and by READY_MAX bytes. Everything here runs in the trio thread. Not here: which branch (`sync`).
+bounded by the window and by READY_MAX bytes. Everything here runs in the trio thread. Not here: which branch (`sync`), and the
+blocks before a snapshot (`history`).
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,6 +26,7 @@ from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.session import Session
 from fsdecloud.limits import MIB
 from fsdecloud.net.nursery import open_background
+from fsdecloud.types import BlockId
 from fsdecloud.wire import gossip
 
 if TYPE_CHECKING:
@@ -66,21 +69,13 @@ class _Asked:
     since: float
 
 
-class Download:
-    """Fetches and connects one branch. Used once."""
+class BlockFetch(ABC):
+    """Fetches blocks by id, in an order in which they are then connected. Used once."""
 
-    def __init__(
-        self, keeper: Keeper, syncer: Syncer, branch: Branch, source: Session, first: bytes | None = None
-    ) -> None:
-        """`source` gave the headers, and the first block if that is at hand."""
-        self._keeper = keeper
+    def __init__(self, syncer: Syncer, count: int) -> None:
+        """`count` is how many blocks."""
         self._syncer = syncer
-        self._branch = branch
-        self._source = source
-        assert branch.fork is not None
-        assert branch.last is not None
-        source.height = max(source.height, branch.last.height)
-        self._first_height = branch.fork.height + 1
+        self._count = count
         self._next = 0
         """Index of the block that is connected next."""
         self._unasked = 0
@@ -89,28 +84,39 @@ class Download:
         self._asked: dict[int, _Asked] = {}
         self._ready: dict[int, tuple[bytes, Session]] = {}
         self._ready_bytes = 0
-        if first is not None:
-            self._ready[0] = first, source
-            self._ready_bytes = len(first)
-            self._unasked = 1
         self._lacking: set[Session] = set()
         self._stalls: Counter[Session] = Counter()
         self._changed = trio.Event()
-        self._is_done = False
+
+    @abstractmethod
+    def _id_at(self, index: int) -> BlockId:
+        """Return the id of a block."""
+
+    @abstractmethod
+    def _height(self, index: int) -> int:
+        """Return the height of a block."""
+
+    @abstractmethod
+    def _reach(self, session: Session) -> int:
+        """Return the index of the first block that comes after those which a session may have."""
+
+    @abstractmethod
+    async def _connect(self) -> bool:
+        """Connect what is ready; return False when it is not to go on."""
 
     async def run(self) -> bool:
-        """Fetch and connect the branch; return False when nobody can give it, or it cannot be connected.
+        """Fetch and connect the blocks; return False when nobody can give them, or they cannot be connected.
 
         Raises StoreError.
         """
         async with open_background() as nursery:
             nursery.start_soon(self._hire, nursery)
-            while self._next < len(self._branch):
+            while self._next < self._count:
                 if self._next in self._ready:
                     if not await self._connect():
                         return False
                 elif not self._is_coming():
-                    log.info("nobody gives block %d", self._first_height + self._next)
+                    log.info("nobody gives block %d", self._height(self._next))
                     return False
                 else:
                     await self._changed.wait()
@@ -135,7 +141,7 @@ class Download:
         return any(self._has(session, self._next) for session in self._syncer.sessions())
 
     def _has(self, session: Session, index: int) -> bool:
-        return session not in self._lacking and session.first <= self._first_height + index <= session.height
+        return session not in self._lacking and session.first <= self._height(index) <= session.height
 
     async def _fetch(self, session: Session) -> None:
         """Fetch batch after batch from one session, until it fails or has no more."""
@@ -149,7 +155,7 @@ class Download:
             start, stop = batch
             asked = self._asked[start] = _Asked(stop, session, trio.current_time())
             try:
-                ids = tuple(self._branch.id_at(index) for index in range(start, stop))
+                ids = tuple(self._id_at(index) for index in range(start, stop))
                 answer = await session.ask(gossip.GetBlocks(ids), gossip.Blocks)
                 self._put(session, start, stop, answer.blocks)
             except (PeerUnavailable, RemoteTimeout, Misbehaviour) as exc:
@@ -173,7 +179,7 @@ class Download:
                 self._returned.remove(given)
                 return start, self._clip(session, start, stop)
         start = self._unasked
-        limit = min(len(self._branch), self._next + WINDOW)
+        limit = min(self._count, self._next + WINDOW)
         if start < limit and self._has(session, start) and self._has_room(start):
             self._unasked = self._clip(session, start, min(start + FETCH_BATCH, limit))
             return start, self._unasked
@@ -181,7 +187,7 @@ class Download:
 
     def _clip(self, session: Session, start: int, stop: int) -> int:
         """Return where a range ends of which the session has only the beginning; the rest is given back."""
-        end = min(stop, session.height - self._first_height + 1)
+        end = min(stop, self._reach(session))
         if start < end < stop and stop <= self._unasked:
             self._returned.append((end, stop))
         return end
@@ -195,7 +201,7 @@ class Download:
         if awaited is None or trio.current_time() < awaited[1].since + STALL:
             return None
         start, asked = awaited
-        log.info("%s is slow; block %d is asked elsewhere", asked.session.remote, self._first_height + start)
+        log.info("%s is slow; block %d is asked elsewhere", asked.session.remote, self._height(start))
         self._stalls[asked.session] += 1
         if self._stalls[asked.session] >= STALLS_MAX:
             asked.session.fail(RemoteTimeout(f"{asked.session.remote} lets all others wait for its blocks"))
@@ -216,7 +222,7 @@ class Download:
 
     def _put(self, session: Session, start: int, stop: int, blocks: tuple[bytes, ...]) -> None:
         """Take the blocks of an answer. Raises Misbehaviour for one that was not asked for."""
-        wanted = {self._branch.id_at(index): index for index in range(start, stop)}
+        wanted = {self._id_at(index): index for index in range(start, stop)}
         for data in blocks:
             try:
                 index = wanted.pop(claimed_id(data), None)
@@ -242,8 +248,8 @@ class Download:
                 begin = None
 
     # ---- connecting ------------------------------------------------------------------------------------------------
-    async def _connect(self) -> bool:
-        """Connect what is ready; return False when the branch is not to be followed."""
+    def _next_ready(self) -> tuple[list[bytes], list[Session]]:
+        """Return the blocks to connect now, and who sent them."""
         blocks: list[bytes] = []
         senders: list[Session] = []
         size = 0
@@ -254,13 +260,63 @@ class Download:
             blocks.append(found[0])
             senders.append(found[1])
             size += len(found[0])
-        connected = await self._keeper.accept_chain(blocks)
-        for index in range(self._next, self._next + connected.count):
-            data, sender = self._ready.pop(index)
+        return blocks, senders
+
+    def _advance(self, count: int) -> None:
+        """Forget the next `count` blocks: they are connected."""
+        for index in range(self._next, self._next + count):
+            data, _ = self._ready.pop(index)
             self._ready_bytes -= len(data)
-            sender.last_block = trio.current_time()
-        self._next += connected.count
+        self._next += count
         self._wake()
+
+    def _refuse_body(self) -> None:
+        """Let the next block be fetched from others: its body was false."""
+        self._ready_bytes -= len(self._ready.pop(self._next)[0])
+        self._give_back(self._next, self._next + 1)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class Download(BlockFetch):
+    """Fetches and connects one branch."""
+
+    def __init__(
+        self, keeper: Keeper, syncer: Syncer, branch: Branch, source: Session, first: bytes | None = None
+    ) -> None:
+        """`source` gave the headers, and the first block if that is at hand."""
+        super().__init__(syncer, len(branch))
+        self._keeper = keeper
+        self._branch = branch
+        self._source = source
+        assert branch.fork is not None
+        assert branch.last is not None
+        source.height = max(source.height, branch.last.height)
+        self._first_height = branch.fork.height + 1
+        if first is not None:
+            self._ready[0] = first, source
+            self._ready_bytes = len(first)
+            self._unasked = 1
+
+    def _id_at(self, index: int) -> BlockId:
+        return self._branch.id_at(index)
+
+    def _height(self, index: int) -> int:
+        return self._first_height + index
+
+    def _reach(self, session: Session) -> int:
+        return session.height - self._first_height + 1
+
+    async def _connect(self) -> bool:
+        """Connect what is ready; return False when the branch is not to be followed."""
+        blocks, senders = self._next_ready()
+        connected = await self._keeper.accept_chain(blocks)
+        for sender in senders[: connected.count]:
+            sender.last_block = trio.current_time()
+        self._advance(connected.count)
         return connected.error is None or self._blame(senders[connected.count], connected.error)
 
     def _blame(self, sender: Session, error: InvalidBlock) -> bool:
@@ -270,18 +326,12 @@ class Download:
         if isinstance(error, ReorgTooDeep):
             self._keeper.raise_alarm(str(error))
             return False
-        height = self._first_height + self._next
+        height = self._height(self._next)
         reason = Misbehaviour(f"it sent an invalid block {height}: {describe(error)}")
         sender.fail(reason)
         self._lacking.add(sender)
         if isinstance(error, BODY_FAULTS):
-            self._ready_bytes -= len(self._ready.pop(self._next)[0])
-            self._give_back(self._next, self._next + 1)
-            self._wake()
+            self._refuse_body()
             return True
         self._source.fail(reason)
         return False
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()

@@ -37,6 +37,7 @@ from fsdecloud.ledgerd.addresses import Addresses, Key
 from fsdecloud.ledgerd.clock import ClockWatch
 from fsdecloud.ledgerd.conduct import Bans, Misbehaviour
 from fsdecloud.ledgerd.eviction import Callee, Caller, choose_eviction, choose_surplus
+from fsdecloud.ledgerd.history import History
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.light import LightKeeper
 from fsdecloud.ledgerd.relay import Orphans, Pacer, Requests
@@ -93,6 +94,7 @@ class Hub:
         self.url = ""
         """Where others reach this daemon; set once it listens."""
         self.sync = Syncer(keeper, minimum_work)
+        self.history = History(keeper, self.sync) if isinstance(keeper, Keeper) else None
         self.bans = Bans() if bans is None else bans
         self.addresses = Addresses(
             AddressBook(secrets.token_bytes(32), node) if book is None else book, keeper.network, node, keeper.now
@@ -276,6 +278,8 @@ class Hub:
         """Call others and sync with them until cancelled. Raises StoreCorrupt."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sync.run)
+            if self.history is not None:
+                nursery.start_soon(self.history.run)
             nursery.start_soon(self._feel)
             nursery.start_soon(self._ask_again)
             nursery.start_soon(self._watch_tip, nursery)

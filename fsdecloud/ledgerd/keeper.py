@@ -22,10 +22,11 @@ from fsdecloud.ledger.mempool import Mempool
 from fsdecloud.ledger.network import network_id
 from fsdecloud.ledger.reasons import COMMITTED, ConflictsWithFinal, KnownInvalid, ReorgTooDeep, UnknownParent
 from fsdecloud.ledger.staking import Finality, stake_of
-from fsdecloud.ledger.state import Registration, State, StateNodes
+from fsdecloud.ledger.state import EMPTY_ROOT, Registration, State, StateNodes
 from fsdecloud.ledger.transactions import Vote, check_signatures, decode_tx, encode_evidence, tx_id
 from fsdecloud.ledger.votebook import VoteBook
 from fsdecloud.store.chain import ChainStore
+from fsdecloud.store.snapshot import SnapshotStore
 from fsdecloud.tree.node import NodeMissing
 from fsdecloud.types import BlockId, PeerId, TxId
 
@@ -66,7 +67,11 @@ class Keeper:
         self.tip = store.tip()
         self.alarm = ""
         """Why the best chain that others have is not followed; empty if it is."""
+        mark = store.snapshot()
+        self.needs_snapshot = mark is not None and not mark.pivot
+        """Whether this chain is to begin with a state that others give (`snapshot`): until then nothing is mined."""
         self._store = store
+        self._snapshots = SnapshotStore(store)
         self.claim = self._claim()
         """What others are told of the chain that is followed (`finality.claim_of`)."""
         self._clock = clock
@@ -112,10 +117,14 @@ class Keeper:
         return read_finality(self.document, self.tip, self._store.node)
 
     def justified_at(self, point: Point) -> int:
-        """Return the height of the justified checkpoint after a stored block; 0 where nobody votes."""
+        """Return the height of the justified checkpoint after a stored block; 0 where nobody votes, or where its state is no
+        longer here, or never was."""
         if not self.document.checkpoint_interval:
             return 0
-        return read_finality(self.document, point, self._store.node).justified.height
+        try:
+            return read_finality(self.document, point, self._store.node).justified.height
+        except NodeMissing:
+            return 0
 
     def registry(self) -> list[tuple[PeerId, Registration]]:
         """Return all registered peers by their place."""
@@ -185,9 +194,10 @@ class Keeper:
             if point is None:
                 raise UnknownParent(f"block {identity.hex()} is not stored here")
             switch = plan_switch(self._store.point, self.tip, point, None)
-            if any(self._store.block(left.id) is None for left in (*switch.leave, *switch.enter)):
+            is_bare = any(self._store.block(left.id) is None for left in (*switch.leave, *switch.enter))
+            if is_bare or not self._has_state(point):
                 raise ReorgTooDeep(
-                    "that would undo blocks whose bodies were pruned: stop the daemon, run `decloud ledger rebuild "
+                    "that would undo blocks whose bodies or states are not here: stop the daemon, run `decloud ledger rebuild "
                     "--discard`, and let it sync from daemons whose chain you trust"
                 )
             await trio.to_thread.run_sync(self._store.move_tip, switch)
@@ -195,8 +205,24 @@ class Keeper:
             await self._follow(switch)
         return point
 
+    async def begin_at(self, pivot: Point) -> None:
+        """Begin the chain at a block whose state is whole, with all headers up to it. Raises StoreError."""
+        async with self._lock:
+            assert self.needs_snapshot
+            switch = Switch(self.tip, (), (pivot,))
+            await trio.to_thread.run_sync(self._snapshots.install, pivot)
+            self.needs_snapshot = False
+            await self._follow(switch)
+
+    async def prune_states(self) -> int:
+        """Drop the nodes of old states now; return how many."""
+        async with self._lock:
+            return await trio.to_thread.run_sync(self._store.prune, self.kept_depth)
+
     async def build(self, recipient: bytes) -> Block | None:
         """Return the block to mine next, None when there is nothing to record and the network does not mine idly."""
+        if self.needs_snapshot:
+            return None
         time = max(self.now(), self.tip.median_time + 1)
         chosen = self.pool.select(time)
         if not chosen and not self.document.mine_when_idle:
@@ -286,7 +312,7 @@ class Keeper:
                 if identity not in waited:
                     for tell in self.on_tx:
                         tell(identity)
-        if self._body_limit is not None and switch.enter:
+        if self._body_limit is not None and switch.enter and self._is_settled():
             await trio.to_thread.run_sync(self._store.prune_bodies, self._body_limit, self.kept_depth)
         self._connected += len(switch.enter)
         if self._connected >= PRUNE_EVERY and self._store.node_count() >= self._prune_above:
@@ -294,6 +320,14 @@ class Keeper:
             count = await trio.to_thread.run_sync(self._store.prune, self.kept_depth)
             self._prune_above = self._store.node_count() * 3 // 2
             log.debug("dropped %d old state nodes", count)
+
+    def _has_state(self, point: Point) -> bool:
+        return point.state_root == EMPTY_ROOT or self._store.node(point.state_root) is not None
+
+    def _is_settled(self) -> bool:
+        """Tell whether bodies may go: not while those before a snapshot come, and are executed."""
+        mark = self._store.snapshot()
+        return mark is None or mark.is_settled
 
     # ---- votes that contradict each other --------------------------------------------------------------------------
     def _watch_all(self, batch: _Batch) -> None:

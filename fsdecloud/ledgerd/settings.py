@@ -33,6 +33,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """ledgerd.toml as it is written."""
 
     ledger: Literal["full", "light"] | None = None
+    snapshot: bool | None = None
     mine: bool | None = None
     mine_workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 1
     mine_duty: int | str = 100
@@ -57,6 +58,8 @@ class Settings:
     """HOST:PORT of the pages; empty: there are none."""
     light: bool = False
     """Keep headers only."""
+    snapshot: bool | None = None
+    """Let a new chain begin with a state from others; None: as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Wishes:
     work: str | None = None
     explorer: str | None = None
     light: bool | None = None
+    snapshot: bool | None = None
 
 
 NO_WISHES: Final = Wishes()
@@ -93,6 +97,7 @@ def load_settings(paths: Paths, wishes: Wishes, *, mine: bool | None = None, was
             work=parse_port("work", str(found.work)),
             explorer=parse_loopback("explorer", str(found.explorer)),
             light=was_light if found.ledger is None else found.ledger == "light",
+            snapshot=found.snapshot,
         )
     except UsageError as exc:
         raise UsageError(f"{path}: {exc}") from exc
@@ -105,6 +110,7 @@ def _check_light(settings: Settings) -> Settings:
             ("mine", settings.mine),
             ("give out work", settings.work),
             ("show pages", settings.explorer),
+            ("take a snapshot", settings.snapshot),
         ):
             if is_wished:
                 raise UsageError(f"a light ledger daemon cannot {what}: it has no blocks; leave that or --light out")
@@ -120,6 +126,8 @@ def _with_wishes(settings: Settings, wishes: Wishes) -> Settings:
     if wishes.nice is not None:
         crew = replace(crew, nice=_within("--mine-nice", wishes.nice, NICE_MAX))
     settings = replace(settings, crew=crew, light=settings.light if wishes.light is None else wishes.light)
+    if wishes.snapshot is not None:
+        settings = replace(settings, snapshot=wishes.snapshot)
     if wishes.work is not None:
         settings = replace(settings, work=parse_port("--work", wishes.work))
     if wishes.explorer is not None:

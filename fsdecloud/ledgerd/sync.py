@@ -26,12 +26,14 @@ from fsdecloud.errors import (
 from fsdecloud.ledger.blocks import block_id, decode_header
 from fsdecloud.ledger.chain import locator
 from fsdecloud.ledger.compact import SHORT_ID, assemble, match
+from fsdecloud.ledger.finality import work_of_claim
 from fsdecloud.ledger.headers import Branch, describe
-from fsdecloud.ledgerd.conduct import Misbehaviour
+from fsdecloud.ledgerd.conduct import FALSE_CLAIM, Misbehaviour
 from fsdecloud.ledgerd.download import Download
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.ledgerd.light import KEPT_HEADERS, LightKeeper, store_branch
 from fsdecloud.ledgerd.session import Session
+from fsdecloud.ledgerd.snapshot import SnapshotSync
 from fsdecloud.limits import REQUEST_TIMEOUT
 from fsdecloud.types import BlockId
 from fsdecloud.wire import gossip
@@ -47,9 +49,6 @@ HELD_RETRY: Final = 60.0
 STORE_RETRY: Final = 10.0
 """Seconds to wait when a block cannot be stored: a full disk may have room again."""
 
-FALSE_CLAIM: Final = 20.0
-"""Points for a claim that the headers do not prove."""
-
 
 class Syncer:
     """Keeps the chain at the best that the sessions offer. `run` is the only task."""
@@ -62,6 +61,10 @@ class Syncer:
         self._held: dict[Session, bytes] = {}
         self.is_busy = False
         """True while a branch is being fetched."""
+        self.snapshot: SnapshotSync | None = None
+        """What fetches the state that the chain begins with; None when that is the genesis block's."""
+        if isinstance(keeper, Keeper) and keeper.needs_snapshot:
+            self.snapshot = SnapshotSync(keeper, self)
 
     # ---- for the hub -----------------------------------------------------------------------------------------------
     def add(self, session: Session) -> None:
@@ -107,6 +110,10 @@ class Syncer:
     def _ahead(self) -> list[Session]:
         """Return the sessions that claim a better chain than ours, the best first."""
         ahead = [session for session in self._sessions if session.claim > self._keeper.claim]
+        if (
+            self.snapshot is not None and self.snapshot.is_wanted
+        ):  # no body will show what is justified: work alone counts
+            return sorted(ahead, key=lambda session: work_of_claim(session.claim), reverse=True)
         return sorted(ahead, key=lambda session: session.claim, reverse=True)
 
     async def _sync(self, session: Session, *, is_alone: bool) -> None:
@@ -115,7 +122,10 @@ class Syncer:
         claim, number = session.claim, session.claims
         try:
             branch = await self._collect(session, REQUEST_TIMEOUT if is_alone else IMPATIENCE)
-            if branch is not None:
+            if branch is not None and self.snapshot is not None and self.snapshot.is_wanted:
+                if not await self.snapshot.take(session, branch, work_of_claim(claim)):
+                    session.disclaim(number)
+            elif branch is not None:
                 if await self._take(session, branch):
                     self._check_followed(session, branch, claim, number)
                 else:
@@ -215,7 +225,10 @@ class Syncer:
         announced = session.announced
         if announced is not None and self._keeper.store.point(BlockId(decode_header(announced).parent)) is not None:
             return (announced,), False
-        ids = locator(self._keeper.tip, self._keeper.store.best_at)
+        if self.snapshot is not None and self.snapshot.is_wanted:
+            ids = self.snapshot.locator()
+        else:
+            ids = locator(self._keeper.tip, self._keeper.store.best_at)
         answer = await session.ask(gossip.GetHeaders(ids[: gossip.LOCATOR_MAX]), gossip.Headers, patience)
         return answer.headers, len(answer.headers) == gossip.HEADERS_MAX
 

@@ -4,7 +4,8 @@ Blocking. Reads may come from any thread; writes from one thread at a time (LMDB
 connects a block with everything that follows from it, so after a crash the store is at a block or at the one before.
 Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
 
-    meta      "network" document, "tip" block id, "first" height of the first block whose body is here (1 when absent)
+    meta      "network" document, "tip" block id, "first" height of the first block whose body is here (1 when absent),
+              "snapshot" SnapshotMark of a chain whose state was not computed here (`store.snapshot`; absent for others)
     points    block id -> Point                              every valid block, on whatever branch
     headers   block id -> encoded header
     bodies    block id -> encoded block                      but for pruned ones (`prune_bodies`)
@@ -25,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+import msgspec
+
 from fsdecloud import codec
 from fsdecloud.errors import InvalidBlock, MalformedError, StoreCorrupt
 from fsdecloud.ledger.blocks import Block, decode_block, encode_header
@@ -37,9 +40,12 @@ from fsdecloud.store.environment import Environment, Transaction, open_environme
 from fsdecloud.types import BlockId, TxId
 
 _NETWORK: Final = b"network"
-_TIP: Final = b"tip"
-_FIRST: Final = b"first"
-_PLACE: Final = struct.Struct(">QI")
+TIP: Final = b"tip"
+FIRST: Final = b"first"
+SNAPSHOT: Final = b"snapshot"
+PLACE: Final = struct.Struct(">QI")
+"""Where a transaction of the best chain stands: height, index in the block."""
+
 PRUNE_STEP: Final = 256
 """Bodies dropped in one transaction, at most."""
 
@@ -47,11 +53,31 @@ _INVALID_MAX: Final = 4096
 """Invalid blocks remembered: enough to drop whoever repeats them, too few to fill a disk."""
 
 
+class SnapshotMark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How far a chain has come whose state at one block, the pivot, was fetched and not computed."""
+
+    header: BlockId
+    """The last header that is stored before the state is here; the genesis block at first."""
+    pivot: int = 0
+    """Height of the pivot; 0 while its state is being fetched. No state before it was ever here."""
+    is_complete: bool = False
+    """Whether all blocks before the pivot have been fetched; until then "first" says how far."""
+    verified: int = 0
+    """Height up to which they have been executed here. That block's state is kept."""
+    fault: str = ""
+    """Why one of them cannot be: the chain breaks the rules, whatever its work."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to do about the blocks before the pivot."""
+        return bool(self.fault) or (self.is_complete and self.verified >= self.pivot)
+
+
 class ChainStore:
     """An open chain store. Made by `open_chain`."""
 
     def __init__(self, environment: Environment, document: NetworkDocument) -> None:
-        self._env = environment
+        self._env = self.environment = environment
         self.document = document
         self._meta = environment.database(b"meta")
         self._points = environment.database(b"points")
@@ -70,7 +96,7 @@ class ChainStore:
     def tip(self) -> Point:
         """Return the last block of the best chain."""
         with self._env.read() as txn:
-            identity = txn.get(_TIP, db=self._meta)
+            identity = txn.get(TIP, db=self._meta)
             data = None if identity is None else txn.get(identity, db=self._points)
         if data is None:
             raise self._corrupt("its tip is missing")
@@ -95,8 +121,21 @@ class ChainStore:
         with self._env.read() as txn:
             return txn.get(identity, db=self._bodies)
 
+    def snapshot(self) -> SnapshotMark | None:
+        """Return how far the chain has come if its state is, or is to be, fetched from others (`store.snapshot`)."""
+        with self._env.read() as txn:
+            return self._mark(txn)
+
+    def history_first(self) -> int:
+        """Return the height from which on blocks, transactions and anchors are known: 1, but for a chain whose blocks before
+        the pivot are still being fetched."""
+        with self._env.read() as txn:
+            mark = self._mark(txn)
+            return self._first(txn) if mark is not None and not mark.is_complete else 1
+
     def first_body(self) -> int:
-        """Return the height from which on all blocks of the best chain are here: 1 unless old ones were pruned."""
+        """Return the height from which on all blocks of the best chain are here: 1 unless old ones were pruned, or are still
+        being fetched."""
         with self._env.read() as txn:
             return self._first(txn)
 
@@ -254,7 +293,7 @@ class ChainStore:
                     txn.delete(left.height.to_bytes(8), db=self._best)
                 for entered in switch.enter:
                     txn.put(entered.height.to_bytes(8), entered.id, db=self._best)
-                txn.put(_TIP, switch.enter[-1].id, db=self._meta)
+                txn.put(TIP, switch.enter[-1].id, db=self._meta)
 
     def move_tip(self, switch: Switch) -> None:
         """Make a stored branch the best chain."""
@@ -277,6 +316,11 @@ class ChainStore:
         lowest = max(0, self.tip().height - depth)
         roots: set[bytes] = set()
         with self._env.write() as txn:
+            mark = self._mark(txn)
+            if mark is not None:
+                lowest = max(lowest, mark.pivot)
+                if 0 < mark.verified < mark.pivot:
+                    roots.add(self._best_point(txn, mark.verified).state_root)
             with txn.cursor(db=self._levels) as cursor:
                 found = cursor.set_range(lowest.to_bytes(8))
                 while found:
@@ -307,7 +351,7 @@ class ChainStore:
                 self._prune_height(txn, first)
                 first += 1
             if first > start:
-                txn.put(_FIRST, first.to_bytes(8), db=self._meta)
+                txn.put(FIRST, first.to_bytes(8), db=self._meta)
         return first - start
 
     def close(self) -> None:
@@ -332,7 +376,7 @@ class ChainStore:
             genesis = genesis_point(self.document)
             with self._env.write() as txn:
                 txn.put(_NETWORK, expected, db=self._meta)
-                txn.put(_TIP, genesis.id, db=self._meta)
+                txn.put(TIP, genesis.id, db=self._meta)
                 txn.put(genesis.id, codec.encode(genesis), db=self._points)
                 txn.put(bytes(8) + genesis.id, b"", db=self._levels)
                 txn.put(bytes(8), genesis.id, db=self._best)
@@ -340,11 +384,25 @@ class ChainStore:
             raise StoreCorrupt(f"{self._env.path} holds the chain of another network: move it away to sync again")
 
     def _first(self, txn: Transaction) -> int:
-        data = txn.get(_FIRST, db=self._meta)
+        data = txn.get(FIRST, db=self._meta)
         return 1 if data is None else int.from_bytes(data)
 
+    def _mark(self, txn: Transaction) -> SnapshotMark | None:
+        data = txn.get(SNAPSHOT, db=self._meta)
+        try:
+            return None if data is None else codec.decode(data, SnapshotMark)
+        except MalformedError as exc:
+            raise self._corrupt(f"its snapshot mark does not decode ({exc})") from exc
+
+    def _best_point(self, txn: Transaction, height: int) -> Point:
+        identity = txn.get(height.to_bytes(8), db=self._best)
+        data = None if identity is None else txn.get(identity, db=self._points)
+        if data is None:
+            raise self._corrupt(f"block {height} is missing")
+        return self._point(data)
+
     def _tip_height(self, txn: Transaction) -> int:
-        data = txn.get(txn.get(_TIP, db=self._meta) or b"-", db=self._points)
+        data = txn.get(txn.get(TIP, db=self._meta) or b"-", db=self._points)
         if data is None:
             raise self._corrupt("its tip is missing")
         return self._point(data).height
@@ -360,7 +418,7 @@ class ChainStore:
             raise self._corrupt(f"block {height} is missing")
         for index, data in enumerate(self._body(txn, BlockId(best)).transactions):
             tx = decode_tx(data)
-            place = _PLACE.pack(height, index)
+            place = PLACE.pack(height, index)
             if isinstance(tx, Anchor):
                 self._drop_kept(txn, tx.volume, tx.sequence)
                 if txn.get(tx.volume + (tx.sequence + 1).to_bytes(8), db=self._anchors) is None:
@@ -402,7 +460,7 @@ class ChainStore:
                     txn.put(tx.volume + tx.sequence.to_bytes(8), place, db=self._anchors)
             txn.put(point.height.to_bytes(8), point.id, db=self._best)
         tip = switch.enter[-1] if switch.enter else switch.fork
-        txn.put(_TIP, tip.id, db=self._meta)
+        txn.put(TIP, tip.id, db=self._meta)
 
     def _contents(
         self, txn: Transaction, point: Point, checked: CheckedBlock | None = None
@@ -410,16 +468,16 @@ class ChainStore:
         """Yield id, transaction and place of everything in a block: the checked one, else as it is stored."""
         if checked is not None:
             for index, (identity, known) in enumerate(zip(checked.ids, checked.transactions, strict=True)):
-                yield identity, known, _PLACE.pack(point.height, index)
+                yield identity, known, PLACE.pack(point.height, index)
             return
         for index, data in enumerate(self._body(txn, point.id).transactions):
             tx = decode_tx(data)
-            yield tx_id(tx), tx, _PLACE.pack(point.height, index)
+            yield tx_id(tx), tx, PLACE.pack(point.height, index)
 
     def _at(self, txn: Transaction, place: bytes | None) -> tuple[bytes, int, int] | None:
         if place is None:
             return None
-        height, index = _PLACE.unpack(place)
+        height, index = PLACE.unpack(place)
         kept = txn.get(place, db=self._kept)
         if kept is not None:
             return kept, height, index
@@ -434,7 +492,7 @@ class ChainStore:
     def _block_at(self, txn: Transaction, place: bytes | None) -> tuple[bytes, int] | None:
         if place is None:
             return None
-        height, index = _PLACE.unpack(place)
+        height, index = PLACE.unpack(place)
         identity = txn.get(height.to_bytes(8), db=self._best)
         data = None if identity is None else txn.get(identity, db=self._bodies)
         return None if data is None else (data, index)

@@ -21,7 +21,7 @@ watch: Empty -> LedgerStatus                 afterwards `tip: TipNotice` notices
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -41,6 +41,19 @@ class LedgerPeer(msgspec.Struct, frozen=True, array_like=True):
     id: bytes
     inbound: bool
     height: int
+
+
+class SnapshotProgress(msgspec.Struct, frozen=True, array_like=True):
+    """How far a chain has come whose state at one block was fetched from others and not computed."""
+
+    stage: Literal["headers", "state", "history", "execute", "verified", "fault"]
+    """What is being done: headers, then the state's nodes are fetched; the blocks before it are fetched, then executed; nothing
+    is left to do; they break the rules."""
+    pivot: int
+    """Height of the block whose state it is; 0 while it is not known."""
+    done: int
+    total: int
+    """Of headers, nodes or blocks; a total of 0 is not known."""
 
 
 class LedgerStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -65,6 +78,10 @@ class LedgerStatus(msgspec.Struct, frozen=True, array_like=True):
     """It keeps headers only, and answers with what full daemons prove; `mempool` is what this machine submitted."""
     provers: int = 0
     """How many full daemons a light one is connected to."""
+    history: int = 1
+    """Height from which on blocks, transactions and anchors are known: those before it are still being fetched."""
+    snapshot: SnapshotProgress | None = None
+    """None when the daemon computed all states itself."""
 
 
 class TipNotice(msgspec.Struct, frozen=True, array_like=True):

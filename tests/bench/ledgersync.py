@@ -1,10 +1,11 @@
 """How fast a ledger daemon gets a long chain from several others, over real connections on this machine.
 
-    python -m tests.bench.ledgersync DIR [--blocks 10000] [--transactions 5] [--sources 2]
+    python -m tests.bench.ledgersync DIR [--blocks 10000] [--transactions 5] [--sources 2] [--snapshot]
 
 Makes the chain once in DIR (it is used again by the next run), serves copies of it by that many daemons, starts one that knows
 nothing but their addresses, and prints blocks and transactions a second, processor time and memory of the newcomer. All blocks
-are verified in full; nothing is known beforehand but the network document.
+are verified in full; nothing is known beforehand but the network document. With --snapshot it begins with the state at a block
+near the tip: printed are the seconds until it serves, until it has all older blocks, and until it has executed them.
 """
 
 from __future__ import annotations
@@ -97,8 +98,9 @@ class Chain:
         return self._store.node(ref) if data is None else data
 
 
-def measure(base: Path, blocks: int, count: int, sources: int) -> dict[str, object]:
+def measure(base: Path, blocks: int, count: int, sources: int, *, snapshot: bool = False) -> dict[str, object]:
     """Make the chain if it is not there, and sync it once."""
+    more: dict[str, object] = {}
     document = fast_network()
     made = base / f"chain-{blocks}-{count}"
     if not made.exists():
@@ -123,10 +125,18 @@ def measure(base: Path, blocks: int, count: int, sources: int) -> dict[str, obje
             daemon.start("--no-mine")
         begun = time.monotonic()
         bootstrap = [word for daemon in daemons for word in ("--bootstrap", daemon.url)]
-        newcomer.start("--no-mine", "--network", str(base / "network"), *bootstrap)
+        wanted = ["--snapshot"] * snapshot
+        newcomer.start("--no-mine", "--network", str(base / "network"), *wanted, *bootstrap)
         wait_until(lambda: newcomer.status().height == blocks, "it has the whole chain", 3600)
         seconds = time.monotonic() - begun
         processor = newcomer.cpu_ticks() / 100
+        if snapshot:
+            wait_until(lambda: newcomer.status().history == 1, "it has all older blocks", 3600)
+            more["history_seconds"] = round(time.monotonic() - begun, 1)
+            more["history_cpu_seconds"] = round(newcomer.cpu_ticks() / 100, 1)
+            wait_until(lambda: _stage(newcomer) == "verified", "it has executed them", 3600)
+            more["verified_seconds"] = round(time.monotonic() - begun, 1)
+            more["verified_cpu_seconds"] = round(newcomer.cpu_ticks() / 100, 1)
         assert newcomer.process is not None
         memory = Path(f"/proc/{newcomer.process.pid}/status").read_text()
         anonymous = next(line.split()[1] for line in memory.splitlines() if line.startswith("RssAnon"))
@@ -144,7 +154,13 @@ def measure(base: Path, blocks: int, count: int, sources: int) -> dict[str, obje
         "transactions_per_second": round(blocks * count / seconds),
         "newcomer_cpu_seconds": round(processor, 1),
         "newcomer_memory_kib": int(anonymous),
+        **more,
     }
+
+
+def _stage(daemon: Daemon) -> str:
+    progress = daemon.status().snapshot
+    return "" if progress is None else progress.stage
 
 
 def main() -> None:
@@ -154,9 +170,11 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=10_000)
     parser.add_argument("--transactions", type=int, default=5)
     parser.add_argument("--sources", type=int, default=2)
+    parser.add_argument("--snapshot", action="store_true")
     given = parser.parse_args()
     given.directory.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(measure(given.directory, given.blocks, given.transactions, given.sources)))
+    found = measure(given.directory, given.blocks, given.transactions, given.sources, snapshot=given.snapshot)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

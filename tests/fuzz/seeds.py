@@ -75,6 +75,8 @@ def values(info, rng):
             return None
         case msgspec.inspect.EnumType():
             return rng.choice(list(info.cls))
+        case msgspec.inspect.LiteralType():
+            return rng.choice(info.values)
         case msgspec.inspect.VarTupleType() | msgspec.inspect.ListType():
             count = (info.min_length or 0) + rng.choice([0, 1, 2])
             return tuple(values(info.item_type, rng) for _ in range(count))

@@ -45,6 +45,16 @@ def test_the_command_line_goes_before_the_file(paths: Paths) -> None:
     assert load_settings(paths, Wishes(work="off", explorer="off")) == Settings(True, CrewPlan(2, 25, 3), "", "")
 
 
+def test_a_snapshot_is_the_command_lines_or_the_files(paths: Paths) -> None:
+    assert load_settings(paths, NO_WISHES).snapshot is None
+    assert load_settings(paths, Wishes(snapshot=True)).snapshot is True
+    settings_file(paths).write_text("snapshot = true\n")
+    assert load_settings(paths, NO_WISHES).snapshot is True
+    assert load_settings(paths, Wishes(snapshot=False)).snapshot is False
+    with pytest.raises(UsageError, match="cannot take a snapshot"):
+        load_settings(paths, Wishes(light=True))
+
+
 def test_light_is_the_command_lines_or_the_files_or_as_it_was(paths: Paths) -> None:
     assert load_settings(paths, NO_WISHES, was_light=True).light
     settings_file(paths).write_text('ledger = "full"\n')

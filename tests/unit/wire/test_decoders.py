@@ -141,6 +141,8 @@ def _values(info):
             return st.just(0.5)
         case msgspec.inspect.EnumType():
             return st.sampled_from(info.cls)
+        case msgspec.inspect.LiteralType():
+            return st.sampled_from(info.values)
         case msgspec.inspect.VarTupleType():
             low = info.min_length or 0
             return st.lists(_values(info.item_type), min_size=low, max_size=low + 2).map(tuple)
