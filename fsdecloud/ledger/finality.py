@@ -2,8 +2,8 @@
 
 Pure. The chain with the higher justified checkpoint comes first, then most work, then the smaller id of the tip. A chain that
 does not hold our final checkpoint is never followed, however much work it has, and neither is one that leaves more blocks than
-the finality depth, unless the stake itself made something final on it. What a chain justified with voters that it took anew
-after it parted from ours does not count: whoever mines alone for long enough can be his own voters. In a network without
+the finality depth, unless two thirds of the stake vouch for a checkpoint on it. What a chain justified with voters that it took
+anew after it parted from ours does not count: whoever mines alone for long enough can be his own voters. In a network without
 checkpoints only work, id and the depth count.
 
 A voter votes for the newest checkpoint of the chain it follows, at most once for a height, and never from a source below the
@@ -13,7 +13,8 @@ state (`staking`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,11 +59,14 @@ def choose_tip(
     read_finality_at: Callable[[Point], Finality],
     tip: Point,
     candidate: Point,
+    held: int = 0,
 ) -> Switch | None:
     """Return how to get from `tip` to `candidate` if that one is to be followed, None if not.
 
-    Raises ConflictsWithFinal or ReorgTooDeep if it would come first but only a person may say so, UnknownParent when an
-    ancestor is missing. Called for successive candidates, a node never goes back below a checkpoint that was final for it.
+    `held` is the height of the highest checkpoint that was ever final on a chain followed here: a chain that holds it may lack
+    the votes that made it so. Raises ConflictsWithFinal or ReorgTooDeep if it would come first but only a person may say so,
+    UnknownParent when an ancestor is missing. Called for successive candidates, a node never goes back below a checkpoint that
+    was final for it.
     """
     depth = document.finality_depth
     if not document.checkpoint_interval:
@@ -70,20 +74,22 @@ def choose_tip(
     if candidate.parent == tip.id:
         return Switch(tip, (), (candidate,))
     ours, theirs = read_finality_at(tip), read_finality_at(candidate)
+    held = max(held, ours.final.height)
     is_first = (theirs.justified.height, candidate.rank) > (ours.justified.height, tip.rank)
     try:
-        switch = plan_switch(read_point, tip, candidate, max(depth, tip.height - ours.final.height))
+        switch = plan_switch(read_point, tip, candidate, max(depth, tip.height - held))
     except ReorgTooDeep as exc:
         if is_first:
-            raise ConflictsWithFinal(_say(candidate, f"final checkpoint {ours.final.height}")) from exc
+            raise ConflictsWithFinal(_say(candidate, f"final checkpoint {held}")) from exc
         return None
     fork = switch.fork.height
-    if not _is_first(candidate, theirs, tip, ours, fork):
+    own = _vouched(read_finality_at, switch.fork, switch.leave[::-1])
+    other = _vouched(read_finality_at, switch.fork, switch.enter)
+    if (other, candidate.rank) <= (own, tip.rank):
         return None
-    if fork < ours.final.height:
-        raise ConflictsWithFinal(_say(candidate, f"final checkpoint {ours.final.height}"))
-    is_finals_word = theirs.final.height > fork and theirs.restarted <= fork
-    if len(switch.leave) > depth and not is_finals_word:
+    if fork < held:
+        raise ConflictsWithFinal(_say(candidate, f"final checkpoint {held}"))
+    if len(switch.leave) > depth and other <= fork:
         raise ReorgTooDeep(_say(candidate, f"more than {depth} blocks"))
     return switch
 
@@ -113,15 +119,12 @@ def next_finality(document: NetworkDocument, tip: Point, read_node: Callable[[by
 
 
 # ---- inner ---------------------------------------------------------------------------------------------------------
-def _is_first(candidate: Point, theirs: Finality, tip: Point, ours: Finality, fork: int) -> bool:
-    """Tell whether the candidate comes first of two chains that parted after block `fork`. What voters justified who were taken
-    anew after that makes a chain no higher than the other."""
-    other, own = theirs.justified.height, ours.justified.height
-    if theirs.restarted > fork:
-        other = min(other, own)
-    if ours.restarted > fork:
-        own = min(own, other)
-    return other > own or (other == own and is_better(candidate, tip))
+def _vouched(read_finality_at: Callable[[Point], Finality], fork: Point, branch: Sequence[Point]) -> int:
+    """Return the height of the highest checkpoint on a branch, oldest block first, that those justified who were its voters
+    when it parted: what voters did who were taken anew after that does not count."""
+    points = (fork, *branch)
+    last = bisect_left(points, x=True, key=lambda point: read_finality_at(point).restarted > fork.height) - 1
+    return read_finality_at(points[last]).justified.height
 
 
 def _say(candidate: Point, what: str) -> str:

@@ -72,6 +72,7 @@ class Keeper:
         """Whether this chain is to begin with a state that others give (`snapshot`): until then nothing is mined."""
         self._store = store
         self._snapshots = SnapshotStore(store)
+        self._held = store.held()
         self.claim = self._claim()
         """What others are told of the chain that is followed (`finality.claim_of`)."""
         self._clock = clock
@@ -200,7 +201,9 @@ class Keeper:
                     "that would undo blocks whose bodies or states are not here: stop the daemon, run `decloud ledger rebuild "
                     "--discard`, and let it sync from daemons whose chain you trust"
                 )
-            await trio.to_thread.run_sync(self._store.move_tip, switch)
+            held = self._final_at(point, self._store.node)
+            await trio.to_thread.run_sync(self._store.move_tip, switch, held)
+            self._held = held or 0
             self.alarm = ""
             await self._follow(switch)
         return point
@@ -249,19 +252,32 @@ class Keeper:
             try:
                 batch.switch = self._choose(batch)
                 if batch.switch is not None and len(batch.switch.leave) > self.document.finality_depth:
-                    self.alarm = ""  # what was too deep by work alone has a final checkpoint now
+                    self.alarm = ""  # what was too deep by work alone has a justified checkpoint now
             except (ConflictsWithFinal, ReorgTooDeep) as exc:
                 self.raise_alarm(str(exc))
-            self._store.add_many(tuple(batch.fresh.values()), batch.switch)
+            held = None
+            if batch.switch is not None and (final := self._final_at(batch.last, batch.node)) is not None:
+                held = max(self._held, final)
+            self._store.add_many(tuple(batch.fresh.values()), batch.switch, held)
+            self._held = self._held if held is None else held
         return batch
+
+    def _final_at(self, point: Point, read_node: Callable[[bytes], bytes | None]) -> int | None:
+        """Return the height of the final checkpoint after a block whose state is here; None where nobody votes."""
+        if not self.document.checkpoint_interval:
+            return None
+        return read_finality(self.document, point, read_node).final.height
 
     def _choose(self, batch: _Batch) -> Switch | None:
         """Return how to get to the batch's last block if its chain comes first."""
 
         def read_finality_at(point: Point) -> Finality:
-            return read_finality(self.document, point, batch.node)
+            try:
+                return read_finality(self.document, point, batch.node)
+            except NodeMissing as exc:
+                raise ReorgTooDeep(f"the state after block {point.height} is no longer kept") from exc
 
-        return choose_tip(self.document, batch.point, read_finality_at, self.tip, batch.last)
+        return choose_tip(self.document, batch.point, read_finality_at, self.tip, batch.last, self._held)
 
     def _check(self, batch: _Batch, data: bytes, verified: frozenset[bytes]) -> None:
         """Check one block and append it to the batch, unless it is stored already."""

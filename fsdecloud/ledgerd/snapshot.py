@@ -57,7 +57,7 @@ def prepare_snapshot(store: ChainStore, wanted: bool | None) -> None:
         if wanted and store.snapshot() is None:
             log.info("there is a chain of %d blocks already: no snapshot is needed", store.tip().height)
     elif wanted:
-        SnapshotStore(store).begin()
+        SnapshotStore(store).start()
     elif wanted is False:
         SnapshotStore(store).drop()
 
@@ -161,7 +161,7 @@ class SnapshotSync:
         """Never follow a chain with this block. Worker thread."""
         self._keeper.store.mark_invalid(pivot.id, reason)
         self._store.drop()
-        self._store.begin()
+        self._store.start()
 
     async def _store_headers(self, session: Session, branch: Branch, height: int) -> Point | None:
         """Store the branch's headers up to a height and return the last one's point; None when the session does not give them

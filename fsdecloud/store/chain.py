@@ -41,6 +41,7 @@ from fsdecloud.types import BlockId, TxId
 
 _NETWORK: Final = b"network"
 TIP: Final = b"tip"
+HELD: Final = b"held"
 FIRST: Final = b"first"
 SNAPSHOT: Final = b"snapshot"
 PLACE: Final = struct.Struct(">QI")
@@ -265,9 +266,16 @@ class ChainStore:
         """Store a checked block whose bytes are `data`, and move the tip along `switch` (which ends with it), if given."""
         self.add_many(((checked, data),), switch)
 
-    def add_many(self, blocks: Sequence[tuple[CheckedBlock, bytes]], switch: Switch | None) -> None:
-        """Store checked blocks with their bytes, parents before children, and move the tip along `switch`, if given. All in
-        one transaction: after a crash either all of it is there or nothing."""
+    def held(self) -> int:
+        """Return the height of the highest checkpoint that was ever final on a chain that was the best here (0: none)."""
+        with self._env.read() as txn:
+            return int.from_bytes(txn.get(HELD, b"", db=self._meta))
+
+    def add_many(
+        self, blocks: Sequence[tuple[CheckedBlock, bytes]], switch: Switch | None, held: int | None = None
+    ) -> None:
+        """Store checked blocks with their bytes, parents before children, and move the tip along `switch`, if given; note what
+        is `held` then. All in one transaction: after a crash either all of it is there or nothing."""
         with self._env.write() as txn:
             for checked, data in blocks:
                 point = checked.point
@@ -278,7 +286,7 @@ class ChainStore:
                 txn.put(point.id, codec.encode(point), db=self._points)
                 txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
             if switch is not None:
-                self._move(txn, switch, {checked.point.id: checked for checked, _ in blocks})
+                self._move(txn, switch, {checked.point.id: checked for checked, _ in blocks}, held)
 
     def add_headers(self, headers: Sequence[tuple[Point, bytes]], switch: Switch | None) -> None:
         """Store checked headers, parents before children, without bodies, and move the tip along `switch`, if given. For a
@@ -295,10 +303,10 @@ class ChainStore:
                     txn.put(entered.height.to_bytes(8), entered.id, db=self._best)
                 txn.put(TIP, switch.enter[-1].id, db=self._meta)
 
-    def move_tip(self, switch: Switch) -> None:
-        """Make a stored branch the best chain."""
+    def move_tip(self, switch: Switch, held: int | None = None) -> None:
+        """Make a stored branch the best chain; what is `held` from then on may also be less than before."""
         with self._env.write() as txn:
-            self._move(txn, switch)
+            self._move(txn, switch, held=held)
 
     def mark_invalid(self, identity: BlockId, reason: str) -> None:
         """Remember that no chain may hold this block. Of more than _INVALID_MAX those are forgotten whose ids are the largest:
@@ -445,7 +453,13 @@ class ChainStore:
         txn.delete(place, db=self._kept)
         txn.delete(tx_id(decode_tx(data)), db=self._txs)
 
-    def _move(self, txn: Transaction, switch: Switch, fresh: Mapping[BlockId, CheckedBlock] | None = None) -> None:
+    def _move(
+        self,
+        txn: Transaction,
+        switch: Switch,
+        fresh: Mapping[BlockId, CheckedBlock] | None = None,
+        held: int | None = None,
+    ) -> None:
         """Leave and enter the blocks of `switch`; those in `fresh` are at hand decoded."""
         for point in switch.leave:
             for identity, tx, _ in self._contents(txn, point):
@@ -461,6 +475,8 @@ class ChainStore:
             txn.put(point.height.to_bytes(8), point.id, db=self._best)
         tip = switch.enter[-1] if switch.enter else switch.fork
         txn.put(TIP, tip.id, db=self._meta)
+        if held is not None:
+            txn.put(HELD, held.to_bytes(8), db=self._meta)
 
     def _contents(
         self, txn: Transaction, point: Point, checked: CheckedBlock | None = None

@@ -40,7 +40,7 @@ class SnapshotStore:
         self._nodes = environment.database(b"nodes")
 
     # ---- before the state is here ----------------------------------------------------------------------------------
-    def begin(self) -> None:
+    def start(self) -> None:
         """Remember that the state is to be fetched, unless that is known. The tip must be the genesis block."""
         with self._env.write() as txn:
             if txn.get(TIP, db=self._meta) != self._genesis.id:

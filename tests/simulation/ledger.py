@@ -348,7 +348,9 @@ class Simulation:
 
     def _consider(self, node: Node, point: Point) -> None:
         try:
-            switch = finality.choose_tip(network(), self.chain.points.get, self.chain.finality, node.tip, point)
+            switch = finality.choose_tip(
+                network(), self.chain.points.get, self.chain.finality, node.tip, point, node.final[0]
+            )
         except (ConflictsWithFinal, ReorgTooDeep):
             node.refused += 1
             return

@@ -86,7 +86,7 @@ def test_without_two_thirds_work_goes_on_and_the_absent_are_suspended():
 
 # ---- the checks have teeth -------------------------------------------------------------------------------------------
 def test_by_work_alone_an_attacker_takes_back_what_was_final(monkeypatch):
-    def by_work(document, read_point, _read, tip, candidate):
+    def by_work(document, read_point, _read, tip, candidate, _held):
         return chain.plan_switch(read_point, tip, candidate, None) if chain.is_better(candidate, tip) else None
 
     monkeypatch.setattr(finality, "choose_tip", by_work)

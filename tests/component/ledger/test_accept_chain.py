@@ -32,7 +32,7 @@ def chain_test(tmp_path, work, **changes):
         with trio.fail_after(40), open_chain(tmp_path / "c", make.document, map_size=1 << 28) as store:
             writes = []
             whole = store.add_many
-            store.add_many = lambda blocks, switch: (writes.append(len(blocks)), whole(blocks, switch))
+            store.add_many = lambda blocks, *rest: (writes.append(len(blocks)), whole(blocks, *rest))
             await work(make, Keeper(store, lambda: GENESIS_TIME + 100_000), writes)
 
     trio.run(run)

@@ -17,6 +17,7 @@ from fsdecloud.ledger.staking import stake_of
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.ledgerd.keeper import Keeper
 from fsdecloud.store.chain import open_chain
+from fsdecloud.types import BlockId
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ledger"))
 from chainmaker import (
@@ -268,5 +269,32 @@ def test_whoever_votes_on_two_chains_loses_the_stake_without_anybody_asking(tmp_
             with pytest.raises(InvalidTransaction):
                 keeper.submit(twice)
             assert not keeper.pool.ids(), "once is enough"
+
+    trio.run(run)
+
+
+def test_what_was_final_is_remembered_over_a_restart(tmp_path):
+    """By itself: a chain that is followed later may hold the checkpoint, and lack the votes that made it final."""
+    make = Voting()
+    while make.tip.height % INTERVAL:
+        make.add()
+    for _ in range(3):
+        make.epoch(*TWO)
+    final = make.finality().final.height
+    assert final > 0
+
+    async def run():
+        for _ in range(2):
+            with trio.fail_after(60), open_chain(tmp_path / "c", make.document, map_size=1 << 28) as store:
+                keeper = Keeper(store, lambda: NOW)
+                assert keeper.tip.height in (0, make.tip.height)
+                for _, data in make.chain():
+                    await keeper.accept(data)
+                assert store.held() == final
+        with open_chain(tmp_path / "c", make.document, map_size=1 << 28) as store:
+            keeper = Keeper(store, lambda: NOW)
+            low = make.chain()[0][0]
+            await keeper.accept_tip(BlockId(low))
+            assert store.held() == 0, "a person's word"
 
     trio.run(run)

@@ -179,3 +179,47 @@ def test_votes_come_before_what_pays(make):
     kinds = [type(tx).__name__ for tx in pool.select(make.tip.time + 2)]
     assert kinds == ["Vote", "Vote", "Transfer", "Bond"]  # two thirds are enough: the third vote is of no use any more
     make.add([pool.get(identity) for identity in pool.ids()[:2]])
+
+
+def test_what_was_final_once_stays_also_on_a_chain_that_lacks_the_votes_for_it():
+    make = Voting()
+    fork = make.tip
+    tip = [make.add().point for _ in range(DEPTH - 1)][-1]
+    held = next(height for height in range(fork.height + 1, tip.height) if height % INTERVAL == 0)
+    make.tip = fork
+    while make.tip.work <= tip.work:
+        make.add(recipient=KEYS[0])
+    assert make.finality(tip).final.height < held
+    assert make.choose(tip, make.tip) is not None
+    with pytest.raises(reasons.ConflictsWithFinal):
+        finality.choose_tip(make.document, make.points.get, make.finality, tip, make.tip, held)
+
+
+def test_what_new_voters_did_does_not_count_and_what_those_before_did_counts_however_often_they_were_replaced():
+    """Whoever mines alone for long enough, and has the voters taken anew twice, is not believed for it."""
+    make = Voting(least_stake=BOND)
+    while make.tip.height % INTERVAL:
+        make.add()
+    make.epoch(*TWO)
+    fork = make.tip
+    make.epoch(*TWO)
+    ours = make.tip
+    assert make.finality().justified.height > fork.height - INTERVAL
+    make.tip = fork
+
+    def mine_until(done, *seeds):
+        while not done(make.finality()):
+            make.add(make.votes(*seeds) if make.tip.height % INTERVAL == 0 else [])
+            assert make.tip.height < 20 * DELAY
+
+    mine_until(lambda row: row.justified.height > make.finality(ours).justified.height, VOTERS[0])
+    first = make.finality().restarted
+    assert first > fork.height
+    mine_until(lambda row: row.restarted > first)
+    alone = make.finality()
+    assert make.finality(ours).justified.height < alone.justified.height < alone.restarted
+    tip, make.tip = make.tip, ours
+    deep = [make.add().point for _ in range(DEPTH + 1)][-1]
+    assert tip.work > deep.work
+    assert make.choose(deep, tip) is None
+    assert make.choose(ours, tip) is None
