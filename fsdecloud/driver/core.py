@@ -256,13 +256,14 @@ class Core:
     def path_of(self, live: LiveInode) -> bytes:
         """Return where the inode was last seen, from the root; unknown parents are shown by their number."""
         parts: list[bytes] = []
-        while live.ino != ROOT:
-            parts.append(live.name)
-            parent = self.inodes.peek(live.parent)
-            if parent is None or len(parts) > limits.NAME_MAX:
-                parts.append(b"#%d" % live.parent)
+        ino, place = live.ino, (live.parent, live.name) if live.parent else None
+        while ino != ROOT:
+            if place is None or len(parts) > limits.NAME_MAX:
+                parts.append(b"#%d" % ino)
                 break
-            live = parent
+            ino, name = place
+            parts.append(name)
+            place = self.inodes.place(ino)
         return b"/" + b"/".join(reversed(parts))
 
     def child_path(self, parent: LiveInode, name: bytes) -> bytes:

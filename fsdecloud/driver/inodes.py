@@ -98,6 +98,8 @@ class InodeTable:
         self.kept = INODES_KEPT
         self.lookups: dict[int, int] = {}
         """How often the kernel was told of an inode and has not forgotten it."""
+        self._places: dict[int, tuple[Inode, bytes]] = {}
+        """Parents and names of those that were dropped here and not there: it does not ask for them again."""
 
     def get(self, ino: int) -> LiveInode:
         """Return the inode. Raises NotFound, or tree.NodeMissing while its tree node is not in memory."""
@@ -109,12 +111,20 @@ class InodeTable:
         if data is None:
             raise NotFound(f"no inode {ino}")
         live = LiveInode(Inode(ino), decode_inode(data))
+        live.parent, live.name = self._places.pop(ino, (live.parent, live.name))
         self._live[ino] = live
         return live
 
     def peek(self, ino: int) -> LiveInode | None:
         """Return the inode if it is in memory."""
         return self._live.get(ino)
+
+    def place(self, ino: int) -> tuple[Inode, bytes] | None:
+        """Return the parent and the name where the inode was last seen, None when that is not known."""
+        live = self._live.get(ino)
+        if live is None:
+            return self._places.get(ino)
+        return (live.parent, live.name) if live.parent else None
 
     def add(self, live: LiveInode) -> None:
         """Take in a new inode."""
@@ -147,6 +157,7 @@ class InodeTable:
         self.dirty.pop(live.ino, None)
         self.lazy.pop(live.ino, None)
         self._live.pop(live.ino, None)
+        self._places.pop(live.ino, None)
 
     def write_back(self, *, whole: bool) -> int:
         """Put all dirty inodes into the overlay: with their sizes if `whole`, else, for a group commit, no longer than what
@@ -187,6 +198,7 @@ class InodeTable:
             self.lookups[ino] = left
             return False
         self.lookups.pop(ino, None)
+        self._places.pop(ino, None)
         live = self._live.get(ino)
         if live is not None and not (live.dirty or live.opens or live.chunks or ino in self.lazy):
             del self._live[ino]
@@ -203,3 +215,5 @@ class InodeTable:
                 self.touch(live)
             if live.dirty or live.opens or live.chunks:
                 self._live[ino] = live
+            elif live.parent and ino in self.lookups:
+                self._places[ino] = live.parent, live.name
