@@ -6,8 +6,9 @@ error classes stay within the ledger.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+
+import msgspec
 
 from fsdecloud.errors import BlockPruned, InvalidBlock, InvalidTransaction, LedgerUnavailable, UsageError
 from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_range
@@ -48,20 +49,11 @@ class LocalApi(ChainApi):
 
     def status(self) -> ledgerapi.LedgerStatus:
         """Return the daemon's view of the chain."""
-        tip, mining = self._keeper.tip, self._services.mining
-        return ledgerapi.LedgerStatus(
-            pid=os.getpid(),
-            network=self._keeper.network,
-            name=self._keeper.document.name,
-            url=self._hub.url,
-            height=tip.height,
-            tip=tip.id,
-            tip_time=tip.time,
-            work=tip.work,
-            mempool=len(self._keeper.pool),
+        mining = self._services.mining
+        return msgspec.structs.replace(
+            super().status(),
             mining=mining is not None and mining.is_busy,
             hash_rate=0.0 if mining is None else mining.hash_rate,
-            peers=self._hub.peers(),
             history=self._keeper.store.history_first(),
             snapshot=read_progress(self._keeper.store, self._hub.sync.snapshot),
         )

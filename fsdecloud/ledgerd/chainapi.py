@@ -5,6 +5,7 @@ Everything here runs in the trio thread.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Final
@@ -32,9 +33,23 @@ class ChainApi(ABC):
         self._watchers: set[RpcConnection] = set()
         keeper.on_tip.append(lambda _switch: self._notify(keeper.tip))
 
-    @abstractmethod
     def status(self) -> ledgerapi.LedgerStatus:
-        """Return the daemon's view of the chain."""
+        """Return the daemon's view of the chain; each kind of daemon has more to say."""
+        tip = self._chain.tip
+        return ledgerapi.LedgerStatus(
+            pid=os.getpid(),
+            network=self._chain.network,
+            name=self._chain.document.name,
+            url=self._hub.url,
+            height=tip.height,
+            tip=tip.id,
+            tip_time=tip.time,
+            work=tip.work,
+            mempool=len(self._chain.pool),
+            mining=False,
+            hash_rate=0.0,
+            peers=self._hub.peers(),
+        )
 
     @abstractmethod
     def handlers(self) -> Mapping[str, Handler]:

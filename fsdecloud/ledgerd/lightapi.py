@@ -6,8 +6,9 @@ the most work) is refused with what to do. Everything here runs in the trio thre
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+
+import msgspec
 
 from fsdecloud.errors import UsageError
 from fsdecloud.ledgerd.chainapi import ChainApi
@@ -38,23 +39,7 @@ class LightApi(ChainApi):
 
     def status(self) -> ledgerapi.LedgerStatus:
         """Return the daemon's view of the chain."""
-        tip = self._keeper.tip
-        return ledgerapi.LedgerStatus(
-            pid=os.getpid(),
-            network=self._keeper.network,
-            name=self._keeper.document.name,
-            url=self._hub.url,
-            height=tip.height,
-            tip=tip.id,
-            tip_time=tip.time,
-            work=tip.work,
-            mempool=len(self._keeper.pool),
-            mining=False,
-            hash_rate=0.0,
-            peers=self._hub.peers(),
-            light=True,
-            provers=self._answers.provers,
-        )
+        return msgspec.structs.replace(super().status(), light=True, provers=self._answers.provers)
 
     async def _service_info(self, _: Empty) -> ledgerapi.ServicesInfo:
         return ledgerapi.ServicesInfo(explorer="", work="", workers=0, duty=100, hash_rate=0.0, miners=())

@@ -110,9 +110,7 @@ class Syncer:
     def _ahead(self) -> list[Session]:
         """Return the sessions that claim a better chain than ours, the best first."""
         ahead = [session for session in self._sessions if session.claim > self._keeper.claim]
-        if (
-            self.snapshot is not None and self.snapshot.is_wanted
-        ):  # no body will show what is justified: work alone counts
+        if self.snapshot is not None and self.snapshot.is_wanted:  # no body will show what is justified
             return sorted(ahead, key=lambda session: work_of_claim(session.claim), reverse=True)
         return sorted(ahead, key=lambda session: session.claim, reverse=True)
 
@@ -189,9 +187,8 @@ class Syncer:
             assert branch.fork is not None
             assert branch.last is not None
             is_deep = len(branch) > 0 and branch.fork.height < self._keeper.tip.height - document.finality_depth
-            is_voted = justified > int.from_bytes(
-                self._keeper.claim[:8]
-            )  # what is final may lead deeper: the bodies decide
+            # What the stake vouches for may lead deeper: the bodies decide.
+            is_voted = justified > int.from_bytes(self._keeper.claim[:8])
             if is_deep and not is_voted and branch.claim(justified) > self._keeper.claim:
                 self._keeper.raise_alarm(
                     f"{session.remote} has a better chain that leaves ours at block {branch.fork.height}"

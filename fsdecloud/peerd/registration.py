@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ import trio
 from fsdecloud.errors import FsdecloudError, InvalidTransaction, LedgerUnavailable, MalformedError
 from fsdecloud.ledger import transactions
 from fsdecloud.ledger.network import STAMP_BITS, decode_network, network_id
+from fsdecloud.net.nursery import wait_first
 from fsdecloud.net.unix import RpcConnection, connect_unix, open_rpc
 from fsdecloud.types import PeerId
 from fsdecloud.wire.agentapi import Empty, Registry
@@ -126,10 +126,7 @@ class Registrar:
                 await self._submit(ledger, self._declaration, "declaration of its operator")
                 await self._wait_tip(ledger)
             else:
-                with trio.move_on_after(RECHECK):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(cancel_after, ledger.wait_closed, nursery.cancel_scope)
-                        nursery.start_soon(cancel_after, self._changed.wait, nursery.cancel_scope)
+                await wait_first(RECHECK, ledger.wait_closed, self._changed.wait)
         raise LedgerUnavailable("the ledger daemon went away")
 
     async def _is_registered(self, ledger: RpcConnection) -> bool:
@@ -174,10 +171,7 @@ class Registrar:
 
     async def _wait_tip(self, ledger: RpcConnection) -> None:
         """Wait for the first block since the last `_submit`, the connection's end, or CONFIRM_TIMEOUT."""
-        with trio.move_on_after(CONFIRM_TIMEOUT):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(cancel_after, ledger.wait_closed, nursery.cancel_scope)
-                nursery.start_soon(cancel_after, self._tip.wait, nursery.cancel_scope)
+        await wait_first(CONFIRM_TIMEOUT, ledger.wait_closed, self._tip.wait)
 
     def _on_tip(self, _notice: TipNotice) -> None:
         self._tip.set()
@@ -195,9 +189,3 @@ def stamp_bits(network_file: Path, network: bytes) -> int:
     except (OSError, MalformedError):
         return STAMP_BITS
     return document.stamp_bits if network_id(document) == network else STAMP_BITS
-
-
-async def cancel_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
-    """Wait, then cancel what the scope holds: one of several tasks that a nursery ends with."""
-    await wait()
-    scope.cancel()

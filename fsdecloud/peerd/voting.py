@@ -25,8 +25,9 @@ from fsdecloud.ledger.finality import plan_vote
 from fsdecloud.ledger.network import decode_network
 from fsdecloud.ledger.staking import Checkpoint, Finality, Voters
 from fsdecloud.ledger.transactions import sign_vote
+from fsdecloud.net.nursery import wait_first
 from fsdecloud.net.unix import RpcConnection, connect_unix, open_rpc
-from fsdecloud.peerd.registration import CALL_TIMEOUT, RETRY, cancel_after
+from fsdecloud.peerd.registration import CALL_TIMEOUT, RETRY
 from fsdecloud.peerd.votejournal import VoteRecord, read_journal, write_journal
 from fsdecloud.types import PeerId
 from fsdecloud.wire.agentapi import Empty
@@ -120,10 +121,7 @@ class Voter:
         while not ledger.is_closed:
             self._tip = trio.Event()  # a tip that comes while this one is looked at is looked at next
             await self._look(ledger)
-            with trio.move_on_after(RECHECK):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(cancel_after, ledger.wait_closed, nursery.cancel_scope)
-                    nursery.start_soon(cancel_after, self._tip.wait, nursery.cancel_scope)
+            await wait_first(RECHECK, ledger.wait_closed, self._tip.wait)
         raise LedgerUnavailable("the ledger daemon went away")
 
     async def _look(self, ledger: RpcConnection) -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from nodes import NOW, connected, fill, rogue_of, session_test, until, until_so
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ledger"))
-from chainmaker import INTERVAL, TWO, Maker, Voting
+from chainmaker import Maker, Voting
 
 ALICE_KEY = sign.public_key(bytes([3]) * 32)
 
@@ -85,16 +85,8 @@ def test_two_daemons_with_as_much_work_agree_without_another_block(tmp_path, is_
 
 def test_the_votes_on_a_chain_with_less_work_are_learnt_from_others(tmp_path):
     make = Voting()
-    while make.tip.height % INTERVAL:
-        make.add()
-    fork = make.tip
-    for _ in range(3):
-        make.epoch(*TWO)
-    voted, blocks = make.tip, [data for _, data in make.chain()]
-    make.tip = fork
-    while make.tip.work <= voted.work:
-        make.add()
-    heavier, others = make.tip, [data for _, data in make.chain()]
+    _, voted, heavier = make.parted()
+    blocks, others = ([data for _, data in make.chain(tip)] for tip in (voted, heavier))
 
     async def work(_make, a, b):
         for data in blocks:

@@ -189,16 +189,8 @@ def test_fault_098_only_what_the_work_was_done_for_is_remembered_as_invalid(tmp_
 
 def test_the_justified_checkpoint_comes_before_work_and_what_is_final_stays(tmp_path, caplog):
     make = Voting()
-    while make.tip.height % INTERVAL:
-        make.add()
-    fork = make.tip
-    for _ in range(3):
-        make.epoch(*TWO)
-    voted, blocks = make.tip, [data for _, data in make.chain()]
-    make.tip = fork
-    while make.tip.work <= voted.work:
-        make.add()
-    heavier, others = make.tip, [data for _, data in make.chain()]
+    fork, voted, heavier = make.parted()
+    blocks, others = ([data for _, data in make.chain(tip)] for tip in (voted, heavier))
 
     async def run(name, first, second):
         with trio.fail_after(60), open_chain(tmp_path / name, make.document, map_size=1 << 28) as store:

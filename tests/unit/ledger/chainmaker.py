@@ -196,5 +196,17 @@ class Voting(Maker):
             self.add()
         return self.tip
 
+    def parted(self):
+        """Make two chains from a checkpoint on; return that, the tip with votes, and the tip with none and more work."""
+        while self.tip.height % INTERVAL:
+            self.add()
+        fork = self.tip
+        for _ in range(3):
+            voted = self.epoch(*TWO)
+        self.tip = fork
+        while self.tip.work <= voted.work:
+            self.add()
+        return fork, voted, self.tip
+
     def choose(self, tip, candidate):
         return finality.choose_tip(self.document, self.points.get, self.finality, tip, candidate)
