@@ -23,6 +23,12 @@ WRITE_BACK_TIMEOUT: Final = 10.0
 QUIET: Final = 0.1
 """Seconds without a change after which nothing is under way any more."""
 
+LOOK_FIRST: Final = 0.02
+LOOK_SHARE: Final = 1 / 20
+LOOK_MAX: Final = 1.0
+"""Seconds between two looks: a twentieth of the time that was waited, between these two. Nobody waits much longer than need be,
+and a long wait costs nothing."""
+
 _LEVELS: Final = ("durable", "stored", "anchored")
 
 
@@ -122,7 +128,7 @@ def bring(paths: Paths, volume: str, level: str, limit: float | None) -> tuple[D
             return status, status.written_sequence
         write_back(paths, mount, limit)
     progress = Progress()
-    pause, target, obstacle = 0.02, None, ""
+    target, obstacle = None, ""
     with client.Client(paths.socket(drivers.PREFIX + volume), error=drivers.UnansweredDriver) as link:
         try:
             while True:
@@ -140,8 +146,7 @@ def bring(paths: Paths, volume: str, level: str, limit: float | None) -> tuple[D
                         f"{volume} is read-only ({status.read_only}): it will not become {level}", DEGRADED
                     )
                 progress.show(describe(status, level) + obstacle)
-                time.sleep(pause)
-                pause = min(1.0, pause * 1.5)
+                time.sleep(min(max(LOOK_FIRST, (time.monotonic() - started) * LOOK_SHARE), LOOK_MAX))
         finally:
             progress.end()
 
