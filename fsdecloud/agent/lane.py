@@ -29,7 +29,7 @@ BATCH_BYTES: Final = 3 * MIB // 2
 BATCH_SHARDS: Final = 64
 """Shards under one receipt: keeps it under 3 KiB."""
 
-BATCHES_MAX: Final = 2
+BATCHES_MAX: Final = 1
 """Batches under way to one peer: one that its disk syncs, and one that arrives meanwhile. More only when they are full, and
 the window has grown. With three the batches are smaller: 15 to 20 % more messages, receipts and syncs for the same shards."""
 
