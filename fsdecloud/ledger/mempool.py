@@ -16,7 +16,7 @@ refused has changed nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -129,6 +129,19 @@ class Mempool:
     def next_nonce(self, key: bytes) -> int:
         """Return the nonce of a key's next transfer, after those that wait."""
         return self._need_view().account(key).nonce
+
+    def naming(self, keys: Collection[bytes]) -> tuple[bytes, ...]:
+        """Return the encoded transactions that wait of these keys, or pay to one of them, in the order of arrival."""
+        found = [
+            waiting
+            for waiting in self._waiting.values()
+            if waiting.sender in keys or (isinstance(waiting.tx, Transfer) and waiting.tx.recipient in keys)
+        ]
+        return tuple(waiting.data for waiting in sorted(found, key=lambda waiting: waiting.place))
+
+    def prices(self) -> list[tuple[int, int]]:
+        """Return (price for a million bytes, bytes) of all that waits."""
+        return [(waiting.price, len(waiting.data)) for waiting in self._waiting.values()]
 
     def verified(self) -> frozenset[bytes]:
         """Return the encoded transactions whose signatures need no second look in a block."""
