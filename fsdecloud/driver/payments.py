@@ -1,26 +1,27 @@
 """Every payment of the volume's wallet becomes an operation record of the volume.
 
 Payments are noted by whoever makes them (`store.payments`), mounted or not. `run` records what it finds: at the start, when
-told to look, and now and then. A record is durable before its payment's note is moved away: a crash loses none. Called only
+told to look, and now and then. In one transaction a record becomes durable and the volume remembers whose it is; then the note
+is moved away: a crash at any moment loses no payment and records none twice. Called only
 from the event loop; files are read and moved in worker threads.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
-from fsdecloud import codec
 from fsdecloud.crypto.wallet import wallet_key
+from fsdecloud.driver.committer import Committer
 from fsdecloud.driver.core import Core
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.errors import FsdecloudError, InvalidTransaction, StoreError, StoreLocked, UsageError
 from fsdecloud.fs.keys import ROOT
 from fsdecloud.fs.payment import payment_words
-from fsdecloud.fs.records import Operation, Record
+from fsdecloud.fs.records import Operation
 from fsdecloud.ledger.transactions import Transfer, decode_tx
 from fsdecloud.store.payments import Payment, PaymentStore
 from fsdecloud.wire.agentapi import Empty
@@ -34,6 +35,9 @@ LOOK_EVERY: Final = 60.0
 BUSY_PAUSE: Final = 1.0
 """Seconds until the next look while somebody is just paying."""
 
+AT_ONCE: Final = 256
+"""Payments recorded in one transaction: their ids stand in the volume's meta."""
+
 LISTED_MAX: Final = 1024
 """Payments of one `PaymentList`, the newest."""
 
@@ -41,10 +45,10 @@ LISTED_MAX: Final = 1024
 class Payments:
     """Records the payments of one volume."""
 
-    def __init__(self, core: Core, store: PaymentStore, flush: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, core: Core, store: PaymentStore, committer: Committer) -> None:
         self._core = core
         self._store = store
-        self._flush = flush
+        self._committer = committer
         self._wake = trio.Event()
         self._lock = trio.Lock()
 
@@ -62,7 +66,8 @@ class Payments:
             self._wake = trio.Event()
             pause = LOOK_EVERY
             try:
-                await self.record_noted()
+                if await self.record_noted() == AT_ONCE:
+                    continue
             except StoreLocked:
                 pause = BUSY_PAUSE
             except FsdecloudError as exc:
@@ -78,18 +83,16 @@ class Payments:
         if self._core.read_only:
             return 0
         async with self._lock:
-            found = await trio.to_thread.run_sync(self._unrecorded)
+            found = (await trio.to_thread.run_sync(self._unrecorded))[:AT_ONCE]
             if not found:
                 return 0
-            known = self._recorded_words()
-            for payment, tx in found:
-                words = payment_words(tx.recipient, tx.fee, payment.id)
-                if words not in known:  # else a crash came between the record and its note
-                    self._record(payment, tx, words)
-            self._core.changed()
-            await self._flush()
-            for payment, _ in found:
-                await trio.to_thread.run_sync(self._store.mark_recorded, payment.id)
+            # A crash may have come between the records and their notes.
+            known = self._committer.meta.payments
+            fresh = [(payment, tx) for payment, tx in found if payment.id not in known]
+            identities = tuple(payment.id for payment, _ in found)
+            await self._committer.save_payments(identities, lambda: self._record(fresh))
+            for identity in identities:
+                await trio.to_thread.run_sync(self._store.mark_recorded, identity)
             return len(found)
 
     # ---- the control socket ----------------------------------------------------------------------------------------
@@ -129,11 +132,12 @@ class Payments:
                     found.append((payment, tx))
         return found
 
-    def _recorded_words(self) -> set[bytes]:
-        records = (codec.decode(row, Record) for row in self._core.recorder.pending)
-        return {record.path2 for record in records if record.operation == Operation.PAYMENT}
-
-    def _record(self, payment: Payment, tx: Transfer, words: bytes) -> None:
-        caller = Caller(payment.uid, 0, 0, 0)
+    def _record(self, payments: Sequence[tuple[Payment, Transfer]]) -> None:
         recorder = self._core.recorder
-        recorder.record(Operation.PAYMENT, caller, ROOT, b"", path2=words, amount=tx.amount, program=payment.program)
+        for payment, tx in payments:
+            caller = Caller(payment.uid, 0, 0, 0)
+            words = payment_words(tx.recipient, tx.fee, payment.id)
+            recorder.record(
+                Operation.PAYMENT, caller, ROOT, b"", path2=words, amount=tx.amount, program=payment.program
+            )
+        self._core.changed()

@@ -191,7 +191,7 @@ class Volume:
             self.uploads.let_go,
         )
         noted = PaymentStore(setup.paths.volume_state(setup.document.name) / "payments", keys.at_rest_key)
-        self.payments = Payments(self.core, noted, self.flush)
+        self.payments = Payments(self.core, noted, self.committer)
         self.snapshots.on_forget = self._forgotten
         self.anchors.on_anchored = self.snapshots.look_for_gaps
         self.ledger_time = 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from fsdecloud.ledger.blocks import Block
-from fsdecloud.ledger.mempool import price_of
+from fsdecloud.ledger.mempool import BLOCK_OVERHEAD, price_of
 from fsdecloud.ledger.network import NetworkDocument
 from fsdecloud.ledger.transactions import Coinbase, Evidence, Vote, decode_tx
 
@@ -24,7 +24,7 @@ TRANSFER_SIZE: Final = 192
 """Bytes of a transfer, at most but for amounts that no one has."""
 
 _FULL: Final = 0.9
-"""A block that is filled to this part had no room for much more."""
+"""A block whose transactions fill this part of their room had none for much more."""
 
 
 def estimate_fee(document: NetworkDocument, size: int, waiting: Iterable[tuple[int, int]], marks: Sequence[int]) -> int:
@@ -39,7 +39,7 @@ def estimate_fee(document: NetworkDocument, size: int, waiting: Iterable[tuple[i
 
 def _price_to_outbid(document: NetworkDocument, size: int, waiting: Iterable[tuple[int, int]]) -> int:
     """Return one more than what the best paid transaction pays that the next blocks have no room for; 0 if they take all."""
-    room = BLOCKS_AHEAD * document.block_max - size
+    room = BLOCKS_AHEAD * (document.block_max - BLOCK_OVERHEAD) - size
     for price, taken in sorted(waiting, reverse=True):
         room -= taken
         if room < 0:
@@ -50,7 +50,7 @@ def _price_to_outbid(document: NetworkDocument, size: int, waiting: Iterable[tup
 def price_mark(document: NetworkDocument, block: Block, size: int) -> int:
     """Return what one had to outbid to be in a block of `size` bytes: one more than the lowest price in it if it was full, else
     0. What comes before all that is paid for does not count."""
-    if size < _FULL * document.block_max:
+    if size < _FULL * (document.block_max - BLOCK_OVERHEAD):
         return 0
     decoded = ((decode_tx(data), len(data)) for data in block.transactions)
     prices = [price_of(tx, length) for tx, length in decoded if not isinstance(tx, Coinbase | Vote | Evidence)]

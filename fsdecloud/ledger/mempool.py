@@ -62,7 +62,7 @@ SENDER_MAX: Final = 64
 COUNT_MAX: Final = 32768
 """Transactions that may wait in all: each takes about a kilobyte of memory beside its bytes."""
 
-_BLOCK_OVERHEAD: Final = 1024
+BLOCK_OVERHEAD: Final = 1024
 """Bytes of a block besides the chosen transactions: header, coinbase, array headers."""
 
 _PER_TX_OVERHEAD: Final = 5
@@ -212,7 +212,7 @@ class Mempool:
         needs another comes after it."""
         assert self._open_state is not None, "rebase comes first"
         state = self._open_state()
-        room = self._document.block_max - _BLOCK_OVERHEAD
+        room = self._document.block_max - BLOCK_OVERHEAD
         ready = [
             _by_worth(waiting) for waiting in self._waiting.values() if _predecessor(waiting.tx) not in self._slots
         ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fsdecloud.crypto.wallet import address_of
 from fsdecloud.errors import UsageError
-from fsdecloud.ledger.accounting import Line, line_of
+from fsdecloud.ledger.accounting import Line, Why, line_of
 from fsdecloud.ledger.network import AMOUNT_MAX
 from fsdecloud.ledger.transactions import Transaction, Transfer, tx_id
 
@@ -30,9 +30,9 @@ class Funds:
     next_nonce: int
     """Number of its next payment, after those that wait."""
     outgoing: int
-    """What those that wait take, fees among it."""
+    """What those that wait take, fees among it, also those to the key itself."""
     incoming: int
-    """What waits and will come to it from other keys."""
+    """What waits and will come to it."""
     waiting: tuple[Line, ...]
 
     @property
@@ -60,11 +60,21 @@ class PaymentPlan:
 
 
 def funds_of(key: bytes, balance: int, nonce: int, next_nonce: int, waiting: Iterable[Transaction]) -> Funds:
-    """Return what a key has: its account in the best chain, and what of `waiting` (any transactions) is its own."""
-    lines = tuple(line for tx in waiting if (line := line_of(tx, key)) is not None)
-    outgoing = -sum(line.change for line in lines if line.change < 0)
-    incoming = sum(line.change for line in lines if line.change > 0)
-    return Funds(key, balance, nonce, next_nonce, outgoing, incoming, lines)
+    """Return what a key has: its account in the best chain, and what of `waiting` (any transactions) is its own.
+
+    What a key pays to itself is on its way like anything else: the mempool lets nobody spend what is not in a block.
+    """
+    lines: list[Line] = []
+    outgoing = incoming = 0
+    for tx in waiting:
+        line = line_of(tx, key)
+        if line is None:
+            continue
+        lines.append(line)
+        to_itself = tx.amount if line.why == Why.SELF and isinstance(tx, Transfer) else 0
+        outgoing += max(-line.change, 0) + to_itself
+        incoming += max(line.change, 0) + to_itself
+    return Funds(key, balance, nonce, next_nonce, outgoing, incoming, tuple(lines))
 
 
 def plan_payment(
@@ -99,7 +109,7 @@ def _lack(funds: Funds, available: int, amount: int, fee: int) -> str:
     """Say what lacks for a payment."""
     parts = [f"{address_of(funds.key)} can spend {available}, and {amount} with the fee {fee} are {amount + fee}"]
     if available != funds.confirmed:
-        parts.append(f"it has {funds.confirmed} in the ledger, of which {funds.outgoing} are on their way to others")
+        parts.append(f"it has {funds.confirmed} in the ledger, of which {funds.outgoing} are on their way")
     if funds.incoming:
         parts.append(f"{funds.incoming} are on their way to it: wait until a block has them")
     else:

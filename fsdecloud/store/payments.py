@@ -3,8 +3,7 @@
 Blocking. One file for each, sealed with the volume's at-rest key, so that nothing tells whose the keys in the ledger are; its
 name says nothing either. Whoever pays adds the file first and submits then: so a crash in between leaves a payment that is
 known, and either reaches the ledger by the next command or is seen to have failed. A mounted volume's driver records what is in
-`new`, makes that durable, and moves the file to `recorded`; a volume that is not mounted has it recorded by the next mount. A
-crash between these two steps may record a payment twice, under the same transaction id; none is ever lost.
+`new` and moves the file to `recorded`; a volume that is not mounted has it recorded by the next mount.
 
 `lock` is held by whoever pays, so that two do not sign the same nonce and nothing is recorded that is just being refused.
 """
