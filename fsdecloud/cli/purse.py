@@ -80,16 +80,21 @@ def open_purse(
     document = volumes.load_document(paths, volume)
     network_id = bytes.fromhex(document.network)
     if not with_secret and _is_served(paths, volume):
-        return Purse(
-            f"volume {volume}",
-            network_id,
-            lambda first, count: driver_keys(paths, volume, first, count),
-            None,
-            has_many=True,
-            sent=lambda: list(_ask(paths, volume, "payments", Empty(), PaymentList).txs),
-            volume=volume,
-        )
+        return driver_purse(paths, volume, network_id)
     return _from_secret(paths, volume, network_id, volumes.open_root(paths, volume, passfile=passphrase_file or ""))
+
+
+def driver_purse(paths: Paths, volume: str, network_id: bytes) -> Purse:
+    """Return the wallet of a mounted volume, without its secret; what is asked of it later raises as `driver_keys`."""
+    return Purse(
+        f"volume {volume}",
+        network_id,
+        lambda first, count: driver_keys(paths, volume, first, count),
+        None,
+        has_many=True,
+        sent=lambda: list(_ask(paths, volume, "payments", Empty(), PaymentList).txs),
+        volume=volume,
+    )
 
 
 def driver_keys(paths: Paths, volume: str, first: int, count: int) -> list[bytes]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from fsdecloud.cli import client, submitting
 from fsdecloud.cli.output import rfc3339, table
-from fsdecloud.cli.purse import Purse
-from fsdecloud.errors import LedgerUnavailable
+from fsdecloud.cli.purse import Purse, driver_purse
+from fsdecloud.config import Paths
+from fsdecloud.errors import FsdecloudError, LedgerUnavailable
 from fsdecloud.wire.ledgerapi import (
     KEYS_AT_ONCE,
     AccountsInfo,
@@ -35,6 +36,9 @@ PAGE: Final = 256
 
 TRIES: Final = 5
 """Times that a history is read anew because the chain changed meanwhile."""
+
+STATUS_TIMEOUT: Final = 3.0
+"""Seconds for `status` to reach the ledger daemon; it shows the rest without what it would say of money."""
 
 HEIGHTS: Final = (1 << 53) - 1
 
@@ -257,6 +261,19 @@ def _history(
     return History(tuple(events[:most]), holdings.height, first, holdings.is_light)
 
 
+def look(paths: Paths, volume: str, network: bytes) -> Holdings | None:
+    """Return what a mounted volume's wallet has, for `status`; None where there is nothing, or nobody says."""
+    if "@" in volume:  # a snapshot that is mounted alone has no wallet
+        return None
+    purse = driver_purse(paths, volume, network)
+    try:
+        with client.Client(paths.socket("ledger"), error=LedgerUnavailable, timeout=STATUS_TIMEOUT) as ledger:
+            found = read_holdings(ledger, purse)
+    except FsdecloudError:
+        return None
+    return found if found.has_money else None
+
+
 # ---- for programs and for people -----------------------------------------------------------------------------------
 def holdings_fields(purse: Purse, holdings: Holdings) -> dict[str, object]:
     """Return the object of `wallet balance --json`."""
@@ -266,10 +283,7 @@ def holdings_fields(purse: Purse, holdings: Holdings) -> dict[str, object]:
         "wallet": purse.who,
         "network": purse.network.hex(),
         "height": holdings.height,
-        "confirmed": holdings.confirmed,
-        "outgoing": holdings.outgoing,
-        "incoming": holdings.incoming,
-        "available": holdings.available,
+        **money_fields(holdings),
         "light": holdings.is_light,
         "keys": [
             {
@@ -302,6 +316,16 @@ def holdings_lines(purse: Purse, holdings: Holdings) -> list[str]:
     if holdings.is_light:
         lines.append("the ledger daemon is light: what others have sent and no block has yet is not known here")
     return lines
+
+
+def money_fields(holdings: Holdings) -> dict[str, object]:
+    """Return the amounts of all keys together."""
+    return {
+        "confirmed": holdings.confirmed,
+        "outgoing": holdings.outgoing,
+        "incoming": holdings.incoming,
+        "available": holdings.available,
+    }
 
 
 def money_words(holdings: Holdings) -> str:
