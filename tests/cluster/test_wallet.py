@@ -20,6 +20,7 @@ from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledger.transactions import decode_tx, sign_transfer, tx_id
 from fsdecloud.store.payments import PaymentStore
 from fsdecloud.wire.ledgerapi import TxFound, TxQuery
+from tests.cluster.harness import Network
 from tests.cluster.ledgernet import Daemon, anchor, quick_network, wait_until
 from tests.cluster.test_ledger_reorg import prepare
 from tests.cluster.test_voting import decloud
@@ -219,3 +220,33 @@ def test_fault_100_a_payment_that_a_reorganisation_takes_back_is_pending_again(t
     finally:
         winner.close()
         a.daemon.close()
+
+
+def test_payments_of_a_mounted_volume_are_in_its_log_and_status_shows_the_money(network: Network) -> None:
+    """Paid while it is mounted, paid while it is not, and the driver killed -9 in between."""
+    volume = network.volume
+
+    def log() -> list[dict[str, Any]]:
+        return network.decloud("log", "--op", "payment", "--json").json_lines()
+
+    assert network.status()["wallet"] is None
+    assert "wallet" not in network.decloud("status", check=False).out
+    assert log() == []
+    address = network.decloud("wallet", "address", volume).out.strip()
+    network.decloud("wallet", "send", "--miner", address, "5000", "--wait", "1")
+    assert network.status()["wallet"] == {"confirmed": 5000, "outgoing": 0, "incoming": 0, "available": 5000}
+    assert "  wallet: 5000 confirmed" in network.decloud("status", check=False).out
+
+    first = network.decloud("wallet", "send", volume, STRANGER.hex(), "100", "--json").json()
+    [line] = log()
+    assert (line["amount"], line["fee"], line["recipient"]) == (100, first["fee"], wallet.address_of(STRANGER))
+    assert (line["transaction"], line["program"], line["result"]) == (first["transaction"], "decloud", "ok")
+    network.kill_driver()
+    second = network.decloud("wallet", "send", volume, STRANGER.hex(), "200", "--wait", "1", "--json").json()
+    network.mount()
+    network.wait_until(lambda: len(log()) == 2, 30, "the payment that was made meanwhile is recorded")
+    network.sync("anchored")
+    assert [line["transaction"] for line in log()] == [first["transaction"], second["transaction"]]
+    assert all(line["height"] for line in log())
+    assert f"200 to {wallet.address_of(STRANGER)}, fee {second['fee']}" in network.decloud("log", "--op", "payment").out
+    assert network.decloud("log", "--verify").code == 0
