@@ -56,6 +56,9 @@ from fsdecloud.wire.agentapi import Empty, Registry, RegistryPeer
 Latest: TypeAlias = tuple[VolumeHead, ledgerapi.VolumeAnchor]
 """A volume's latest anchor, as the state has it and as it is told."""
 
+_NUMBERED: Final = Transfer | Bond | Unbond
+"""What takes an account's next nonce."""
+
 PLACES_MAX: Final = 1024
 """Proven places of transactions that are remembered: each is good for as long as its block is in the best chain."""
 
@@ -134,12 +137,11 @@ class LightAnswers:
         apply_transaction(keeper.document, state, tx, time, height, stacked=True)
 
     def _waiting(self, sender: bytes) -> list[Transaction]:
-        """Return what waits here of a sender, its transfers by their nonces."""
+        """Return what waits here of a sender: what takes a nonce last, and in that order."""
         pool = self._keeper.pool
         decoded = [decode_tx(data) for identity in pool.ids() if (data := pool.get(identity)) is not None]
-        return [tx for tx in decoded if slot_of(tx)[1] == sender and not isinstance(tx, Transfer)] + sorted(
-            (tx for tx in decoded if isinstance(tx, Transfer) and tx.sender == sender), key=lambda tx: tx.nonce
-        )
+        own = [tx for tx in decoded if slot_of(tx)[1] == sender]
+        return sorted(own, key=lambda tx: slot_of(tx)[2] if isinstance(tx, _NUMBERED) else -1)
 
     async def _tx(self, query: ledgerapi.TxQuery) -> ledgerapi.TxFound:
         check_key(query.id)
@@ -207,7 +209,7 @@ class LightAnswers:
 
     def _next_nonce(self, key: bytes, nonce: int) -> int:
         for tx in self._waiting(key):
-            if isinstance(tx, Transfer) and tx.nonce == nonce:
+            if isinstance(tx, _NUMBERED) and tx.nonce == nonce:
                 nonce += 1
         return nonce
 
@@ -234,7 +236,7 @@ class LightAnswers:
         if all(line_of(tx, key) is None for key in accounts):
             return False
         sender = accounts.get(slot_of(tx)[1])
-        if sender is not None and isinstance(tx, Transfer | Bond | Unbond):
+        if sender is not None and isinstance(tx, _NUMBERED):
             return tx.nonce >= sender.nonce
         return await self._find(tx_id(tx)) is None
 
