@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ import click
 from fsdecloud.cli import client, drivers, network, parts, stake, volumes
 from fsdecloud.config import Paths, read_private_file
 from fsdecloud.errors import FsdecloudError, UsageError
+from fsdecloud.store.lockfile import LockFile, acquire_lock
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.controlapi import WALLET_KEYS_AT_ONCE, PaymentList, WalletKeys, WalletQuery
 
@@ -37,6 +39,9 @@ class Purse:
     """Whether there are more keys than number 0."""
     sent: Callable[[], list[bytes]]
     """The encoded transfers that were made on this machine, oldest first."""
+    lock: Callable[[], LockFile] | None = None
+    """Keeps others of this machine from paying with the same keys; raises StoreLocked while somebody does. Two who pay the same
+    amount to the same key at once would sign the same transaction, and only one payment be made. None without the secret."""
     store: PaymentStore | None = None
     """Where payments are noted for the volume's log; None for what has no log."""
     volume: str = ""
@@ -70,12 +75,13 @@ def open_purse(
         raise UsageError("name a volume, or --peer PEER, or --miner: one wallet at a time")
     if miner:
         seed = read_private_file(paths.ledger_state / "node.key")
-        return _single("the ledger daemon of this home", network.require_network(paths), seed)
+        return _single("the ledger daemon of this home", network.require_network(paths), seed, paths.ledger_state)
     if peer is not None:
         from fsdecloud.peerd.setup import load_config, load_seed
 
         peer = stake.choose_peer(paths, peer)
-        return _single(f"peer {peer}", load_config(paths, peer).network, load_seed(paths, peer))
+        network_id, seed = load_config(paths, peer).network, load_seed(paths, peer)
+        return _single(f"peer {peer}", network_id, seed, paths.peer_state(peer))
     volume = _choose_volume(paths, name)
     document = volumes.load_document(paths, volume)
     network_id = bytes.fromhex(document.network)
@@ -130,12 +136,14 @@ def _from_secret(paths: Paths, volume: str, network_id: bytes, root: bytes) -> P
         lambda index: wallet_seed(keys.wallet_secret, index),
         has_many=True,
         sent=lambda: [payment.tx for payment in store.all()],
+        lock=store.lock,
         store=store,
         volume=volume,
     )
 
 
-def _single(who: str, network_id: bytes, seed: bytes) -> Purse:
+def _single(who: str, network_id: bytes, seed: bytes, state: Path) -> Purse:
+    """Return what has one key; `state` is where its key lies."""
     from fsdecloud.crypto.sign import public_key
 
     key = public_key(seed)
@@ -145,7 +153,15 @@ def _single(who: str, network_id: bytes, seed: bytes) -> Purse:
             raise UsageError(f"{who} has one key, number 0")
         return seed
 
-    return Purse(who, network_id, lambda first, _count: [] if first else [key], only, has_many=False, sent=list)
+    return Purse(
+        who,
+        network_id,
+        lambda first, _count: [] if first else [key],
+        only,
+        has_many=False,
+        sent=list,
+        lock=lambda: acquire_lock(state / "wallet.lock"),
+    )
 
 
 def _choose_volume(paths: Paths, name: str | None) -> str:

@@ -313,24 +313,13 @@ def _note(purse: Purse, data: bytes, identity: bytes) -> None:
     purse.store.add(Payment(1, time.time_ns(), identity, data, os.getuid(), b"decloud"))
 
 
-class _NoTurn:
-    """What has no log takes no turns."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _turn(purse: Purse) -> LockFile | _NoTurn:
+def _turn(purse: Purse) -> LockFile:
     """Wait until nobody else pays from the wallet, and keep others from it. Raises UsageError after TURN_TIMEOUT."""
-    if purse.store is None:
-        return _NoTurn()
+    assert purse.lock is not None
     deadline = time.monotonic() + TURN_TIMEOUT
     while True:
         try:
-            return purse.store.lock()
+            return purse.lock()
         except StoreLocked as exc:
             if time.monotonic() >= deadline:
                 raise UsageError(f"another command is still paying from {purse.who}: try again") from exc

@@ -10,18 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fsdecloud.ledger.transactions import (
-    Anchor,
-    Bond,
-    Coinbase,
-    Operate,
-    Register,
-    Transaction,
-    Transfer,
-    Unbond,
-    fee_of,
-    tx_id,
-)
+from fsdecloud.ledger.mempool import slot_of
+from fsdecloud.ledger.transactions import Bond, Coinbase, Evidence, Transaction, Transfer, fee_of, tx_id
 from fsdecloud.types import TxId
 
 
@@ -35,7 +25,7 @@ class Why(StrEnum):
     """From a key to itself: the fee alone is gone."""
     BONDED = "bonded"
     FEE = "fee"
-    """Nothing but the fee of a transaction that moves no money."""
+    """Of a transaction that moves no money itself; what a contract takes or pays for it is OTHER."""
     OTHER = "other"
     """Not by a transaction of this key: a stake that is paid back, or a contract that pays."""
 
@@ -82,9 +72,8 @@ def line_of(tx: Transaction, key: bytes, height: int | None = None, time: int = 
         return None
     if isinstance(tx, Bond):
         return Line(key, Why.BONDED, -tx.amount, fee, b"", tx_id(tx), height, time) if tx.peer == key else None
-    if isinstance(tx, Register | Operate | Unbond | Anchor) and fee:
-        payer = tx.volume if isinstance(tx, Anchor) else tx.peer
-        return Line(key, Why.FEE, 0, fee, b"", tx_id(tx), height, time) if payer == key else None
+    if fee and not isinstance(tx, Evidence) and slot_of(tx)[1] == key:  # a stake pays for evidence against it
+        return Line(key, Why.FEE, 0, fee, b"", tx_id(tx), height, time)
     return None
 
 

@@ -56,9 +56,6 @@ from fsdecloud.wire.agentapi import Empty, Registry, RegistryPeer
 Latest: TypeAlias = tuple[VolumeHead, ledgerapi.VolumeAnchor]
 """A volume's latest anchor, as the state has it and as it is told."""
 
-_NUMBERED: Final = Transfer | Bond | Unbond
-"""What takes an account's next nonce."""
-
 PLACES_MAX: Final = 1024
 """Proven places of transactions that are remembered: each is good for as long as its block is in the best chain."""
 
@@ -141,7 +138,7 @@ class LightAnswers:
         pool = self._keeper.pool
         decoded = [decode_tx(data) for identity in pool.ids() if (data := pool.get(identity)) is not None]
         own = [tx for tx in decoded if slot_of(tx)[1] == sender]
-        return sorted(own, key=lambda tx: slot_of(tx)[2] if isinstance(tx, _NUMBERED) else -1)
+        return sorted(own, key=lambda tx: -1 if (nonce := _nonce_of(tx)) is None else nonce)
 
     async def _tx(self, query: ledgerapi.TxQuery) -> ledgerapi.TxFound:
         check_key(query.id)
@@ -209,7 +206,7 @@ class LightAnswers:
 
     def _next_nonce(self, key: bytes, nonce: int) -> int:
         for tx in self._waiting(key):
-            if isinstance(tx, _NUMBERED) and tx.nonce == nonce:
+            if _nonce_of(tx) == nonce:
                 nonce += 1
         return nonce
 
@@ -235,9 +232,9 @@ class LightAnswers:
         by its nonce where that is known, else by asking."""
         if all(line_of(tx, key) is None for key in accounts):
             return False
-        sender = accounts.get(slot_of(tx)[1])
-        if sender is not None and isinstance(tx, _NUMBERED):
-            return tx.nonce >= sender.nonce
+        sender, nonce = accounts.get(slot_of(tx)[1]), _nonce_of(tx)
+        if sender is not None and nonce is not None:
+            return nonce >= sender.nonce
         return await self._find(tx_id(tx)) is None
 
     async def _account_history(self, _: ledgerapi.HistoryQuery) -> ledgerapi.HistoryPage:
@@ -349,6 +346,12 @@ class LightAnswers:
         if not found:
             raise Dropped("it does not have the blocks any more")
         return tuple(found)
+
+
+def _nonce_of(tx: Transaction) -> int | None:
+    """Return the nonce of its sender's account that a transaction takes; None when it takes none."""
+    kind, _, number = slot_of(tx)
+    return number if kind == "transfer" else None
 
 
 def _keys_for(tx: Transaction) -> tuple[bytes, ...]:

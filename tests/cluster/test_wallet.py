@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from fsdecloud.cli.volumes import make_document, save_document
+from fsdecloud.config import HOME_VARIABLE
 from fsdecloud.crypto import sign, wallet
 from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.ledger.network import NetworkDocument, network_id
@@ -125,6 +128,22 @@ def test_money_is_received_paid_and_shown_and_the_phrase_alone_brings_it_back(ho
     assert sign.public_key(bytes.fromhex(first["seed"])) == wallet_key(0)
     assert "exists already" in a.run("export", "--output", str(secret), code=1)
 
+    # Several at once: each has its own number.
+    words = ([], ["--miner"]) * 3
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fsdecloud.cli.main", "wallet", "send", *who, STRANGER.hex(), "1", "--json"],
+            env={**os.environ, HOME_VARIABLE: str(a.home)},
+            stdout=subprocess.PIPE,
+        )
+        for who in words
+    ]
+    sent = [json.loads(process.communicate(timeout=60)[0]) for process in running]
+    assert [process.returncode for process in running] == [0] * 6
+    assert sorted(payment["nonce"] for payment in sent[::2]) == [done["nonce"] + n for n in (1, 2, 3)]
+    assert len({payment["nonce"] for payment in sent[1::2]}) == 3
+    wait_until(lambda: a.daemon.status().mempool == 0, "blocks have them")
+
     # Another machine has the same from the phrase alone; a light daemon proves the balance, and says what it cannot tell.
     b.daemon.start("--light", "--bootstrap", a.daemon.url)
     wait_until(lambda: b.daemon.status().height == a.daemon.status().height, "it has the headers")
@@ -132,7 +151,7 @@ def test_money_is_received_paid_and_shown_and_the_phrase_alone_brings_it_back(ho
     assert b.json("balance")["keys"] == a.json("balance")["keys"]
     assert "only the payments of this machine are known" in b.run("history")
     paid = b.json("send", STRANGER.hex(), "11", "--wait", "1")
-    assert paid["nonce"] == done["nonce"] + 1
+    assert paid["nonce"] == done["nonce"] + 4
     [event] = b.history()
     assert (event["transaction"], event["state"], event["amount"]) == (paid["transaction"], "confirmed", -11)
     wait_until(lambda: a.history()[0]["transaction"] == paid["transaction"], "the other one's, too")
