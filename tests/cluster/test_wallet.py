@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fsdecloud.crypto import sign, wallet
 from fsdecloud.crypto.keys import VolumeKeys
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledger.transactions import decode_tx, sign_transfer, tx_id
-from fsdecloud.store.payments import PaymentStore
+from fsdecloud.store.payments import Payment, PaymentStore
 from fsdecloud.wire.ledgerapi import TxFound, TxQuery
 from tests.cluster.harness import Network
 from tests.cluster.ledgernet import Daemon, anchor, quick_network, wait_until
@@ -187,18 +188,23 @@ def test_fault_112_what_another_machine_spent_is_not_spent_again(homes: list[Hom
     assert a.json("balance")["outgoing"] == 502
     assert a.daemon.call("tx", TxQuery(tx_id_of(dearer)), TxFound).tx != b""
 
+    # A command that was killed -9 when it had noted a payment and not submitted it: the next one does.
+    seed = wallet.wallet_seed(KEYS.wallet_secret, 0)
+    unsent = sign_transfer(network_id(a.document), seed, STRANGER, 10, 1, dearer["nonce"] + 1)
+    a.noted.add(Payment(1, time.time_ns(), tx_id(decode_tx(unsent)), unsent, 0, b"decloud"))
+    assert a.json("balance")["outgoing"] == 513
+
     # Another machine with the same phrase spends the same number, and a block has that.
     a.daemon.kill()
     a.daemon.start()
-    seed = wallet.wallet_seed(KEYS.wallet_secret, 0)
     other = sign_transfer(network_id(a.document), seed, STRANGER, 900, 5, dearer["nonce"])
     a.daemon.submit(other)
     wait_until(lambda: a.daemon.status().mempool == 0, "it is in a block")
     found = {e["transaction"]: e for e in a.history()}
     assert found[tx_id(decode_tx(other)).hex()]["state"] == "confirmed"
     assert found[dearer["transaction"]]["failure"] == "another payment with its number is in the ledger"
-    assert a.json("balance")["confirmed"] == 95
-    assert len(a.noted.unrecorded()) == 2  # both were signed here: the volume records them when it is mounted
+    wait_until(lambda: a.json("balance")["confirmed"] == 84, "what was noted is in a block, too")
+    assert len(a.noted.unrecorded()) == 3  # all were signed here: the volume records them when it is mounted
     assert {event["kind"] for event in found.values()} == {"received", "sent"}
 
 
