@@ -276,7 +276,6 @@ def transaction_fields(tx: Any) -> dict[str, object]:
 command.add_command(headers_command)
 command.add_command(stake.bond_command)
 command.add_command(stake.unbond_command)
-command.add_command(stake.pay_command)
 command.add_command(stake.finality_command)
 
 

@@ -22,6 +22,7 @@ from fsdecloud.wire.controlapi import LOG_CURSORS, LogLine, LogPage, LogQuery
 
 if TYPE_CHECKING:
     from fsdecloud.cli.logfilter import LogFilter
+    from fsdecloud.fs.records import Record
 
 FOLLOW_PAUSE: Final = 0.5
 """Seconds between two looks for new records."""
@@ -71,10 +72,11 @@ def cursor_since(paths: Paths, volume: str, since: int) -> int:
 
 def record_fields(line: LogLine) -> dict[str, object]:
     """Return one record as stable JSON fields. Bytes that are not UTF-8 appear as surrogates (PEP 383)."""
-    from fsdecloud.fs.records import Record
+    from fsdecloud.fs.records import Operation, Record
 
     record = codec.decode(line.record, Record)
-    return {
+    payment = _payment_fields(record) if record.operation == Operation.PAYMENT else {}
+    return payment | {
         "time": precise_time(record.time),
         "operation": operation_name(record.operation),
         "inode": record.inode,
@@ -88,6 +90,14 @@ def record_fields(line: LogLine) -> dict[str, object]:
         "height": line.height if line.height >= 0 else None,
         "tx": line.tx.hex() or None,
     }
+
+
+def _payment_fields(record: Record) -> dict[str, object]:
+    """Return what a payment's record says besides."""
+    from fsdecloud.fs.payment import read_payment_words
+
+    words = read_payment_words(record.path2)
+    return {} if words is None else {"recipient": words.recipient, "fee": words.fee, "transaction": words.tx}
 
 
 def operation_name(number: int) -> str:
@@ -112,6 +122,8 @@ def record_line(fields: dict[str, object]) -> str:
     """Return one record for people."""
     path, path2 = clean(str(fields["path"])), clean(str(fields["path2"]))
     names = f"{path} -> {path2}" if path2 else path
+    if "recipient" in fields:
+        names = f"{fields['amount']} to {fields['recipient']}, fee {fields['fee']}, transaction {fields['transaction']}"
     amount = f" {fields['amount']} bytes" if fields["operation"] in ("read", "write", "truncate") else ""
     result = "" if fields["result"] == "ok" else f" {fields['result']}"
     where = "not anchored yet"

@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "repair": ("repair", "Check and repair a volume with its repair key."),
     "phrase": ("phrase", "Show the 24 words of the volume NAME."),
     "peer": ("peer", "Store shards for others: init, run, status, leave."),
+    "wallet": ("wallet", "Money in the ledger: address, balance, send, history, export."),
     "ledger": ("ledger", "The ledger daemon: run, status, blocks, show, verify."),
     "mine": ("mine", "Mine for a ledger daemon on another machine."),
     "install-system": ("install_system", "Put mount helpers, units and man pages in place."),

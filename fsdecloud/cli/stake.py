@@ -1,6 +1,6 @@
-"""`decloud ledger bond|unbond|pay|finality`: the stake of this home's peers, and what votes have made final.
+"""`decloud ledger bond|unbond|finality`: the stake of this home's peers, and what votes have made final.
 
-Amounts are in the smallest unit, as everywhere. Not here: the rules (`ledger.staking`), and voting (`peerd.voting`).
+Amounts are in the smallest unit. Not here: the rules (`ledger.staking`), voting (`peerd.voting`), payments (`wallet`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Final
 
 import click
 
-from fsdecloud.cli import client, network, parts, peers
+from fsdecloud.cli import client, network, parts, peers, submitting
 from fsdecloud.cli.output import emit, emit_json, table
 from fsdecloud.config import Paths, find_paths
-from fsdecloud.errors import FsdecloudError, InvalidTransaction, LedgerUnavailable, RemoteTimeout, UsageError
+from fsdecloud.errors import FsdecloudError, LedgerUnavailable, UsageError
 from fsdecloud.wire.agentapi import Empty
 from fsdecloud.wire.ledgerapi import (
     Account,
@@ -21,11 +21,8 @@ from fsdecloud.wire.ledgerapi import (
     FinalityInfo,
     FinalityQuery,
     KeyQuery,
-    LedgerStatus,
     NetworkInfo,
     StakeInfo,
-    SubmitTx,
-    TxResult,
 )
 
 AMOUNT_MAX: Final = (1 << 62) - 1
@@ -39,16 +36,8 @@ NO_CHECKPOINTS: Final = (
     "without a person's word"
 )
 
-ADVICE: Final = {
-    "NotEnoughMoney": "pay its key first, from the key of a machine that mines: decloud ledger pay {key} AMOUNT",
-    "NotRegistered": "run it, and wait until decloud peer status shows it in the ledger; a peer that leaves has no capacity",
-    "StakeLocked": "decloud ledger finality shows until when",
-    "NotBonded": "decloud ledger bond AMOUNT gives it one",
-    "AmountOutOfRange": "decloud ledger show-network shows the bounds",
-    "WrongNonce": "something else of this key was submitted in this moment: try again",
-    "Conflict": "something else of this key is waiting: try again after the next block",
-}
-"""What to do, by the reason for which the ledger refuses."""
+TRANSACTION_SIZE: Final = 192
+"""Bytes of a bond or an unbond, at most: what its fee is estimated for."""
 
 
 @click.command("bond")
@@ -61,11 +50,7 @@ def bond_command(amount: int, name: str | None) -> None:
     """
     from fsdecloud.ledger.transactions import sign_bond
 
-    name = _submit_signed(
-        name,
-        lambda network_id, seed, fee, nonce: sign_bond(network_id, seed, amount, fee, nonce),
-        needs_checkpoints=True,
-    )
+    name = _submit_signed(name, lambda network_id, seed, fee, nonce: sign_bond(network_id, seed, amount, fee, nonce))
     emit(f"peer {name} bonds {amount}, once a block has it; decloud ledger finality shows it")
 
 
@@ -78,36 +63,8 @@ def unbond_command(name: str | None) -> None:
     """
     from fsdecloud.ledger.transactions import sign_unbond
 
-    name = _submit_signed(name, sign_unbond, needs_checkpoints=True)
+    name = _submit_signed(name, sign_unbond)
     emit(f"the stake of peer {name} leaves, once a block has it; decloud ledger finality shows when it is paid back")
-
-
-@click.command("pay")
-@click.argument("key", metavar="KEY")
-@click.argument("amount", metavar="AMOUNT", type=click.IntRange(1, AMOUNT_MAX))
-def pay_command(key: str, amount: int) -> None:
-    """Pay AMOUNT, in the smallest unit, to KEY (a peer's id, 64 hexadecimal digits) from the key of this home's ledger daemon,
-    which earns what it mines."""
-    from fsdecloud.config import read_private_file
-    from fsdecloud.ledger.transactions import sign_transfer
-
-    try:
-        recipient = bytes.fromhex(key)
-    except ValueError:
-        recipient = b""
-    if len(recipient) != 32:
-        raise UsageError(
-            f"{key!r} is not a key: 64 hexadecimal digits, as decloud peer status --json shows a peer's id"
-        )
-    paths = find_paths()
-    network_id = network.require_network(paths)
-    seed = read_private_file(paths.ledger_state / "node.key")
-
-    def sign(fee: int, nonce: int) -> bytes:
-        return sign_transfer(network_id, seed, recipient, amount, fee, nonce)
-
-    _submit(paths, network_id, seed, sign, "the key of this home's ledger daemon", needs_checkpoints=False)
-    emit(f"{amount} are paid to {recipient.hex()}, once a block has it")
 
 
 @click.command("finality")
@@ -192,56 +149,29 @@ def finality_lines(found: FinalityInfo, own: list[tuple[str, StakeInfo | None]])
 
 
 # ---- inner ---------------------------------------------------------------------------------------------------------
-def _submit_signed(
-    name: str | None, sign: Callable[[bytes, bytes, int, int], bytes], *, needs_checkpoints: bool
-) -> str:
+def _submit_signed(name: str | None, sign: Callable[[bytes, bytes, int, int], bytes]) -> str:
     """Sign with the key of a peer of this home, and submit; return the peer's name."""
     from fsdecloud.peerd.setup import load_config, load_seed
 
     paths = find_paths()
-    name = _choose(paths, name)
+    name = choose_peer(paths, name)
     network_id, seed = load_config(paths, name).network, load_seed(paths, name)
-    _submit(
-        paths,
-        network_id,
-        seed,
-        lambda fee, nonce: sign(network_id, seed, fee, nonce),
-        f"peer {name}",
-        needs_checkpoints=needs_checkpoints,
-    )
+    _submit(paths, network_id, seed, lambda fee, nonce: sign(network_id, seed, fee, nonce), f"peer {name}")
     return name
 
 
-def _submit(
-    paths: Paths,
-    network_id: bytes,
-    seed: bytes,
-    sign: Callable[[int, int], bytes],
-    who: str,
-    *,
-    needs_checkpoints: bool,
-) -> None:
-    """Sign with the least fee and the key's next nonce, and submit. Raises UsageError with what to do when it is refused."""
+def _submit(paths: Paths, network_id: bytes, seed: bytes, sign: Callable[[int, int], bytes], who: str) -> None:
+    """Sign with the estimated fee and the key's next nonce, and submit. Raises UsageError with what to do if it is refused."""
     from fsdecloud.crypto.sign import public_key
     from fsdecloud.ledger.network import decode_network
 
     key = public_key(seed)
-    network.require_ledger(paths)
-    try:
-        with client.Client(paths.socket("ledger"), error=LedgerUnavailable) as ledger:
-            if ledger.call("status", Empty(), LedgerStatus).network != network_id:
-                raise UsageError(f"{who} is of another network than the ledger daemon of this home")
-            document = decode_network(ledger.call("network", Empty(), NetworkInfo).document)
-            if needs_checkpoints and not document.checkpoint_interval:
-                raise UsageError(NO_CHECKPOINTS)
-            nonce = ledger.call("account", KeyQuery(key), Account).nonce
-            ledger.call("submit", SubmitTx(_signed(sign, document.minimum_fee, nonce)), TxResult)
-    except InvalidTransaction as exc:
-        reason = str(exc).partition(":")[0]
-        advice = f"; {ADVICE[reason].format(key=key.hex())}" if reason in ADVICE else ""
-        raise UsageError(f"the ledger refuses it for {who}: {exc}{advice}") from exc
-    except RemoteTimeout as exc:
-        raise LedgerUnavailable(str(exc)) from exc
+    with submitting.open_ledger(paths, network_id, who) as ledger:
+        if not decode_network(ledger.call("network", Empty(), NetworkInfo).document).checkpoint_interval:
+            raise UsageError(NO_CHECKPOINTS)
+        fee = submitting.estimate(ledger, TRANSACTION_SIZE).fee
+        nonce = ledger.call("account", KeyQuery(key), Account).nonce
+        submitting.submit(ledger, _signed(sign, fee, nonce), who, key)
 
 
 def _signed(sign: Callable[[int, int], bytes], fee: int, nonce: int) -> bytes:
@@ -251,7 +181,7 @@ def _signed(sign: Callable[[int, int], bytes], fee: int, nonce: int) -> bytes:
         raise UsageError(str(exc)) from exc
 
 
-def _choose(paths: Paths, name: str | None) -> str:
+def choose_peer(paths: Paths, name: str | None) -> str:
     """Return the peer that is meant. Raises UsageError when there is none, or several and none is named."""
     names = parts.local_peers(paths)
     if not names:

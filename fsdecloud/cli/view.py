@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fsdecloud.cli import drivers, gc, health, mounts, network, parts, peers, stake
+from fsdecloud.cli import drivers, gc, health, mounts, network, parts, peers, stake, walletview
 from fsdecloud.cli.output import clean, table
 from fsdecloud.cli.run import DEGRADED, OK, PENDING
+from fsdecloud.cli.walletview import Holdings
 from fsdecloud.config import Paths
 from fsdecloud.errors import FsdecloudError
 from fsdecloud.units import format_rate, format_size
@@ -34,6 +35,8 @@ class View:
     """Why the exit code says degraded."""
     finality: FinalityInfo | None = None
     """In a network with checkpoints, what is final."""
+    wallet: Holdings | None = None
+    """What the volume's wallet has; None where it has nothing, and nothing is on its way."""
 
     @property
     def anchor_height(self) -> int:
@@ -94,6 +97,9 @@ def take_view(paths: Paths, volume: str | None) -> View:
         peers=rows,
         problems=problems,
         finality=stake.look(paths) if ledger is not None and not ledger.light else None,
+        wallet=walletview.look(paths, driver.volume, ledger.network)
+        if ledger is not None and driver is not None
+        else None,
     )
 
 
@@ -172,6 +178,7 @@ def as_json(view: View) -> dict[str, object]:
         "n": driver.n if driver else None,
         "redundancy": (driver.redundancy or None) if driver else None,
     }
+    result["wallet"] = walletview.money_fields(view.wallet) if view.wallet else None
     result["up_limit"] = (driver.up_limit or None) if driver else None
     result["down_limit"] = (driver.down_limit or None) if driver else None
     for name in ("files", "logical_bytes", "cache_bytes", "uploaded_bytes", "downloaded_bytes", "handler_errors"):
@@ -218,6 +225,8 @@ def as_lines(view: View) -> list[str]:
             lines.append(f"  {line}")
         if line := health.describe_recoding(driver.repair.recoding):
             lines.append(f"  {line}")
+        if view.wallet:
+            lines.append(f"  wallet: {walletview.money_words(view.wallet)}")
         lines.append(f"  driver pid {driver.driver_pid}, agent pid {driver.agent_pid or '-'}")
         if driver.last_error:
             lines.append(f"  last error: {clean(driver.last_error)}")

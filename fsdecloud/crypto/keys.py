@@ -57,6 +57,8 @@ class VolumeKeys:
     """Seals the local journal (`rows`)."""
     grant_secret: bytes = field(repr=False)
     """Gives the key that signs deletions at each peer (`grant_seed`); the driver alone has it."""
+    wallet_secret: bytes = field(repr=False)
+    """Gives the keys that have and spend money (`wallet`); the driver alone has it."""
 
     @classmethod
     def from_root(cls, root: bytes) -> VolumeKeys:
@@ -72,6 +74,7 @@ class VolumeKeys:
             repair_secret=derive(root, CONTEXT_PREFIX + "repair"),
             at_rest_key=derive(root, CONTEXT_PREFIX + "at rest"),
             grant_secret=derive(root, CONTEXT_PREFIX + "grant"),
+            wallet_secret=derive(root, CONTEXT_PREFIX + "wallet"),
         )
 
 

@@ -217,10 +217,24 @@ class Committer:
         self.meta = msgspec.structs.replace(self.meta, **changes)
         await self._write(lambda: codec.encode(self.meta))
 
-    async def _write(self, meta: Callable[[], bytes], truncate_before: int | None = None) -> None:
+    async def save_payments(self, payments: tuple[bytes, ...], record: Callable[[], None]) -> None:
+        """Have `record` record payments, and make durable in one transaction that they are, and which. Raises StoreError."""
+
+        def begin() -> None:
+            record()
+            self.meta = msgspec.structs.replace(self.meta, payments=payments)
+
+        await self._write(lambda: codec.encode(self.meta), begin=begin)
+
+    async def _write(
+        self,
+        meta: Callable[[], bytes],
+        truncate_before: int | None = None,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make the meta durable with the next group. After an unexpected failure nobody knows what the disk has."""
         try:
-            await self._journal.commit(meta, truncate_before)
+            await self._journal.commit(meta, truncate_before, begin)
         except FsdecloudError:
             raise
         except Exception as exc:  # a bug; what is and what is not on the disk is unknown

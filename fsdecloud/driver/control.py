@@ -28,6 +28,7 @@ from fsdecloud.wire.controlapi import (
     LogQuery,
     SyncRequest,
     VersionQuery,
+    WalletQuery,
 )
 
 WAITS = ("durable", "stored", "anchored")
@@ -82,6 +83,9 @@ async def serve_control(
             "contents": (AnchorNumber, history.contents),
             "versions": (VersionQuery, versions.page),
             "certify": (CertifyRequest, certify),
+            "wallet": (WalletQuery, volume.payments.answer_keys),
+            "payments": (Empty, volume.payments.answer_list),
+            "record_payments": (Empty, volume.payments.answer_record),
             "gc": (GcRequest, collect),
             "gc_status": (Empty, collecting),
             "redundancy": (WantedRedundancy, redundancy),

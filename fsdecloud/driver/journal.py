@@ -201,12 +201,19 @@ class Journal:
                 await trio.sleep(_RETRY)
                 self._wake.set()
 
-    async def commit(self, meta: Callable[[], bytes] | None = None, truncate_before: int | None = None) -> None:
+    async def commit(
+        self,
+        meta: Callable[[], bytes] | None = None,
+        truncate_before: int | None = None,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
         """Commit one group now; `meta` and the journal's truncation go into the same transaction. Raises StoreError.
 
-        `meta` is called when it is this transaction's turn, so that no older state overwrites a newer one.
+        `meta` is called when it is this transaction's turn, so that no older state overwrites a newer one; `begin` before that,
+        when no other transaction can take any more what it changes.
         """
         async with self._lock:
+            begin()
             self._core.inodes.evict()
             with self._telling():
                 group = self._collect()

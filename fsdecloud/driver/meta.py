@@ -55,6 +55,8 @@ class VolumeMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """When garbage was last looked for, seconds since 1970."""
     collected_sequence: int = 0
     """The last anchor known then."""
+    payments: tuple[bytes, ...] = ()
+    """Transactions of the payments that were recorded last (`driver.payments`): their notes may not say so yet."""
 
 
 def decode_meta(data: bytes) -> VolumeMeta:

@@ -36,6 +36,7 @@ from fsdecloud.driver.journal import META, Journal, replay
 from fsdecloud.driver.listing import Lister
 from fsdecloud.driver.meta import VolumeMeta, decode_meta
 from fsdecloud.driver.namespace import Namespace
+from fsdecloud.driver.payments import Payments
 from fsdecloud.driver.reader import Reader
 from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.restore import Restorer
@@ -53,6 +54,7 @@ from fsdecloud.fs.records import Operation
 from fsdecloud.ledger.transactions import Anchor, decode_tx
 from fsdecloud.mountoptions import MountOptions, served_name
 from fsdecloud.store.cache import CacheStore
+from fsdecloud.store.payments import PaymentStore
 from fsdecloud.store.segments import Location, SegmentStore
 from fsdecloud.store.state import StateStore
 from fsdecloud.swarm.policy import parse_redundancy
@@ -188,6 +190,8 @@ class Volume:
             lambda: self.files.last_write,
             self.uploads.let_go,
         )
+        noted = PaymentStore(setup.paths.volume_state(setup.document.name) / "payments", keys.at_rest_key)
+        self.payments = Payments(self.core, noted, self.committer)
         self.snapshots.on_forget = self._forgotten
         self.anchors.on_anchored = self.snapshots.look_for_gaps
         self.ledger_time = 0
@@ -381,6 +385,7 @@ class Volume:
         run("head check", self._run_head_check)
         run("snapshots", self.snapshots.run_filler)
         run("garbage", self.collector.run)
+        run("payments", self.payments.run)
         if not self.core.read_only:
             run_once("orphans", self._reap_orphans_in_time)
         self.core.recorder.record(Operation.MOUNT, own_caller(), ROOT, self.setup.mountpoint.encode())

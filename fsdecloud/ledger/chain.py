@@ -93,6 +93,8 @@ class CheckedBlock:
     transactions: tuple[Transaction, ...]
     ids: tuple[TxId, ...]
     nodes: dict[bytes, bytes]
+    accounts: tuple[tuple[bytes, int], ...]
+    """What it does to accounts (`State.account_changes`), by transactions or without one."""
 
 
 def genesis_point(document: NetworkDocument) -> Point:
@@ -153,10 +155,11 @@ def check_block(
         raise BlockTooBig(f"it has {size} bytes; the network allows {document.block_max}")
     transactions, ids = _check_body(document, block, known)
     nodes = StateNodes(read_node)
-    root = _apply(document, parent, block.header, transactions, nodes)
+    state = _apply(document, parent, block.header, transactions, nodes)
+    root = state.write(nodes.put, border_key(network_id(document)))
     if root != block.header.state_root:
         raise WrongStateRoot(f"its transactions lead to state {root.hex()}, its header says {point.state_root.hex()}")
-    return CheckedBlock(point, block, transactions, ids, nodes.fresh)
+    return CheckedBlock(point, block, transactions, ids, nodes.fresh, state.account_changes())
 
 
 def _check_body(
@@ -186,8 +189,8 @@ def _check_body(
 
 def _apply(
     document: NetworkDocument, parent: Point, header: Header, transactions: Sequence[Transaction], nodes: StateNodes
-) -> bytes:
-    """Apply a block's transactions after `parent` and return the state root."""
+) -> State:
+    """Apply a block's transactions after `parent` and return the state with what they change laid over it."""
     if not transactions or not is_coinbase_for(transactions[0], header.height):
         raise NoCoinbase(f"its first transaction is not a coinbase for height {header.height}")
     coinbase = transactions[0]
@@ -205,7 +208,7 @@ def _apply(
         credit(state, coinbase.recipient, coinbase.amount)
     except InvalidTransaction as exc:
         raise BadTransaction(0, exc) from exc
-    return state.write(nodes.put, border_key(network_id(document)))
+    return state
 
 
 def open_next(document: NetworkDocument, parent: Point, read_node: Callable[[bytes], bytes | None]) -> State:
@@ -244,7 +247,8 @@ def build_block(
         state_root=EMPTY_ROOT,
         nonce=bytes(8),
     )
-    root = _apply(document, parent, header, body, StateNodes(read_node))
+    nodes = StateNodes(read_node)
+    root = _apply(document, parent, header, body, nodes).write(nodes.put, border_key(network_id(document)))
     return Block(msgspec.structs.replace(header, state_root=root), encoded)
 
 

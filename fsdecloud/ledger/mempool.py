@@ -16,7 +16,7 @@ refused has changed nothing.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -62,7 +62,7 @@ SENDER_MAX: Final = 64
 COUNT_MAX: Final = 32768
 """Transactions that may wait in all: each takes about a kilobyte of memory beside its bytes."""
 
-_BLOCK_OVERHEAD: Final = 1024
+BLOCK_OVERHEAD: Final = 1024
 """Bytes of a block besides the chosen transactions: header, coinbase, array headers."""
 
 _PER_TX_OVERHEAD: Final = 5
@@ -129,6 +129,19 @@ class Mempool:
     def next_nonce(self, key: bytes) -> int:
         """Return the nonce of a key's next transfer, after those that wait."""
         return self._need_view().account(key).nonce
+
+    def naming(self, keys: Collection[bytes]) -> tuple[bytes, ...]:
+        """Return the encoded transactions that wait of these keys, or pay to one of them, in the order of arrival."""
+        found = [
+            waiting
+            for waiting in self._waiting.values()
+            if waiting.sender in keys or (isinstance(waiting.tx, Transfer) and waiting.tx.recipient in keys)
+        ]
+        return tuple(waiting.data for waiting in sorted(found, key=lambda waiting: waiting.place))
+
+    def prices(self) -> list[tuple[int, int]]:
+        """Return (price for a million bytes, bytes) of all that waits."""
+        return [(waiting.price, len(waiting.data)) for waiting in self._waiting.values()]
 
     def verified(self) -> frozenset[bytes]:
         """Return the encoded transactions whose signatures need no second look in a block."""
@@ -199,7 +212,7 @@ class Mempool:
         needs another comes after it."""
         assert self._open_state is not None, "rebase comes first"
         state = self._open_state()
-        room = self._document.block_max - _BLOCK_OVERHEAD
+        room = self._document.block_max - BLOCK_OVERHEAD
         ready = [
             _by_worth(waiting) for waiting in self._waiting.values() if _predecessor(waiting.tx) not in self._slots
         ]

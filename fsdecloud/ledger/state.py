@@ -172,6 +172,16 @@ class State:
         """Replace an account."""
         self.changes[_ACCOUNT + key] = None if account == Account(0, 0) else codec.encode(account)
 
+    def account_changes(self) -> tuple[tuple[bytes, int], ...]:
+        """Return (public key, how its balance changed) of all accounts that were written since the stored state, ascending:
+        also of those that have the same balance again."""
+        found = []
+        for key in sorted(key for key in self.changes if key[:1] == _ACCOUNT):
+            stored = lookup(self._get, self._root, key) if self._root else None
+            before = 0 if stored is None else codec.decode(stored, Account).balance
+            found.append((key[1:], self.account(key[1:]).balance - before))
+        return tuple(found)
+
     def registration(self, peer: bytes) -> Registration | None:
         """Return a peer's registration."""
         data = self.read(_PEER + peer)

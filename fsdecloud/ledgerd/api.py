@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fsdecloud.errors import BlockPruned, InvalidBlock, InvalidTransaction, LedgerUnavailable, UsageError
+from fsdecloud.ledgerd.accounts import AccountAnswers
 from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_range
 from fsdecloud.ledgerd.finality import answer_finality
 from fsdecloud.ledgerd.hub import Hub
@@ -31,6 +32,7 @@ class LocalApi(ChainApi):
         super().__init__(keeper, hub)
         self._keeper = keeper
         self._services = services
+        self._accounts = AccountAnswers(keeper, self._require_state)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what a full daemon answers besides."""
@@ -38,6 +40,7 @@ class LocalApi(ChainApi):
             "submit": (ledgerapi.SubmitTx, self._submit),
             "tx": (ledgerapi.TxQuery, self._tx),
             "account": (ledgerapi.KeyQuery, self._account),
+            **self._accounts.handlers(),
             "volume": (ledgerapi.KeyQuery, self._volume),
             "anchors": (ledgerapi.AnchorQuery, self._anchors),
             "blocks": (ledgerapi.BlockQuery, self._blocks),

@@ -112,6 +112,14 @@ def check_key(key: bytes) -> None:
         raise UsageError(f"a key or an id has 32 bytes, not {len(key)}")
 
 
+def check_keys(keys: tuple[bytes, ...]) -> None:
+    """Raise UsageError unless these are as many keys as are answered at once."""
+    if not 1 <= len(keys) <= ledgerapi.KEYS_AT_ONCE:
+        raise UsageError(f"ask for 1 to {ledgerapi.KEYS_AT_ONCE} keys at once, not {len(keys)}")
+    for key in keys:
+        check_key(key)
+
+
 def check_range(first: int, count: int, most: int = _COUNT_MAX) -> None:
     """Raise UsageError for a range that is not answered at once."""
     if not 0 <= first < 1 << 53 or not 1 <= count <= most:

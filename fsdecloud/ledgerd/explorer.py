@@ -16,9 +16,12 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from fsdecloud.errors import InvalidTransaction
+from fsdecloud.crypto.wallet import PREFIX, address_of, key_of
+from fsdecloud.errors import InvalidTransaction, UsageError
 from fsdecloud.ledger.blocks import Header, decode_block, decode_header
 from fsdecloud.ledger.chain import Point
+from fsdecloud.ledger.staking import finality_of, stake_of
+from fsdecloud.ledger.state import State
 from fsdecloud.ledger.transactions import (
     Anchor,
     Coinbase,
@@ -98,7 +101,7 @@ class Explorer:
             return _json(await self._peers())
         if path == "/api/search":
             return _json(await self._read(self._search, query.get("q", "").strip()))
-        match = re.fullmatch("/api/(block|tx|key)/([0-9A-Za-z]{1,64})", path, re.ASCII)
+        match = re.fullmatch("/api/(block|tx|key)/([0-9A-Za-z]{1,64}|(?i:decloud1)[0-9A-Za-z]{59})", path, re.ASCII)
         if match is None:
             raise Refusal(404, "there is no such page")
         read: Callable[[str], dict[str, Any]] = {"block": self._block, "tx": self._tx, "key": self._key}[match[1]]
@@ -237,7 +240,7 @@ class Explorer:
 
     def _key(self, text: str) -> dict[str, Any]:
         """What the state says of one public key, be it of a person, a volume or a peer."""
-        key = _bytes32(text)
+        key = _key(text)
         state = self._keeper.state()
         account = state.account(key)
         registration, operated, head = state.registration(key), state.operated(key), state.volume(key)
@@ -247,6 +250,7 @@ class Explorer:
             anchors = self._keeper.store.anchors(key, first, ANCHORS_MAX)
         return {
             "key": key.hex(),
+            "address": address_of(key),
             "balance": str(account.balance),
             "nonce": account.nonce,
             "peer": None if registration is None else msgspec.structs.asdict(registration),
@@ -274,10 +278,13 @@ class Explorer:
         return {**await self._read(self._registry), "height": self._keeper.tip.height, "daemons": daemons}
 
     def _registry(self) -> dict[str, Any]:
-        state = self._keeper.state()
+        state = self._keeper.next_state()
         operators = state.operators()
         rows = sorted(state.registry(), key=lambda row: row[1].place)
+        interval = self._keeper.document.checkpoint_interval
         return {
+            "checkpoint": finality_of(self._keeper.document, state).newest.height if interval else None,
+            "interval": interval,
             "count": len(rows),
             "capacity": str(sum(row.capacity for _, row in rows)),
             "peers": [
@@ -287,10 +294,31 @@ class Explorer:
                     "capacity": str(row.capacity),
                     "price": str(row.price),
                     "height": row.height,
+                    "time": self._time_of(row.height),
+                    "stake": self._stake(state, peer),
                     "operator": operators.get(peer, b"").hex(),
                 }
                 for peer, row in rows[:PEERS_MAX]
             ],
+        }
+
+    def _time_of(self, height: int) -> int | None:
+        """Return the time of a block of the best chain."""
+        identity = self._keeper.store.best_at(height)
+        point = None if identity is None else self._keeper.store.point(identity)
+        return None if point is None else point.time
+
+    def _stake(self, state: State, peer: bytes) -> dict[str, Any] | None:
+        """Return what a peer has bonded and when it voted last; None for one that never had a stake."""
+        found = stake_of(state, peer) if self._keeper.document.checkpoint_interval else None
+        if found is None:
+            return None
+        return {
+            "amount": str(found.amount),
+            "votes": bool(found.weight),
+            "last_vote": found.target or None,
+            "release": found.release or None,
+            "burned": found.is_burned,
         }
 
     def _search(self, text: str) -> dict[str, Any]:
@@ -299,7 +327,7 @@ class Explorer:
             if self._keeper.store.best_at(int(text)) is None or int(text) == 0:
                 raise Refusal(404, f"there is no block {int(text)}: the chain has {self._keeper.store.tip().height}")
             return {"kind": "block", "id": str(int(text))}
-        identity = _bytes32(text)
+        identity = _key(text)
         if self._keeper.store.header(BlockId(identity)) is not None:
             return {"kind": "block", "id": identity.hex()}
         if self._keeper.store.find_tx(TxId(identity)) is not None or TxId(identity) in self._keeper.pool:
@@ -331,8 +359,18 @@ def _count(text: str | None) -> int:
 
 def _bytes32(text: str) -> bytes:
     if not re.fullmatch("[0-9a-fA-F]{64}", text, re.ASCII):
-        raise Refusal(400, "write a height, or an id of 64 hexadecimal digits")
+        raise Refusal(400, "write a height, an id of 64 hexadecimal digits, or an address")
     return bytes.fromhex(text)
+
+
+def _key(text: str) -> bytes:
+    """Return the key that an account address, or 64 hexadecimal digits, stand for; the latter may be any id, too."""
+    if not text.lower().startswith(f"{PREFIX}1"):
+        return _bytes32(text)
+    try:
+        return key_of(text)
+    except UsageError as exc:
+        raise Refusal(400, str(exc)) from exc
 
 
 def _line(data: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import trio
 
 from fsdecloud.errors import InvalidBlock, StoreCorrupt, StoreError
 from fsdecloud.ledger.blocks import decode_block
-from fsdecloud.ledger.chain import check_block, genesis_point
+from fsdecloud.ledger.chain import CheckedBlock, check_block, genesis_point
 from fsdecloud.ledger.headers import describe
 from fsdecloud.ledger.snapshot import Contents, check_contents
 from fsdecloud.ledgerd.conduct import Misbehaviour
@@ -119,6 +119,7 @@ class History:
         store = self._keeper.store
         error: InvalidBlock | None = None
         nodes: dict[bytes, bytes] = {}
+        executed: list[CheckedBlock] = []
 
         def read(ref: bytes) -> bytes | None:
             return nodes[ref] if ref in nodes else store.node(ref)
@@ -137,9 +138,10 @@ class History:
                 error = exc
                 break
             nodes.update(checked.nodes)
+            executed.append(checked)
             point = checked.point
             height = point.height
-        self._store.add_verified(height, nodes)
+        self._store.add_verified(executed, height)
         return height, error
 
 

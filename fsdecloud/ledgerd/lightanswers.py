@@ -12,9 +12,11 @@ from collections import OrderedDict
 from functools import partial
 from typing import Final, TypeAlias
 
-from fsdecloud.errors import InvalidBlock, InvalidTransaction, LedgerUnavailable, MalformedError
+from fsdecloud.errors import InvalidBlock, InvalidTransaction, LedgerUnavailable, MalformedError, UsageError
+from fsdecloud.ledger.accounting import line_of
 from fsdecloud.ledger.blocks import block_id, bytes_root, decode_block, decode_header
 from fsdecloud.ledger.chain import Point
+from fsdecloud.ledger.fees import estimate_fee
 from fsdecloud.ledger.mempool import slot_of
 from fsdecloud.ledger.proofs import (
     Dropped,
@@ -41,7 +43,7 @@ from fsdecloud.ledger.state import (
 )
 from fsdecloud.ledger.transactions import Anchor, Bond, Evidence, Transaction, Transfer, Unbond, Vote, decode_tx, tx_id
 from fsdecloud.ledgerd.asking import Asker
-from fsdecloud.ledgerd.chainapi import check_key, check_range
+from fsdecloud.ledgerd.chainapi import check_key, check_keys, check_range
 from fsdecloud.ledgerd.light import LightKeeper
 from fsdecloud.limits import MIB
 from fsdecloud.net.unix import Handler
@@ -83,6 +85,9 @@ class LightAnswers:
             "submit": (ledgerapi.SubmitTx, self._submit),
             "tx": (ledgerapi.TxQuery, self._tx),
             "account": (ledgerapi.KeyQuery, self._account),
+            "accounts": (ledgerapi.AccountsQuery, self._accounts),
+            "account_history": (ledgerapi.HistoryQuery, self._account_history),
+            "fee": (ledgerapi.FeeQuery, self._fee),
             "volume": (ledgerapi.KeyQuery, self._volume),
             "anchors": (ledgerapi.AnchorQuery, self._anchors),
             "blocks": (ledgerapi.BlockQuery, self._blocks),
@@ -129,12 +134,11 @@ class LightAnswers:
         apply_transaction(keeper.document, state, tx, time, height, stacked=True)
 
     def _waiting(self, sender: bytes) -> list[Transaction]:
-        """Return what waits here of a sender, its transfers by their nonces."""
+        """Return what waits here of a sender: what takes a nonce last, and in that order."""
         pool = self._keeper.pool
         decoded = [decode_tx(data) for identity in pool.ids() if (data := pool.get(identity)) is not None]
-        return [tx for tx in decoded if slot_of(tx)[1] == sender and not isinstance(tx, Transfer)] + sorted(
-            (tx for tx in decoded if isinstance(tx, Transfer) and tx.sender == sender), key=lambda tx: tx.nonce
-        )
+        own = [tx for tx in decoded if slot_of(tx)[1] == sender]
+        return sorted(own, key=lambda tx: -1 if (nonce := _nonce_of(tx)) is None else nonce)
 
     async def _tx(self, query: ledgerapi.TxQuery) -> ledgerapi.TxFound:
         check_key(query.id)
@@ -198,11 +202,50 @@ class LightAnswers:
         check_key(query.key)
         state = await self._state(self._keeper.tip, (account_key(query.key),))
         account = state.account(query.key)
-        nonce = account.nonce
-        for tx in self._waiting(query.key):
-            if isinstance(tx, Transfer) and tx.nonce == nonce:
+        return ledgerapi.Account(account.balance, self._next_nonce(query.key, account.nonce))
+
+    def _next_nonce(self, key: bytes, nonce: int) -> int:
+        for tx in self._waiting(key):
+            if _nonce_of(tx) == nonce:
                 nonce += 1
-        return ledgerapi.Account(account.balance, nonce)
+        return nonce
+
+    async def _accounts(self, query: ledgerapi.AccountsQuery) -> ledgerapi.AccountsInfo:
+        check_keys(query.keys)
+        tip = self._keeper.tip
+        found: dict[bytes, ledgerapi.AccountState] = {}
+        for start in range(0, len(query.keys), gossip.KEYS_MAX):
+            some = query.keys[start : start + gossip.KEYS_MAX]
+            state = await self._state(tip, tuple(map(account_key, some)))
+            for key in some:
+                account = state.account(key)
+                nonce = self._next_nonce(key, account.nonce)
+                found[key] = ledgerapi.AccountState(account.balance, account.nonce, nonce)
+        pool = self._keeper.pool
+        waiting = [data for identity in pool.ids() if (data := pool.get(identity)) is not None]
+        own = tuple([data for data in waiting if await self._waits_for(decode_tx(data), found)])
+        accounts = tuple(found[key] for key in query.keys)
+        return ledgerapi.AccountsInfo(tip.height, tip.id, tip.time, accounts, own, is_light=True)
+
+    async def _waits_for(self, tx: Transaction, accounts: dict[bytes, ledgerapi.AccountState]) -> bool:
+        """Tell whether a transaction that was submitted here does something to one of these accounts, and is in no block yet:
+        by its nonce where that is known, else by asking."""
+        if all(line_of(tx, key) is None for key in accounts):
+            return False
+        sender, nonce = accounts.get(slot_of(tx)[1]), _nonce_of(tx)
+        if sender is not None and nonce is not None:
+            return nonce >= sender.nonce
+        return await self._find(tx_id(tx)) is None
+
+    async def _account_history(self, _: ledgerapi.HistoryQuery) -> ledgerapi.HistoryPage:
+        raise UsageError(
+            "a light daemon cannot tell which blocks changed a balance, as no header says so: run a full one (balances, and "
+            "payments whose ids are known, it proves)"
+        )
+
+    async def _fee(self, query: ledgerapi.FeeQuery) -> ledgerapi.FeeEstimate:
+        document = self._keeper.document
+        return ledgerapi.FeeEstimate(estimate_fee(document, query.size, (), ()), document.minimum_fee, 0)
 
     # ---- anchors ---------------------------------------------------------------------------------------------------
     async def _volume(self, query: ledgerapi.KeyQuery) -> ledgerapi.VolumeAnchor:
@@ -303,6 +346,12 @@ class LightAnswers:
         if not found:
             raise Dropped("it does not have the blocks any more")
         return tuple(found)
+
+
+def _nonce_of(tx: Transaction) -> int | None:
+    """Return the nonce of its sender's account that a transaction takes; None when it takes none."""
+    kind, _, number = slot_of(tx)
+    return number if kind == "transfer" else None
 
 
 def _keys_for(tx: Transaction) -> tuple[bytes, ...]:

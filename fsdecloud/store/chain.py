@@ -5,7 +5,8 @@ connects a block with everything that follows from it, so after a crash the stor
 Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
 
     meta      "network" document, "tip" block id, "first" height of the first block whose body is here (1 when absent),
-              "snapshot" SnapshotMark of a chain whose state was not computed here (`store.snapshot`; absent for others)
+              "snapshot" SnapshotMark of a chain whose state was not computed here (`store.snapshot`; absent for others),
+              "accounted" height of the first block that `accounts` knows of, those before a snapshot aside
     points    block id -> Point                              every valid block, on whatever branch
     headers   block id -> encoded header
     bodies    block id -> encoded block                      but for pruned ones (`prune_bodies`)
@@ -16,6 +17,7 @@ Nothing is judged here: what comes in was checked by `ledger.chain`. Databases:
     anchors   volume + sequence -> height, index             of the best chain
     nodes     reference -> state node                        of the last states (`prune`)
     invalid   block id -> reason                             never to be asked for again
+    touched, accounts                                        which blocks changed which accounts (`store.accounts`)
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from fsdecloud.ledger.network import NetworkDocument, decode_network, encode_net
 from fsdecloud.ledger.state import reachable_nodes
 from fsdecloud.ledger.transactions import Anchor, decode_tx, tx_id
 from fsdecloud.limits import CHAIN_MAP_SIZE
+from fsdecloud.store.accounts import AccountIndex
 from fsdecloud.store.environment import Environment, Transaction, open_environment
 from fsdecloud.types import BlockId, TxId
 
@@ -43,6 +46,7 @@ _NETWORK: Final = b"network"
 TIP: Final = b"tip"
 HELD: Final = b"held"
 FIRST: Final = b"first"
+ACCOUNTED: Final = b"accounted"
 SNAPSHOT: Final = b"snapshot"
 PLACE: Final = struct.Struct(">QI")
 """Where a transaction of the best chain stands: height, index in the block."""
@@ -91,6 +95,7 @@ class ChainStore:
         self._anchors = environment.database(b"anchors")
         self._nodes = environment.database(b"nodes")
         self._invalid = environment.database(b"invalid")
+        self._accounts = AccountIndex(environment)
         self._begin()
 
     # ---- reading ---------------------------------------------------------------------------------------------------
@@ -229,6 +234,34 @@ class ChainStore:
                 found.append(place[:2])
         return tuple(found)
 
+    def account_blocks(
+        self, key: bytes, below: int, count: int, limit: int
+    ) -> tuple[tuple[int, int, bytes, bytes], ...]:
+        """Return (height, change of the balance, encoded header, encoded block) of the best chain's blocks below a height that
+        wrote the account of a public key, the newest first: at most `count` and, but for the first, `limit` bytes of blocks."""
+        found: list[tuple[int, int, bytes, bytes]] = []
+        size = 0
+        with self._env.read() as txn:
+            for height, change in self._accounts.changes(txn, key, below, count):
+                identity = txn.get(height.to_bytes(8), db=self._best)
+                header = None if identity is None else txn.get(identity, db=self._headers)
+                data = None if identity is None else txn.get(identity, db=self._bodies)
+                if header is None or data is None:
+                    raise self._corrupt(f"block {height} is missing")
+                if found and size + len(data) > limit:
+                    break
+                size += len(data)
+                found.append((height, change, header, data))
+        return tuple(found)
+
+    def accounts_first(self) -> int:
+        """Return the height from which on `account_blocks` knows all: 1, but for a store that an older release made, for
+        pruned blocks, and for those before a snapshot until they are executed."""
+        with self._env.read() as txn:
+            mark = self._mark(txn)
+            pivot = mark.pivot if mark is not None and mark.verified < mark.pivot else 0
+            return max(self._accounted(txn), pivot + 1, self._first(txn))
+
     def node(self, ref: bytes) -> bytes | None:
         """Return an encoded state node."""
         with self._env.read() as txn:
@@ -285,6 +318,7 @@ class ChainStore:
                 txn.put(point.id, data, db=self._bodies)
                 txn.put(point.id, codec.encode(point), db=self._points)
                 txn.put(point.height.to_bytes(8) + point.id, b"", db=self._levels)
+                self._accounts.put(txn, point.id, checked.accounts)
             if switch is not None:
                 self._move(txn, switch, {checked.point.id: checked for checked, _ in blocks}, held)
 
@@ -388,8 +422,23 @@ class ChainStore:
                 txn.put(genesis.id, codec.encode(genesis), db=self._points)
                 txn.put(bytes(8) + genesis.id, b"", db=self._levels)
                 txn.put(bytes(8), genesis.id, db=self._best)
+                txn.put(ACCOUNTED, (1).to_bytes(8), db=self._meta)
         elif stored != expected:
             raise StoreCorrupt(f"{self._env.path} holds the chain of another network: move it away to sync again")
+        else:
+            self._begin_accounts()
+
+    def _begin_accounts(self) -> None:
+        """Note from where on accounts are indexed in a store of a release that did not do it."""
+        with self._env.read() as txn:
+            is_known = txn.get(ACCOUNTED, db=self._meta) is not None
+        if not is_known:
+            with self._env.write() as txn:
+                txn.put(ACCOUNTED, (self._tip_height(txn) + 1).to_bytes(8), db=self._meta)
+
+    def _accounted(self, txn: Transaction) -> int:
+        data = txn.get(ACCOUNTED, db=self._meta)
+        return 1 if data is None else int.from_bytes(data)
 
     def _first(self, txn: Transaction) -> int:
         data = txn.get(FIRST, db=self._meta)
@@ -434,10 +483,12 @@ class ChainStore:
                     continue
                 txn.delete(tx.volume + tx.sequence.to_bytes(8), db=self._anchors)
             txn.delete(tx_id(tx), db=self._txs)
+        self._accounts.leave(txn, height, best)
         with txn.cursor(db=self._levels) as cursor:
             found = cursor.set_range(height.to_bytes(8))
             while found and cursor.key()[:8] == height.to_bytes(8):
                 txn.delete(cursor.key()[8:], db=self._bodies)
+                self._accounts.drop(txn, cursor.key()[8:])
                 found = cursor.next()
 
     def _drop_kept(self, txn: Transaction, volume: bytes, below: int) -> None:
@@ -467,12 +518,15 @@ class ChainStore:
                 if isinstance(tx, Anchor):
                     txn.delete(tx.volume + tx.sequence.to_bytes(8), db=self._anchors)
             txn.delete(point.height.to_bytes(8), db=self._best)
+            self._accounts.leave(txn, point.height, point.id)
         for point in switch.enter:
             for identity, tx, place in self._contents(txn, point, None if fresh is None else fresh.get(point.id)):
                 txn.put(identity, place, db=self._txs)
                 if isinstance(tx, Anchor):
                     txn.put(tx.volume + tx.sequence.to_bytes(8), place, db=self._anchors)
             txn.put(point.height.to_bytes(8), point.id, db=self._best)
+            if not self._accounts.enter(txn, point.height, point.id):  # stored by a release without this index
+                txn.put(ACCOUNTED, (point.height + 1).to_bytes(8), db=self._meta)
         tip = switch.enter[-1] if switch.enter else switch.fork
         txn.put(TIP, tip.id, db=self._meta)
         if held is not None:

@@ -13,9 +13,10 @@ import msgspec
 
 from fsdecloud import codec
 from fsdecloud.errors import StoreCorrupt
-from fsdecloud.ledger.chain import Point, genesis_point
+from fsdecloud.ledger.chain import CheckedBlock, Point, genesis_point
 from fsdecloud.ledger.snapshot import Contents
 from fsdecloud.ledger.transactions import Anchor
+from fsdecloud.store.accounts import AccountIndex
 from fsdecloud.store.chain import FIRST, PLACE, SNAPSHOT, TIP, ChainStore, SnapshotMark
 from fsdecloud.store.environment import Transaction
 from fsdecloud.types import BlockId
@@ -38,6 +39,7 @@ class SnapshotStore:
         self._txs = environment.database(b"txs")
         self._anchors = environment.database(b"anchors")
         self._nodes = environment.database(b"nodes")
+        self._accounts = AccountIndex(environment)
 
     # ---- before the state is here ----------------------------------------------------------------------------------
     def start(self) -> None:
@@ -115,11 +117,14 @@ class SnapshotStore:
             if height == 1:
                 self._change_mark(txn, is_complete=True)
 
-    def add_verified(self, height: int, nodes: Mapping[bytes, bytes]) -> None:
-        """Note that the blocks up to a height have been executed; `nodes` are those that this made."""
+    def add_verified(self, blocks: Sequence[CheckedBlock], height: int) -> None:
+        """Note that the blocks up to a height have been executed; `blocks` are those of them that were not noted before."""
         with self._env.write() as txn:
-            for ref, data in nodes.items():
-                txn.put(ref, data, db=self._nodes)
+            for checked in blocks:
+                for ref, data in checked.nodes.items():
+                    txn.put(ref, data, db=self._nodes)
+                self._accounts.put(txn, checked.point.id, checked.accounts)
+                self._accounts.enter(txn, checked.point.height, checked.point.id)
             self._change_mark(txn, verified=height)
 
     def set_fault(self, fault: str) -> None:

@@ -17,6 +17,9 @@ snapshot_policy: SnapshotPolicy -> SnapshotPolicy  set it, if it is not empty; t
 snapshot_diff: SnapshotDiff -> DiffPage
 snapshot_restore: SnapshotRestore -> SnapshotRestored
 versions: VersionQuery -> VersionPage        what a path was in each snapshot, oldest first
+wallet: WalletQuery -> WalletKeys            public keys of the volume's wallet
+payments: Empty -> PaymentList               payments that were made on this machine, oldest first
+record_payments: Empty -> Empty              record those that are noted and not recorded (`store.payments`)
 certify: CertifyRequest -> Certified         state what a file was, and wait until the statement is anchored
 """
 
@@ -27,6 +30,28 @@ from typing import Final
 import msgspec
 
 from fsdecloud.wire.agentapi import PeerState, RepairStatus
+
+WALLET_KEYS_AT_ONCE: Final = 64
+"""Keys of one `WalletKeys`."""
+
+
+class WalletQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for the wallet's keys with numbers from `first` on, `count` of them (1 to WALLET_KEYS_AT_ONCE)."""
+
+    first: int
+    count: int
+
+
+class WalletKeys(msgspec.Struct, frozen=True, array_like=True):
+    """Public keys by their numbers."""
+
+    keys: tuple[bytes, ...]
+
+
+class PaymentList(msgspec.Struct, frozen=True, array_like=True):
+    """Encoded transfers, oldest first; of more than a thousand the newest."""
+
+    txs: tuple[bytes, ...]
 
 
 class Count(msgspec.Struct, frozen=True, array_like=True):

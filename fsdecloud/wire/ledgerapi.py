@@ -4,6 +4,9 @@ status: Empty -> LedgerStatus
 submit: SubmitTx -> TxResult                 raises InvalidTransaction with the reason
 tx: TxQuery -> TxFound                       by id
 account: KeyQuery -> Account
+accounts: AccountsQuery -> AccountsInfo      of several keys at one tip, with what waits of theirs
+account_history: HistoryQuery -> HistoryPage    which blocks changed a balance, newest first; full daemons only
+fee: FeeQuery -> FeeEstimate
 volume: KeyQuery -> VolumeAnchor             latest anchor on the best chain
 anchors: AnchorQuery -> AnchorList           the volume's anchors on the best chain, oldest first, paged
 blocks: BlockQuery -> BlockList              encoded blocks by height, paged (at most 1 MiB an answer, at least one); the
@@ -29,6 +32,9 @@ from fsdecloud.types import BlockId, TxId
 
 HEADERS_AT_ONCE: Final = 2048
 """Headers of one answer: 400 KiB."""
+
+KEYS_AT_ONCE: Final = 64
+"""Keys of one `AccountsQuery`."""
 
 VOTERS_SHOWN: Final = 256
 """Stakes of one `FinalityInfo`, the heaviest first."""
@@ -131,6 +137,75 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
 
     balance: int
     nonce: int
+
+
+class AccountsQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for the accounts of public keys, 1 to KEYS_AT_ONCE."""
+
+    keys: tuple[bytes, ...]
+
+
+class AccountState(msgspec.Struct, frozen=True, array_like=True):
+    """Balance and nonce in the best chain, and the next nonce after what waits."""
+
+    balance: int
+    nonce: int
+    next_nonce: int
+
+
+class AccountsInfo(msgspec.Struct, frozen=True, array_like=True):
+    """Accounts in the order of the question, at one tip, and the encoded transactions of theirs, or that pay to them, that wait
+    for a block. A light daemon knows of those that were submitted to it."""
+
+    height: int
+    tip: BlockId
+    tip_time: int
+    accounts: tuple[AccountState, ...]
+    waiting: tuple[bytes, ...]
+    is_light: bool
+
+
+class HistoryQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for the blocks below the height `below` that changed the account of `key`, at most `count` (1 to 256)."""
+
+    key: bytes
+    below: int
+    count: int
+
+
+class AccountBlock(msgspec.Struct, frozen=True, array_like=True):
+    """What one block did to an account."""
+
+    height: int
+    time: int
+    change: int
+    """Of the balance."""
+    txs: tuple[bytes, ...]
+    """The encoded transactions in it that name the key, in their order."""
+
+
+class HistoryPage(msgspec.Struct, frozen=True, array_like=True):
+    """Blocks by descending height; those below `below` are the next page, which is 0 when there are none."""
+
+    blocks: tuple[AccountBlock, ...]
+    below: int
+    first: int
+    """Height from which on everything is known: what was before is pruned, or not executed yet."""
+
+
+class FeeQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask what a transaction of so many bytes should pay."""
+
+    size: int
+
+
+class FeeEstimate(msgspec.Struct, frozen=True, array_like=True):
+    """The estimated fee and the network's least one, in the smallest unit."""
+
+    fee: int
+    minimum: int
+    waiting: int
+    """Transactions that were compared with; a light daemon knows none and says the least fee."""
 
 
 class VolumeAnchor(msgspec.Struct, frozen=True, array_like=True):

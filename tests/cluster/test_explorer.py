@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsdecloud.crypto import sign
+from fsdecloud.crypto.wallet import address_of
 from fsdecloud.ledger.network import NetworkDocument, network_id
 from fsdecloud.ledger.transactions import decode_tx, sign_register, tx_id
 from fsdecloud.wire.agentapi import Empty
@@ -89,7 +90,8 @@ def test_the_pages_in_a_browser(ledger: Ledger, browser: Chromium) -> None:
 
     # ---- searching
     identity = tx_id(decode_tx(tx)).hex()
-    for query, heading in (("2", "Block 2"), (identity, "Transaction: anchor"), (sign.public_key(PEER).hex(), "Key")):
+    address = address_of(sign.public_key(PEER))
+    for query, heading in (("2", "Block 2"), (identity, "Transaction: anchor"), (address, "Key")):
         browser.type("#query", query)
         browser.wait(f"{HEADING} && document.querySelector('main h1').textContent === {json.dumps(heading)}")
     browser.type("#query", "f" * 64)
@@ -98,6 +100,10 @@ def test_the_pages_in_a_browser(ledger: Ledger, browser: Chromium) -> None:
 
     # ---- other people's words are text
     visit(browser, ledger.url, "#/peers", HOSTILE)
+    row = browser.run("document.querySelector('main tbody tr').innerText")
+    assert "block 1, " in row, "when it was registered, and how long ago that is"
+    assert "nothing" in row, "the price"
+    assert "not declared" in row
     visit(browser, ledger.url, f"#/key/{sign.public_key(PEER).hex()}", HOSTILE)
     visit(browser, ledger.url, "#/block/1", HOSTILE)
     assert browser.run("document.querySelectorAll('main img, main script').length") == 0

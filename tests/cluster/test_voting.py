@@ -18,6 +18,7 @@ from fsdecloud.cli.client import Client
 from fsdecloud.cli.stake import NO_CHECKPOINTS
 from fsdecloud.config import HOME_VARIABLE
 from fsdecloud.crypto import sign
+from fsdecloud.crypto.wallet import address_of
 from fsdecloud.errors import RemoteError
 from fsdecloud.ledger.blocks import decode_block
 from fsdecloud.ledger.network import NetworkDocument
@@ -191,12 +192,12 @@ def test_peers_bond_vote_and_make_blocks_final(world: World) -> None:
     assert "name one with --peer" in decloud(a.home, "ledger", "bond", "5", code=1)
     poor = decloud(a.home, "ledger", "bond", str(STAKE), "--peer", "p1", code=1)
     assert "NotEnoughMoney" in poor
-    assert f"decloud ledger pay {first.id.hex()} AMOUNT" in poor
+    assert f"decloud wallet send {address_of(first.id)} AMOUNT" in poor
     assert "NotBonded" in decloud(b.home, "ledger", "unbond", code=1)
 
     # Money, stake, votes.
     for peer in world.peers:
-        decloud(a.home, "ledger", "pay", peer.id.hex(), str(2 * STAKE))
+        decloud(a.home, "wallet", "send", "--miner", peer.id.hex(), str(2 * STAKE))
         wait_until(lambda peer=peer: peer.balance() == 2 * STAKE, "its money is in a block")
     for peer, option in ((first, ("--peer", "p1")), (second, ("--peer", "p2")), (third, ())):
         decloud(peer.ledger.home, "ledger", "bond", str(STAKE), *option)

@@ -38,7 +38,7 @@ function table(caption, columns, rows, empty) {
 }
 
 // A column of numbers is named with a # before its name; in some columns stand other people's words, however long.
-const LONG = new Set(["Address", "What it does"]);
+const LONG = new Set(["Address", "Stake", "What it does"]);
 const isNumber = (name) => name.startsWith("#");
 const label = (name) => name.replace(/^#/, "");
 
@@ -193,6 +193,7 @@ async function keyPage(id) {
     el("h1", {}, "Key"),
     facts([
       ["Key", el("span", { class: "id" }, found.key)],
+      ["Address to pay to", el("span", { class: "id" }, found.address)],
       ["Balance", found.balance],
       ["Transfers sent", found.nonce],
     ]),
@@ -234,16 +235,32 @@ async function peersPage() {
     const behind = found.height - daemon.height;
     return behind > 2 ? `${behind} blocks behind` : behind < -2 ? `${-behind} blocks ahead` : "in step";
   };
+  const price = (peer) => (peer.price === "0" ? "nothing" : peer.price);
+  const since = (peer) => el("span", {}, link("block", peer.height, `block ${peer.height}`), ", ", peer.time === null ? "–" : age(peer.time));
+  const stake = (peer) => {
+    const own = peer.stake;
+    if (!own) return "none";
+    if (own.burned) return "burned: its votes contradicted each other";
+    const left = own.release ? `, paid back at block ${own.release}` : own.votes ? "" : ", suspended for not voting";
+    if (own.last_vote === null) return `${own.amount}${left}; no vote yet`;
+    const missed = Math.max(0, Math.floor((found.checkpoint - own.last_vote) / found.interval));
+    return `${own.amount}${left}; last vote for block ${own.last_vote}, ${missed > 1 ? `${missed} checkpoints ago` : "in step"}`;
+  };
+  const stakes = found.interval
+    ? " A peer with a stake votes about each checkpoint: one whose last vote is many checkpoints ago was off for so long."
+    : " This network has no checkpoints, so nobody bonds a stake or votes.";
   return [
     el("h1", {}, "Peers"),
     el("h2", {}, "Storage peers in the registry"),
     el("p", { class: "quiet" }, `${found.count === 1 ? "One is" : `${found.count} are`} registered, with ${bytes(found.capacity)} `
-      + "on offer. Whether a peer answers, this daemon does not know: decloud status says it of those that hold your data."),
+      + "on offer. A registration says what a peer offers and asks; a peer sends a new one when that changes, so an old one is no "
+      + "bad sign. Whether a peer answers, this daemon does not know: decloud status says it of those that hold your data."
+      + stakes),
     table(found.peers.length < found.count ? `The first ${found.peers.length}` : "By the order of their first registration",
-      ["Peer", "Address", "Capacity", "Registered", "Run by"],
+      ["Peer", "Address", "Capacity", "Price for a GiB and 30 days", "Last registered", "Stake", "Run by"],
       found.peers.map((peer) => [
         link("key", peer.id), peer.url, peer.capacity === "0" ? "takes nothing new" : bytes(peer.capacity),
-        link("block", peer.height, `block ${peer.height}`), peer.operator ? link("key", peer.operator) : "not declared"]),
+        price(peer), since(peer), stake(peer), peer.operator ? link("key", peer.operator) : "not declared"]),
       "No storage peer is registered."),
     el("h2", {}, "Connected ledger daemons"),
     table("What they say of themselves", ["Address", "Id", "Way", "#Height", "Health"],

@@ -22,6 +22,8 @@ def contents(store: ChainStore) -> dict[str, object]:
         for name in INDEXES:
             with txn.cursor(db=getattr(store, name)) as cursor:
                 found[name] = list(cursor)
+        with txn.cursor(db=store._accounts._accounts) as cursor:
+            found["accounts"] = list(cursor)
     refs = reachable_nodes(store.node, [store.tip().state_root])
     found["state"] = {ref: store.node(ref) for ref in refs}
     return found

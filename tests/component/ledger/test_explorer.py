@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from fsdecloud.crypto import sign
+from fsdecloud.crypto.wallet import address_of
 from fsdecloud.ledger.blocks import encode_block
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.ledgerd import explorer as module
@@ -21,7 +22,7 @@ from fsdecloud.net.http import PageRequest, Refusal
 from fsdecloud.store.chain import open_chain
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "ledger"))
-from chainmaker import GENESIS_TIME, MINER, MINER_KEY, Maker, easy_network
+from chainmaker import BOND, GENESIS_TIME, INTERVAL, MINER, MINER_KEY, TWO, Maker, Voting, easy_network
 
 VOLUME = bytes([2]) * 32
 VOLUME_KEY = sign.public_key(VOLUME)
@@ -151,6 +152,13 @@ def test_blocks_transactions_and_keys(tmp_path):
         peers = await world.get("/api/peers")
         assert (peers["count"], peers["capacity"]) == (1, str(1 << 30))
         assert (peers["peers"][0]["url"], peers["peers"][0]["height"]) == (HOSTILE, 1)
+        assert (peers["peers"][0]["time"], peers["peers"][0]["price"]) == (first.point.time, "0")
+        assert (peers["checkpoint"], peers["interval"], peers["peers"][0]["stake"]) == (None, 0, None)
+
+        address = address_of(ALICE_KEY)
+        assert (await world.get(f"/api/key/{address}")) == await world.get(f"/api/key/{ALICE_KEY.hex()}")
+        assert (await world.get("/api/search", q=address.upper())) == {"kind": "key", "id": ALICE_KEY.hex()}
+        assert await world.refused("/api/search", q=address[:-1] + "!") == 400
 
         for query, kind, identity in (
             (" 2 ", "block", "2"),
@@ -160,6 +168,26 @@ def test_blocks_transactions_and_keys(tmp_path):
             assert await world.get("/api/search", q=query) == {"kind": kind, "id": identity}
 
     explorer_test(tmp_path, work)
+
+
+def test_a_peers_stake_and_its_last_vote(tmp_path):
+    make = Voting()
+    make.epoch(*TWO)
+
+    async def run():
+        with trio.fail_after(40), open_chain(tmp_path / "c", make.document, map_size=1 << 28) as store:
+            world = World(make, Keeper(store, lambda: NOW))
+            for _, data in make.chain():
+                await world.keeper.accept(data)
+            found = await world.get("/api/peers")
+            assert (found["interval"], found["checkpoint"]) == (INTERVAL, make.tip.height)
+            voted = [peer["stake"] for peer in found["peers"]]
+            assert [stake["last_vote"] for stake in voted] == [make.tip.height - INTERVAL] * 2 + [None]
+            assert voted[0] == {
+                "amount": str(BOND), "votes": True, "last_vote": voted[0]["last_vote"], "release": None, "burned": False
+            }  # fmt: skip
+
+    trio.run(run)
 
 
 def test_a_block_that_was_left_is_shown_as_such(tmp_path):

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from fsdecloud.crypto import sign
-from fsdecloud.errors import InvalidTransaction, LedgerUnavailable, PeerUnavailable
+from fsdecloud.errors import InvalidTransaction, LedgerUnavailable, PeerUnavailable, UsageError
 from fsdecloud.ledger.blocks import decode_block, encode_block
 from fsdecloud.ledger.transactions import decode_tx, tx_id
 from fsdecloud.ledgerd import proving
@@ -315,6 +315,35 @@ def test_a_transaction_is_judged_by_the_proven_state(tmp_path):
             account = await light.ask("account", ledgerapi.KeyQuery(MINER_KEY))
             assert account.nonce == 2
             await until(full, lambda: len(full.keeper.pool) == 3)
+
+    light_test(tmp_path, work)
+
+
+def test_balances_are_proved_and_what_no_header_says_is_refused(tmp_path):
+    async def work(make, light, full):
+        await full.keeper.accept(encode_block(make.add().block))
+        keys = (MINER_KEY, KEY, *(sign.public_key(bytes([n]) * 32) for n in range(100, 118)))
+        async with connected(light, full):
+            await light.reach(make.tip)
+            asked = light.asker.asked
+            found = await light.ask("accounts", ledgerapi.AccountsQuery(keys))
+            assert light.asker.asked == asked + 2, "sixteen keys at once"
+            reward = make.document.subsidy
+            assert found.accounts == (ledgerapi.AccountState(reward, 0, 0), *[ledgerapi.AccountState(0, 0, 0)] * 19)
+            assert (found.height, found.is_light, found.waiting) == (1, True, ())
+            payment = make.transfer(MINER, KEY, 5, 0)
+            await light.submit(payment)
+            for key, nonces in ((MINER_KEY, (0, 1)), (KEY, (0, 0))):
+                found = await light.ask("accounts", ledgerapi.AccountsQuery((key,)))
+                assert found.waiting == (payment,)
+                assert (found.accounts[0].nonce, found.accounts[0].next_nonce) == nonces
+            await full.keeper.accept(encode_block(make.add([payment]).block))
+            await light.reach(make.tip)
+            for key in (MINER_KEY, KEY):  # it is in a block, though nobody asked for it yet
+                assert (await light.ask("accounts", ledgerapi.AccountsQuery((key,)))).waiting == ()
+            assert (await light.ask("fee", ledgerapi.FeeQuery(192))).fee == make.document.minimum_fee
+            with pytest.raises(UsageError, match="run a full one"):
+                await light.ask("account_history", ledgerapi.HistoryQuery(KEY, 5, 5))
 
     light_test(tmp_path, work)
 

@@ -433,6 +433,11 @@ def test_the_history_follows_is_indexed_and_then_executed(tmp_path, chain, monke
             for encoded in decode_block(data).transactions:
                 identity = tx_id(decode_tx(encoded))
                 assert ours.find_tx(identity) == theirs.find_tx(identity) != None  # noqa: E711 - of both
+        # What accounts were changed by is known once the blocks were executed.
+        assert ours.accounts_first() == 1
+        found = ours.account_blocks(MINER_KEY, HEIGHT + 1, 256, 1 << 30)
+        assert found == theirs.account_blocks(MINER_KEY, HEIGHT + 1, 256, 1 << 30)
+        assert [height for height, *_ in found] == list(range(HEIGHT, 0, -1))
         assert node.hub.hello().first == ours.history_first() == 1
         assert ours.snapshot().verified == PIVOT
         assert node.keeper.alarm == ""

@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from fsdecloud.cli import drivers, mounts, network, parts, peers, stake, view
+from fsdecloud.cli import drivers, mounts, network, parts, peers, stake, view, walletview
 from fsdecloud.cli.mounts import Mounted
 from fsdecloud.cli.peers import LocalPeer
 from fsdecloud.cli.run import DEGRADED, OK
+from fsdecloud.cli.walletview import Holdings
 from fsdecloud.config import Paths, find_paths
 from fsdecloud.errors import LedgerUnavailable, RemoteError
+from fsdecloud.ledger.wallet import Funds
 from fsdecloud.types import BlockId, PeerId
 from fsdecloud.wire.agentapi import PeerState, RecodingStatus, RepairStatus
 from fsdecloud.wire.controlapi import Count, DriverStatus
@@ -36,7 +38,7 @@ KEYS = {
     "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems", "agent_restarts",
     "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents", "live_inodes", "kernel_inodes",
     "integrity_errors", "redundancy", "repair", "up_limit", "down_limit",
-    "final_height", "anchor_final",
+    "final_height", "anchor_final", "wallet",
 }  # fmt: skip
 """The contract of `status --json`: a key is never renamed nor removed."""
 
@@ -269,3 +271,15 @@ def test_the_limits_are_shown_where_there_are_any(world: World, paths: Paths) ->
     assert "  limits: up 512 KiB/s, down no limit" in view.as_lines(found)
     assert view.as_json(found)["up_limit"] == 512 << 10
     assert view.as_json(found)["down_limit"] is None
+
+
+def test_money_is_shown_where_there_is_any(world: World, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = view.take_view(paths, "photos")
+    assert view.as_json(shown)["wallet"] is None
+    assert not any("wallet" in line for line in view.as_lines(shown))
+    key = bytes(32)
+    funds = Funds(key, 100, 0, 1, outgoing=30, incoming=5, waiting=())
+    monkeypatch.setattr(walletview, "look", lambda *_: Holdings(6, bytes(32), (funds, funds), is_light=False))
+    shown = view.take_view(paths, "photos")
+    assert view.as_json(shown)["wallet"] == {"confirmed": 200, "outgoing": 60, "incoming": 10, "available": 140}
+    assert "  wallet: 200 confirmed, pending: 60 going and 10 coming, 140 can be spent now" in view.as_lines(shown)

@@ -88,5 +88,6 @@ FROZEN = {
     "payload_key": "19046db9addaef47dd41e761c11a406c27406158c00c2a8b938a9688cff1affa",
     "deal_seed": "ef93efb0df98cea69264f955c9a5bee79dc7a2fe95d00dbfed195ad554f623e1",
     "grant_secret": "7185d697cdf9cad6d82f42a8b0f1ed539e45751ef509a2d70bc2f8482d26c19d",
+    "wallet_secret": "e573293c4ee0a53e1d8f1c9ad04d2f22070283b5064f38cf46c1b3e03d40995a",
     "grant_seed": "036bbdad072cd3a0807b1da5d5e2ca0045510ad94908c2788e9b7339b77ca61e",
 }
