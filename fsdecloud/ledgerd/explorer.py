@@ -20,7 +20,7 @@ from fsdecloud.crypto.wallet import PREFIX, address_of, key_of
 from fsdecloud.errors import InvalidTransaction, UsageError
 from fsdecloud.ledger.blocks import Header, decode_block, decode_header
 from fsdecloud.ledger.chain import Point
-from fsdecloud.ledger.staking import finality_of, stake_of
+from fsdecloud.ledger.staking import stake_of
 from fsdecloud.ledger.state import State
 from fsdecloud.ledger.transactions import (
     Anchor,
@@ -278,12 +278,12 @@ class Explorer:
         return {**await self._read(self._registry), "height": self._keeper.tip.height, "daemons": daemons}
 
     def _registry(self) -> dict[str, Any]:
-        state = self._keeper.next_state()
+        state = self._keeper.state()
         operators = state.operators()
         rows = sorted(state.registry(), key=lambda row: row[1].place)
         interval = self._keeper.document.checkpoint_interval
         return {
-            "checkpoint": finality_of(self._keeper.document, state).newest.height if interval else None,
+            "checkpoint": self._keeper.finality().newest.height if interval else None,
             "interval": interval,
             "count": len(rows),
             "capacity": str(sum(row.capacity for _, row in rows)),

@@ -180,7 +180,7 @@ def test_a_peers_stake_and_its_last_vote(tmp_path):
             for _, data in make.chain():
                 await world.keeper.accept(data)
             found = await world.get("/api/peers")
-            assert (found["interval"], found["checkpoint"]) == (INTERVAL, make.tip.height)
+            assert (found["interval"], found["checkpoint"]) == (INTERVAL, make.tip.height - INTERVAL)
             voted = [peer["stake"] for peer in found["peers"]]
             assert [stake["last_vote"] for stake in voted] == [make.tip.height - INTERVAL] * 2 + [None]
             assert voted[0] == {
