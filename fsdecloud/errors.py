@@ -16,6 +16,7 @@
     |   +-- InvalidTransaction InvalidBlock   subclassed by the ledger, one leaf for each reason
     |   +-- LedgerUnavailable                 the ledger daemon does not answer
     |   +-- BlockPruned                       it has dropped the block that this takes
+    |   +-- ContractError                     subclassed by the contracts, one leaf for each reason
     +-- CertificateError            a certificate proves nothing, or not of this file or network
     +-- StoreError                  local storage
     |   +-- StoreCorrupt StoreFull StoreLocked
@@ -237,6 +238,10 @@ class LedgerUnavailable(LedgerError):
 
 class BlockPruned(LedgerError):
     """The ledger daemon has dropped the block that this takes; one that keeps all bodies has it."""
+
+
+class ContractError(LedgerError):
+    """A contract's document, arguments or input that the language or the contract does not allow."""
 
 
 class CertificateError(FsdecloudError):

@@ -99,6 +99,7 @@ STATE_MAP_SIZE: Final = 16 * GIB
 CACHE_MAP_SIZE: Final = 16 * GIB
 CHAIN_MAP_SIZE: Final = 64 * GIB
 SHARD_MAP_SIZE: Final = 64 * GIB
+SHARD_SETS_MAP_SIZE: Final = 16 * GIB
 AGENT_MAP_SIZE: Final = 16 * GIB
 """LMDB map sizes: address space, not disk. Far above any use, so that the map never grows while transactions are open."""
 
@@ -199,6 +200,49 @@ REPAIR_PAYLOAD: Final = 384
 """Bytes at its end that are for whoever has a repair key, the rest is the owner's."""
 
 MEMPOOL_MAX: Final = 32 * MIB
+
+CONTRACT_MAX: Final = 16 * KIB
+"""Bytes of an encoded contract document: the standard ones have under 3 KiB."""
+
+CONTRACT_NODES: Final = 1024
+"""Contract nodes, values and observations of a document together: what one step can cost follows from it."""
+
+CONTRACT_DEPTH: Final = 64
+"""Nesting of a document: far from the recursion limit of whoever decodes it; parts go deeper by name."""
+
+CONTRACT_NAMES: Final = 32
+"""Parameters, parts, names of choices and of `let` in one document, of each."""
+
+CONTRACT_FIELDS: Final = 8
+"""Integers in one choice."""
+
+CONTRACT_PARTIES: Final = 16
+"""Parties of one contract, and signatures under one agreement: each costs a tenth of a millisecond."""
+
+CONTRACT_ACTIONS: Final = 8
+"""Actions in one input."""
+
+CONTRACT_ROUNDS: Final = 1 << 16
+"""Rounds of all repeats of a contract multiplied: four years of hourly periods."""
+
+CONTRACT_STEP: Final = 2048
+"""Contract nodes and values after which a step stops at the next `when`, though its timeout may have passed: about 1 ms.
+A contract that nobody touched for a thousand periods takes several steps to catch up, none of which costs a block much."""
+
+CONTRACT_HORIZON: Final = 1 << 24
+"""Blocks until a contract's last timeout, 32 years at one a minute: no row of the state is there for ever."""
+
+PROOF_MAX: Final = 16 * KIB
+"""Bytes of a possession proof."""
+
+SAMPLES_MAX: Final = 16
+"""Leaves that one possession proof on the chain shows: so many, of any but the largest deals, fit into PROOF_MAX."""
+
+CONTRACT_ENDINGS: Final = 32
+"""Contracts that end by themselves at one height: what a block has to do before its transactions is bounded."""
+
+CONTRACT_WORK: Final = 1 << 20
+"""What contracts may cost in one block, in the machine's units: about half a second of one core."""
 
 # ---- local sockets -----------------------------------------------------------------------------------------------
 RPC_MAX: Final = 4 * MIB

@@ -37,17 +37,28 @@ MARGIN: Final = 60
 """Seconds after its end for which a grant is still reckoned with: the peer's clock."""
 
 Sign = Callable[[SignGrant], Awaitable[SignedGrant]]
+Release = Callable[[PeerId, Sequence[ShardId]], Awaitable[None]]
 
 
 class Granter:
     """Deletes what is final. One call at a time."""
 
-    def __init__(self, garbage: Garbage, uploader: Uploader, book: PeerBook, hosts: Hosts, sign: Sign) -> None:
+    def __init__(
+        self,
+        garbage: Garbage,
+        uploader: Uploader,
+        book: PeerBook,
+        hosts: Hosts,
+        sign: Sign,
+        release: Release | None = None,
+    ) -> None:
+        """`release` returns once no deal with the peer names some shards: it would have to prove what it deleted."""
         self._garbage = garbage
         self._uploader = uploader
         self._book = book
         self._hosts = hosts
         self._sign = sign
+        self._release = release
         self._unanswered: set[BlobId] = set()
         self._kept: set[BlobId] = set()
 
@@ -99,6 +110,8 @@ class Granter:
             await garbage.signing(records, int(time.time()) + GRANT_LIFE + MARGIN)
         if not present:
             return
+        if self._release is not None:
+            await self._release(peer, [shard for _, shard in present])
         asked = tuple(GrantBlob(b, records[b].entries, tuple(shards)) for b, shards in _by_blob(present).items())
         signed = await self._sign(SignGrant(peer, asked))
         refused = set(signed.refused)

@@ -16,6 +16,8 @@ Tables:
     outbox      anchor sequence (8 bytes, big-endian) -> OutboxRecord
     condemned   blob id -> Condemned: what is to be deleted (`agent.garbage`)
     condemning  shard id, blob id -> b"": which condemned blobs have a shard
+    deals       contract id -> DealRow: contracts with peers (`agent.dealbook`)
+    dealt       peer id, shard id -> length (4 bytes, big-endian; 0: it goes): what the next revisions change
     generations generation (8 bytes, big-endian), 1 for a node of the map or else 0, blob id -> b"": condemned blobs in order
 """
 
@@ -48,8 +50,10 @@ OUTBOX: Final = b"outbox"
 CONDEMNED: Final = b"condemned"
 CONDEMNED_SHARDS: Final = b"condemning"
 GENERATIONS: Final = b"generations"
+DEALS: Final = b"deals"
+DEALT: Final = b"dealt"
 
-_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX, CONDEMNED, CONDEMNED_SHARDS, GENERATIONS)
+_TABLES: Final = (META, ROWS, UPLOADS, NODES, OUTBOX, CONDEMNED, CONDEMNED_SHARDS, GENERATIONS, DEALS, DEALT)
 
 Write = tuple[bytes, bytes, bytes | None]
 """(table, key, value); None deletes."""

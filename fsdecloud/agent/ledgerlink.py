@@ -60,6 +60,8 @@ class LedgerLink:
         self.finality_depth = FINALITY_DEFAULT
         self.is_on_demand = False
         """Whether blocks come only when there is something to record."""
+        self.interval = 0
+        """Seconds for a block, 0 while the network's parameters are not known."""
         self.last_error = ""
 
     async def call(self, method: str, params: object, result: type[R]) -> R:
@@ -125,6 +127,7 @@ class LedgerLink:
             return
         self.finality_depth = document.finality_depth
         self.is_on_demand = not document.mine_when_idle
+        self.interval = document.interval
 
     def _take_tip(self, notice: TipNotice) -> None:
         if self._connection is not None:

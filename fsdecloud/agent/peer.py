@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from fsdecloud.agent.flow import Flow
+from fsdecloud.contracts.deal import Revision
 from fsdecloud.net.address import Address, format_endpoint
 from fsdecloud.swarm.score import PeerScore
 from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire.agentapi import PeerState
+from fsdecloud.wire.deals import DealState
 from fsdecloud.wire.receipts import Receipt
 
 EVIDENCE_MAX: Final = 8
@@ -53,6 +55,28 @@ class Transport(Protocol):
 
     async def info(self, address: Address) -> PeerInfo:
         """Ask how the peer is."""
+
+
+@runtime_checkable
+class Paying(Protocol):
+    """A transport over which deals are made (`net.pool`)."""
+
+    async def fund(self, address: Address, contract: bytes, signature: bytes) -> DealState:
+        """Ask a peer for its collateral."""
+
+    async def revise(
+        self,
+        address: Address,
+        contract: bytes,
+        added: Sequence[tuple[ShardId, int]],
+        removed: Sequence[ShardId],
+        revision: Revision,
+        signature: bytes,
+    ) -> DealState:
+        """Propose the next revision."""
+
+    async def attest(self, address: Address, contract: bytes, number: int, seed: bytes, samples: int) -> bytes:
+        """Ask for a proof of possession."""
 
 
 @runtime_checkable

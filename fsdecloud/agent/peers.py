@@ -83,6 +83,9 @@ class PeerBook:
         self._capacities: dict[PeerId, int] = {}
         self._operators: dict[PeerId, bytes] = {}
         self.last_error = ""
+        self._prices: dict[PeerId, int] = {}
+        self.on_stored: list[Callable[[Receipt], None]] = []
+        """Called with each receipt for what was stored."""
         self.on_usable: list[Callable[[PeerId], None]] = []
         """Called when a peer becomes usable (again)."""
         self.on_back: list[Callable[[PeerId], None]] = []
@@ -106,6 +109,7 @@ class PeerBook:
         self.registry = tuple(registry)
         self._capacities = {entry.id: entry.capacity for entry in registry}
         self._operators = {entry.id: entry.operator for entry in registry}
+        self._prices = {entry.id: entry.price for entry in registry}
         for entry in registry:
             peer = self.peer(entry.id)
             self._set_leaving(peer, is_leaving=entry.capacity == 0)
@@ -196,6 +200,10 @@ class PeerBook:
         """Return how many bytes a peer offers by the registry, 0 if it is not in there."""
         return self._capacities.get(peer, 0)
 
+    def price(self, peer: PeerId) -> int:
+        """Return what a peer asks for by the registry, in smallest units for a GiB and a month; 0 for nothing."""
+        return self._prices.get(peer, 0)
+
     def states(self, peers: Iterable[PeerId]) -> tuple[PeerState, ...]:
         """Return what `status` shows of these peers."""
         return tuple(self.peer(peer).state(self._way(peer)) for peer in peers)
@@ -239,6 +247,8 @@ class PeerBook:
         except PeerRefused:
             self._note_refused(peer, shards)
             raise
+        for call in self.on_stored:
+            call(receipt)
         covered = {item.id for item in receipt.shards}
         if len(covered) < len(shards):
             self._refuses(peer, "it took some shards only")

@@ -29,6 +29,7 @@ from fsdecloud.wire.agentapi import (
     AgentReady,
     AgentStatus,
     Bandwidth,
+    Budget,
     Empty,
     EntryNames,
     FetchedEntry,
@@ -40,6 +41,7 @@ from fsdecloud.wire.agentapi import (
     Holders,
     LedgerVolume,
     MapCommit,
+    NotePayment,
     PeerName,
     ReachQuery,
     ReceiptPage,
@@ -47,7 +49,9 @@ from fsdecloud.wire.agentapi import (
     ShardPage,
     ShardQuery,
     SignedGrant,
+    SignedPayment,
     SignGrant,
+    SignPayment,
     StoreEntries,
     StoreManifest,
     SubmitAnchor,
@@ -95,7 +99,9 @@ class Service:
         assert self._hello is not None
         try:
             transport = self._open_transport(self._hello, self._owner)
-            async with open_stack(self._hello, transport, self._notify, self._sign) as stack:
+            async with open_stack(
+                self._hello, transport, self._notify, self._sign, self._pay, self._note_refund
+            ) as stack:
                 self._stack = stack
                 self._answered.set()
                 stack.outbox.announce()
@@ -118,6 +124,14 @@ class Service:
     async def _sign(self, request: SignGrant) -> SignedGrant:
         assert self._connection is not None
         return await self._connection.call("sign_grant", request, SignedGrant, timeout=ASK_TIMEOUT)
+
+    async def _pay(self, request: SignPayment) -> SignedPayment:
+        assert self._connection is not None
+        return await self._connection.call("sign_payment", request, SignedPayment, timeout=ASK_TIMEOUT)
+
+    async def _note_refund(self, request: NotePayment) -> None:
+        assert self._connection is not None
+        await self._connection.call("note_payment", request, Empty, timeout=ASK_TIMEOUT)
 
     # ---- notices ---------------------------------------------------------------------------------------------------
     def _notify(self, method: str, params: Notice) -> None:
@@ -151,6 +165,7 @@ class Service:
             "registry": (Empty, self._registry),
             "redundancy": (WantedRedundancy, self._redundancy),
             "bandwidth": (Bandwidth, self._bandwidth),
+            "budget": (Budget, self._budget),
             "gc_begin": (Empty, self._gc_begin),
             "gc_sweep": (GcSweep, self._gc_sweep),
             "gc_grant": (Empty, self._gc_grant),
@@ -211,6 +226,11 @@ class Service:
 
     async def _bandwidth(self, request: Bandwidth) -> Empty:
         self._agent.limit(request)
+        return Empty()
+
+    async def _budget(self, request: Budget) -> Empty:
+        if self._agent.dealer is not None:
+            self._agent.dealer.set_budget(request.amount)
         return Empty()
 
     async def _status(self, _request: Empty) -> AgentStatus:

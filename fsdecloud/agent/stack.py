@@ -22,6 +22,11 @@ from fsdecloud.agent.arranging import Arranger
 from fsdecloud.agent.audit import Audit
 from fsdecloud.agent.auditor import Auditor
 from fsdecloud.agent.copies import Copies
+from fsdecloud.agent.dealbook import DealBook
+from fsdecloud.agent.dealforming import NoteRefund, Pay
+from fsdecloud.agent.dealholdings import shards_at
+from fsdecloud.agent.dealing import Dealer
+from fsdecloud.agent.dealstatus import deals_status
 from fsdecloud.agent.discovery import Discovery, Finding
 from fsdecloud.agent.fetch import Fetcher
 from fsdecloud.agent.garbage import Garbage
@@ -33,7 +38,7 @@ from fsdecloud.agent.ledgerlink import LedgerLink
 from fsdecloud.agent.locations import COMMIT_PATIENCE, LocationMap
 from fsdecloud.agent.moving import Mover
 from fsdecloud.agent.outbox import Outbox
-from fsdecloud.agent.peer import Transport
+from fsdecloud.agent.peer import Paying, Transport
 from fsdecloud.agent.peers import PeerBook
 from fsdecloud.agent.reach import Reach
 from fsdecloud.agent.recoding import Recoder
@@ -63,6 +68,7 @@ from fsdecloud.wire.agentapi import (
     AgentStatus,
     Anchored,
     Bandwidth,
+    DealsStatus,
     GarbageFinal,
     GcGranted,
     GcSweep,
@@ -103,8 +109,10 @@ class Stack:
         notify: Notify,
         sign: Sign,
         policy: Policy | None = None,
+        pay: Pay | None = None,
+        note_refund: NoteRefund | None = None,
     ) -> None:
-        """`policy` None: POLICY."""
+        """`policy` None: POLICY. Without `pay` no deals are made."""
         policy = policy or POLICY
         self._hello = hello
         self._writer = writer
@@ -142,7 +150,25 @@ class Stack:
         )
         self.outbox = Outbox(writer, self.link, partial(notify, "anchored"), self._take_final)
         self.sweeper = Sweeper(journal, self.locations, self.uploader, self.hosts, self.garbage)
-        self.granter = Granter(self.garbage, self.uploader, self.book, self.hosts, sign)
+        self.dealer: Dealer | None = None
+        if hello.wallet and pay is not None and note_refund is not None and isinstance(transport, Paying):
+            self.dealer = Dealer(
+                deals=DealBook(writer, Path(hello.state_dir) / "deals"),
+                link=self.link,
+                transport=transport,
+                book=self.book,
+                hosts=self.hosts,
+                network=hello.network,
+                deal_secret=hello.deal_secret,
+                wallet=hello.wallet,
+                budget=hello.budget,
+                pay=pay,
+                note_refund=note_refund,
+                stored_at=partial(shards_at, self.locations, self.hosts, self.uploader, self.garbage),
+            )
+        self.granter = Granter(
+            self.garbage, self.uploader, self.book, self.hosts, sign, self.dealer.release if self.dealer else None
+        )
         self.audit = Audit(journal, self.locations, self.hosts, self.book)
         parts = Parts(
             locations=self.locations,
@@ -210,6 +236,8 @@ class Stack:
             nursery.start_soon(self.repairer.run, name="Repairer.run")
             nursery.start_soon(self.arranger.run, name="Arranger.run")
             nursery.start_soon(self.renewer.run, name="Renewer.run")
+        if self.dealer is not None:
+            nursery.start_soon(self.dealer.run, name="Dealer.run")
 
     def limit(self, bandwidth: Bandwidth) -> None:
         """Limit the traffic with peers."""
@@ -321,7 +349,12 @@ class Stack:
             condemned_blobs=self.garbage.count(),
             freed_bytes=self.garbage.freed_bytes,
             repair=self._repair_status(),
+            deals=self.deals(),
         )
+
+    def deals(self) -> DealsStatus:
+        """Return what `decloud deals` shows."""
+        return DealsStatus() if self.dealer is None else deals_status(self.dealer, self.book, self.link)
 
     def _repair_status(self) -> RepairStatus:
         if not self._hello.repair:
@@ -347,6 +380,8 @@ class Stack:
         self._notify("ledger_tip", tip)
         if tip.height >= 0:
             self.outbox.poke()
+            if self.dealer is not None:
+                self.dealer.poke()
 
     def _take_registry(self, peers: Sequence[RegistryPeer]) -> None:
         if tuple(peers) != self.book.registry:
@@ -356,6 +391,8 @@ class Stack:
     def _use_registry(self, peers: Sequence[RegistryPeer]) -> None:
         self.book.update(peers)
         self.hosts.poke()
+        if self.dealer is not None:
+            self.dealer.poke()
 
 
 @asynccontextmanager
@@ -364,6 +401,8 @@ async def open_stack(
     open_transport: AbstractAsyncContextManager[Transport],
     notify: Notify,
     sign: Sign,
+    pay: Pay | None = None,
+    note_refund: NoteRefund | None = None,
 ) -> AsyncIterator[Stack]:
     """Run the agent of one volume for the length of the body.
 
@@ -377,7 +416,9 @@ async def open_stack(
         writer = await exits.enter_async_context(open_writer(journal))
         transport = await exits.enter_async_context(open_transport)
         nursery = await exits.enter_async_context(open_background())
-        stack = Stack(hello, writer, transport, notify, sign)
+        stack = Stack(hello, writer, transport, notify, sign, pay=pay, note_refund=note_refund)
+        if stack.dealer is not None:
+            exits.callback(stack.dealer.deals.close)
         await stack.start(nursery)
         yield stack
 

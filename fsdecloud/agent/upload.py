@@ -229,6 +229,10 @@ class Uploader:
             self._forget(blob)
         return [(UPLOADS, blob.id, None) for blob in gone]
 
+    def records(self) -> list[tuple[bytes, bytes]]:
+        """Return the encoded records of what is on its way, or came there not long ago, by blob id."""
+        return self._writer.journal.items(UPLOADS)
+
     def is_on_its_way(self, blob_id: BlobId) -> bool:
         """Whether a blob is being stored, or will be, or the driver was not told yet that it is."""
         blob = self._blobs.get(blob_id)

@@ -6,8 +6,10 @@ import secrets
 import sys
 
 import click
+import msgspec
 
 from fsdecloud.cli import network, volumes
+from fsdecloud.cli.budget import parse_budget
 from fsdecloud.cli.output import emit, emit_json, note
 from fsdecloud.cli.phrase import write_phrase_file
 from fsdecloud.config import Paths, find_paths
@@ -15,16 +17,23 @@ from fsdecloud.errors import UsageError
 
 
 def create_volume(
-    paths: Paths, name: str, network_id: bytes, *, redundancy: str = "auto", passphrase: str | None = None
+    paths: Paths,
+    name: str,
+    network_id: bytes,
+    *,
+    redundancy: str = "auto",
+    passphrase: str | None = None,
+    budget: int = 0,
 ) -> bytes:
-    """Create a volume in this home and let this home's peers admit it; return its root secret.
+    """Create a volume in this home and let this home's peers admit it; return its root secret. `budget`: what storage deals
+    may cost a month, in the smallest unit.
 
     Raises UsageError when the name is taken or bad.
     """
     volumes.require_new(paths, name)
     root = secrets.token_bytes(32)
     document = volumes.make_document(paths, name, root, network_id, redundancy=redundancy, passphrase=passphrase)
-    volumes.save_document(paths, document)
+    volumes.save_document(paths, msgspec.structs.replace(document, budget=budget))
     network.admit_volume(paths, root)
     return root
 
@@ -34,6 +43,7 @@ def create_volume(
 @click.option(
     "--redundancy", metavar="K/N", default="auto", show_default=True, help="Store n shards, any k of which are enough."
 )
+@click.option("--budget", metavar="AMOUNT/month", help="What storage deals with peers may cost; none by default.")
 @click.option(
     "--passphrase", "ask", is_flag=True, help="Lock it with a passphrase, asked for here, not with the device key."
 )
@@ -43,7 +53,13 @@ def create_volume(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (needs --phrase-file).")
 def command(
-    name: str, redundancy: str, ask: bool, passphrase_file: str | None, phrase_file: str | None, as_json: bool
+    name: str,
+    redundancy: str,
+    budget: str | None,
+    ask: bool,
+    passphrase_file: str | None,
+    phrase_file: str | None,
+    as_json: bool,
 ) -> None:
     """Create the volume NAME.
 
@@ -55,6 +71,7 @@ def command(
     if as_json and phrase_file is None:
         raise UsageError("--json needs --phrase-file: the words do not go into a program's output")
     parse_redundancy(redundancy)
+    amount = 0 if budget is None else parse_budget(budget)
     paths = find_paths()
     volumes.require_new(paths, name)
     network_id = network.require_network(paths)
@@ -63,7 +80,7 @@ def command(
         passphrase = volumes.read_passphrase_file(passphrase_file)
     elif ask:
         passphrase = volumes.ask_new_passphrase(name)
-    root = create_volume(paths, name, network_id, redundancy=redundancy, passphrase=passphrase)
+    root = create_volume(paths, name, network_id, redundancy=redundancy, passphrase=passphrase, budget=amount)
     if phrase_file is not None:
         write_phrase_file(phrase_file, root)
     if as_json:

@@ -40,13 +40,22 @@ def require_network(paths: Paths) -> bytes:
     return network_id(document)
 
 
-def ensure_network(paths: Paths) -> bytes:
-    """Return the id of this home's network; the first time, make an embedded one."""
-    if not has_network(paths):
-        from fsdecloud.ledger.network import embedded_network
-        from fsdecloud.ledgerd.setup import init_ledger
+def ensure_network(paths: Paths, *, priced: bool = False) -> bytes:
+    """Return the id of this home's network; the first time, make an embedded one, in which peers are paid if it is `priced`.
 
-        return init_ledger(paths, embedded_network("embedded", secrets.token_bytes(32), int(time.time())))
+    Raises UsageError when the present one is not, and cannot be."""
+    from fsdecloud.ledger.network import embedded_network, has_contracts, priced_network
+    from fsdecloud.ledgerd.setup import init_ledger, load_network
+
+    present = load_network(paths)
+    if present is None:
+        make = priced_network if priced else embedded_network
+        return init_ledger(paths, make("embedded", secrets.token_bytes(32), int(time.time())))
+    if priced and not (has_contracts(present) and present.mine_when_idle):
+        raise UsageError(
+            "peers are paid for time, counted in blocks, and the network of this home makes blocks only when there is something"
+            " to record: FSDECLOUD_HOME=DIR decloud up --priced makes another home with a network for it"
+        )
     return require_network(paths)
 
 

@@ -78,6 +78,22 @@ PARAMETERS: Final = (
     Parameter(
         "least_stake", "UNITS", 0, 1 << 60, "Stake of all with less than which nothing is final", "1000000000000; 0"
     ),
+    Parameter(
+        "storage_share",
+        "THOUSANDTHS",
+        0,
+        1000,
+        "Part of the subsidy that goes into the pool for proven storage",
+        "100; 0",
+    ),
+    Parameter(
+        "storage_levy",
+        "THOUSANDTHS",
+        0,
+        1000,
+        "Part of what contracts pay for storage that burns; the payee has up to as much out of the pool",
+        "100; 0",
+    ),
     Parameter("future_limit", "SECONDS", 1, 86400, "How far a block may be ahead of a node's clock", "7200"),
     Parameter("block_max", "BYTES", 8192, 1 << 20, "Size of a block at most", "1048576"),
     Parameter("transaction_max", "BYTES", 4096, 1 << 16, "Size of a transaction at most", "65536"),
@@ -196,7 +212,7 @@ def plan_network(
     if mine_when_idle is not None:
         changes["mine_when_idle"] = mine_when_idle
     try:
-        return decode_network(encode_network(msgspec.structs.replace(preset, version=3, **changes)))
+        return decode_network(encode_network(msgspec.structs.replace(preset, **changes)))
     except MalformedError as exc:
         raise UsageError(f"no such network can be: {exc}") from exc
 

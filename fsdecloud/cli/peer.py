@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,7 +15,10 @@ from fsdecloud.cli.run import SYSTEM
 from fsdecloud.config import Paths, check_name, find_paths
 from fsdecloud.errors import FsdecloudError, PeerUnavailable, UsageError
 from fsdecloud.units import format_duration, format_size, parse_duration, parse_size
-from fsdecloud.wire.peerapi import Announce, Departing, PeerdStatus
+from fsdecloud.wire.peerapi import Announce, DealsStatus, Departing, PeerdStatus
+
+if TYPE_CHECKING:
+    from fsdecloud.peerd.setup import PeerConfig
 
 NOT_YET: Final = 3
 """Something is still held (decloud(1), EXIT STATUS)."""
@@ -31,38 +34,88 @@ def command() -> None:
 
 @command.command("init")
 @click.argument("name", metavar="NAME")
-@click.option("--quota", metavar="SIZE", default="64G", show_default=True, help="How many bytes of shards it keeps.")
+@click.option("--quota", metavar="SIZE", show_default="64G", help="How many bytes of shards it keeps.")
+@click.option("--listen", metavar="HOST:PORT", show_default=peers.UP_LISTEN, help="Where it is reached (port 0: any).")
 @click.option(
-    "--listen",
-    metavar="HOST:PORT",
-    default=peers.UP_LISTEN,
-    show_default=True,
-    help="Where it is reached (port 0: any).",
+    "--price",
+    metavar="N",
+    type=int,
+    help="Smallest units for a GiB and 30 days; 0, as at first: it stores for nothing.",
+)
+@click.option(
+    "--collateral",
+    metavar="PERCENT",
+    type=int,
+    help="Most that it pays into a deal itself, of what the deal can pay (25).",
 )
 @click.option("--bootstrap", metavar="ADDRESS", multiple=True, help="A peer to ask for others; may be given again.")
 @click.option(
     "--operator", metavar="OPERATOR", help="Declare that it is run together with this operator's other peers."
 )
-def init_command(name: str, quota: str, listen: str, bootstrap: tuple[str, ...], operator: str | None) -> None:
-    """Set up the storage peer NAME in this machine's ledger network."""
+def init_command(
+    name: str,
+    quota: str | None,
+    listen: str | None,
+    price: int | None,
+    collateral: int | None,
+    bootstrap: tuple[str, ...],
+    operator: str | None,
+) -> None:
+    """Set up the storage peer NAME in this machine's ledger network.
+
+    With --price or --collateral, change those of one that is there, and its quota and address where they are given: from its
+    next start on.
+    """
     from fsdecloud.net.address import parse_endpoint
-    from fsdecloud.peerd.setup import init_peer, parse_bootstrap
+    from fsdecloud.peerd.setup import init_peer, load_config, parse_bootstrap
 
     paths = find_paths()
-    size = parse_size(quota, "--quota")
-    parse_endpoint(listen)
+    size = parse_size(quota, "--quota") if quota is not None else peers.UP_QUOTA
+    if listen is not None:
+        parse_endpoint(listen)
     if check_name(name) in parts.local_peers(paths):
-        raise UsageError(f"there is a peer {name} already: decloud peer run {name}")
+        if (price, collateral) == (None, None) or bootstrap or operator is not None:
+            raise UsageError(
+                f"there is a peer {name} already: decloud peer run {name} runs it, and --price and --collateral change those"
+            )
+        present = load_config(paths, name)
+        init_peer(
+            paths,
+            name,
+            present.quota if quota is None else size,
+            present.listen if listen is None else listen,
+            network.require_network(paths),
+            price=price,
+            collateral=collateral,
+        )
+        emit(f"peer {name} {_offer_words(load_config(paths, name))}, from its next start on")
+        return
     known = " ".join(bootstrap)
     parse_bootstrap(known)
     if operator is not None:
         check_name(operator)
-    init_peer(paths, name, size, listen, network.require_network(paths), known)
+    init_peer(
+        paths,
+        name,
+        size,
+        peers.UP_LISTEN if listen is None else listen,
+        network.require_network(paths),
+        known,
+        price=price,
+        collateral=collateral,
+    )
     if operator is not None:
         from fsdecloud.peerd.operators import declare_operator
 
         declare_operator(paths, name, operator)
     emit(f"peer {name} is set up; {paths.peer_state(name) / 'policy.toml'} says who may store; decloud peer run {name}")
+
+
+def _offer_words(config: PeerConfig) -> str:
+    """Return what a peer asks and offers."""
+    if not config.price:
+        return "stores for nothing"
+    return f"asks {config.price} for a GiB and 30 days, with a collateral of up to {config.collateral} percent"
 
 
 @command.command("run")
@@ -242,7 +295,8 @@ def status_fields(status: PeerdStatus, balance: int | None) -> dict[str, object]
     fields["stake_release"] = status.stake_release or None
     fields["last_vote"] = status.last_vote or None
     fields["balance"] = balance
-    fields["earnings"] = None  # no deal of this release pays
+    fields["earnings"] = status.deals.earned if status.deals is not None else None
+    fields["deals"] = _deals_fields(status.deals)
     fields["state"] = "up"
     return fields
 
@@ -268,7 +322,7 @@ def status_lines(status: PeerdStatus, balance: int | None) -> list[str]:
         f"  leases: {status.expiring_shards} shards expire within {format_duration(status.lease / 8)}",
         f"    {status.expired_shards} have expired, {status.removed_expired} removed since the start",
         *_health_lines(status, time.time()),
-        _earnings_line(balance),
+        *_earnings_lines(status, balance),
         *_operator_lines(status),
         *_stake_lines(status),
         f"  {registered}, {status.connections} connections, pid {status.pid}",
@@ -283,10 +337,35 @@ def status_lines(status: PeerdStatus, balance: int | None) -> list[str]:
     return lines
 
 
-def _earnings_line(balance: int | None) -> str:
-    """Return what the peer's key has, and that this is not for storing: every peer registers the price zero as yet."""
+def _deals_fields(deals: DealsStatus | None) -> dict[str, object] | None:
+    """Return `deals` of `peer status --json`."""
+    if deals is None:
+        return None
+    return {
+        "running": deals.running,
+        "ended": deals.ended,
+        "bytes": deals.size,
+        "earned": deals.earned,
+        "paid": deals.paid,
+        "collateral": deals.collateral,
+        "next_proof": deals.next_proof or None,
+        "trouble": deals.trouble or None,
+    }
+
+
+def _earnings_lines(status: PeerdStatus, balance: int | None) -> list[str]:
+    """Return what the peer's key has, and how its deals stand; of a peer without a price, that it has none."""
     has = "the ledger cannot be reached" if balance is None else f"its key has {balance} in the ledger"
-    return f"  earnings: {has}; no deal pays yet, the price is zero"
+    deals = status.deals
+    if deals is None:
+        return [f"  earnings: {has}; it makes no deals, the price is zero"]
+    proof = f", next proof from block {deals.next_proof} on" if deals.next_proof else ""
+    lines = [
+        f"  earnings: {deals.earned} by the deals below; those that run have paid out {deals.paid}; {has}",
+        f"  deals: {deals.running} running, {deals.ended} ended, {format_size(deals.size)} under deals{proof}",
+        f"    price {status.price} for a GiB and 30 days, {deals.collateral} locked as collateral",
+    ]
+    return [*lines, f"    trouble: {clean(deals.trouble)}"] if deals.trouble else lines
 
 
 def _operator_lines(status: PeerdStatus) -> list[str]:

@@ -77,9 +77,11 @@ def peer_id(paths: Paths, name: str) -> PeerId:
     return PeerId(sign.public_key(load_seed(paths, name)))
 
 
-def ensure_peer(paths: Paths, name: str, network_id: bytes) -> None:
-    """Set up a peer of an embedded network unless it is there."""
-    if name not in parts.local_peers(paths):
-        from fsdecloud.peerd.setup import init_peer
+def ensure_peer(paths: Paths, name: str, network_id: bytes, *, price: int | None = None) -> None:
+    """Set up a peer of an embedded network unless it is there; one that stores for nothing asks for `price` from now on."""
+    from fsdecloud.peerd.setup import init_peer, load_config
 
-        init_peer(paths, name, UP_QUOTA, UP_LISTEN, network_id)
+    if name not in parts.local_peers(paths):
+        init_peer(paths, name, UP_QUOTA, UP_LISTEN, network_id, price=price)
+    elif price is not None and not (present := load_config(paths, name)).price:
+        init_peer(paths, name, present.quota, present.listen, network_id, price=price)

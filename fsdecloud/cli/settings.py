@@ -25,6 +25,8 @@ class UpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     peers: Annotated[int, msgspec.Meta(ge=1, le=PEERS_MAX)] = DEFAULT_PEERS
     mine_duty: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
     """Percent of one core that mining may use; None: as the ledger daemon's own settings say."""
+    priced: bool = False
+    """Whether its peers are paid."""
 
 
 def default_directory() -> str:

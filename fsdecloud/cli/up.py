@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from fsdecloud.cli import client, down, drivers, mounts, network, parts, peers, services, settings, volumes
+from fsdecloud.cli import client, down, drivers, mounts, network, parts, peers, priced, services, settings, volumes
 from fsdecloud.cli.init import create_volume
 from fsdecloud.cli.mount import detach_stale, mount_volume
 from fsdecloud.cli.output import emit, note
@@ -49,6 +49,8 @@ class Network:
         arguments = list(self._light_arguments)
         if duty is not None:
             arguments += ["--mine-duty", str(duty)]
+        if self._chosen.priced:
+            arguments.append("--mine")
         self._keep(parts.ensure_part(self._paths, parts.ledger_part(arguments)))
 
     def start_peer(self, name: str) -> None:
@@ -78,13 +80,14 @@ class Network:
                 paths, settings.VOLUME, volumes.load_document(paths, settings.VOLUME).network, made_here=True
             )
         self._light_arguments = network.light_arguments(paths, light=self._light)
-        network_id = network.ensure_network(paths)
+        network_id = network.ensure_network(paths, priced=self._chosen.priced)
         self.start_ledger()
         names = peer_names(self._chosen.peers)
         for name in names:
-            peers.ensure_peer(paths, name, network_id)
+            peers.ensure_peer(paths, name, network_id, price=priced.PRICE if self._chosen.priced else None)
         if settings.VOLUME not in volumes.list_volumes(paths):
-            root = create_volume(paths, settings.VOLUME, network_id)
+            budget = priced.BUDGET if self._chosen.priced else 0
+            root = create_volume(paths, settings.VOLUME, network_id, budget=budget)
             emit(volumes.show_phrase(settings.VOLUME, root))
             emit(f"`decloud phrase {settings.VOLUME}` shows them again.\n")
         else:
@@ -93,6 +96,8 @@ class Network:
             self.start_peer(name)
         if not drivers.is_mounted(paths, settings.VOLUME):
             self._wait_registered(len(names))
+            if self._chosen.priced:
+                priced.supply(paths, settings.VOLUME, names)
             self.start_driver()
 
     def _wait_registered(self, count: int) -> None:
@@ -121,7 +126,7 @@ class Network:
 
 
 def choose_settings(
-    paths: Paths, directory: str | None, count: int | None, duty: int | None = None
+    paths: Paths, directory: str | None, count: int | None, duty: int | None = None, *, is_priced: bool = False
 ) -> settings.UpSettings:
     """Return what this `up` works with: what is named, else what was remembered, else the defaults; make DIR if missing.
 
@@ -136,19 +141,20 @@ def choose_settings(
     duty = duty if duty is not None else before.mine_duty
     if duty != before.mine_duty and parts.running_pid(paths, "ledger") is not None:
         note("the ledger daemon runs already: --mine-duty holds from its next start on")
-    chosen = settings.UpSettings(where, max(wanted, existing), duty)
+    is_priced = is_priced or before.priced
+    chosen = settings.UpSettings(where, max(wanted, existing), duty, is_priced)
     if drivers.is_mounted(paths, settings.VOLUME):
         present = drivers.where_mounted(paths, settings.VOLUME)
         if directory is not None and mounts.canonical(where, mounts.read_mounts()) != present:
             raise UsageError(f"volume {settings.VOLUME} is mounted at {present}: decloud down first", MOUNT_FAILED)
-        return settings.UpSettings(present, chosen.peers, duty)
+        return settings.UpSettings(present, chosen.peers, duty, is_priced)
     detach_stale(settings.VOLUME, where)
     if not os.path.lexists(where):
         try:
             os.makedirs(where)
         except OSError as exc:
             raise UsageError(f"cannot make the mount point {where}: {exc.strerror}") from exc
-    return settings.UpSettings(mounts.check_mountpoint(where), chosen.peers, duty)
+    return settings.UpSettings(mounts.check_mountpoint(where), chosen.peers, duty, is_priced)
 
 
 @click.command("up")
@@ -168,8 +174,13 @@ def choose_settings(
     help="How much of one core mining may use (100% at first).",
 )
 @click.option("--light", is_flag=True, help="Run the ledger daemon with headers only (remembered).")
+@click.option(
+    "--priced", "is_priced", is_flag=True, help="Peers that are paid, and a volume that pays them (remembered)."
+)
 @click.option("--detach", is_flag=True, help="Return once the mount answers; run again, it restarts whatever died.")
-def command(directory: str | None, count: int | None, duty: int | None, light: bool, detach: bool) -> int:
+def command(
+    directory: str | None, count: int | None, duty: int | None, light: bool, is_priced: bool, detach: bool
+) -> int:
     """Start a ledger daemon and N storage peers on this machine, make a volume on first use, and mount it at DIR (default
     ~/decloud, or where it was last time).
 
@@ -177,7 +188,7 @@ def command(directory: str | None, count: int | None, duty: int | None, light: b
     """
     paths = find_paths()
     if detach:
-        chosen = choose_settings(paths, directory, count, duty)
+        chosen = choose_settings(paths, directory, count, duty, is_priced=is_priced)
         running = Network(paths, chosen, light=light)
         settings.save_settings(paths, chosen)
         try:
@@ -191,7 +202,7 @@ def command(directory: str | None, count: int | None, duty: int | None, light: b
     except StoreLocked as exc:
         raise UsageError("`decloud up` runs already in another shell: decloud status, decloud down", SYSTEM) from exc
     with lock:
-        chosen = choose_settings(paths, directory, count, duty)
+        chosen = choose_settings(paths, directory, count, duty, is_priced=is_priced)
         settings.save_settings(paths, chosen)
         return _stay(paths, Network(paths, chosen, light=light), chosen)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fsdecloud.cli import drivers, gc, health, mounts, network, parts, peers, stake, walletview
+from fsdecloud.cli import deals, drivers, gc, health, mounts, network, parts, peers, stake, walletview
 from fsdecloud.cli.output import clean, table
 from fsdecloud.cli.run import DEGRADED, OK, PENDING
 from fsdecloud.cli.walletview import Holdings
@@ -179,6 +179,7 @@ def as_json(view: View) -> dict[str, object]:
         "redundancy": (driver.redundancy or None) if driver else None,
     }
     result["wallet"] = walletview.money_fields(view.wallet) if view.wallet else None
+    result["deals"] = deals.as_fields(driver.deals) if driver and deals.summary(driver.deals) else None
     result["up_limit"] = (driver.up_limit or None) if driver else None
     result["down_limit"] = (driver.down_limit or None) if driver else None
     for name in ("files", "logical_bytes", "cache_bytes", "uploaded_bytes", "downloaded_bytes", "handler_errors"):
@@ -224,6 +225,8 @@ def as_lines(view: View) -> list[str]:
         if line := health.describe(driver.repair):
             lines.append(f"  {line}")
         if line := health.describe_recoding(driver.repair.recoding):
+            lines.append(f"  {line}")
+        if line := deals.summary(driver.deals):
             lines.append(f"  {line}")
         if view.wallet:
             lines.append(f"  wallet: {walletview.money_words(view.wallet)}")

@@ -204,7 +204,7 @@ def send_command(
             plan = _plan(ledger, purse, index, recipient, amount, fee, replaced)
             _ask_person(purse, plan)
             amount, fee = plan.amount, plan.fee
-        plan, identity = _pay(ledger, purse, index, recipient, amount, fee, replaced)
+        plan, identity = pay(ledger, purse, index, recipient, amount, fee, replaced)
         if purse.volume:
             record_now(paths, purse.volume)
         found = _wait(ledger, purse, identity, wait, limit) if wait else None
@@ -229,7 +229,7 @@ def send_command(
 
 
 # ---- paying --------------------------------------------------------------------------------------------------------
-def _pay(
+def pay(
     ledger: client.Client,
     purse: Purse,
     index: int,

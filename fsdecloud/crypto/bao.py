@@ -9,10 +9,14 @@ the GIL: use a process or small shards. Not here: which leaf is asked for, and w
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from blake3 import blake3
 
 from fsdecloud import codec
 from fsdecloud.errors import MalformedError
@@ -78,7 +82,13 @@ def hash_tree(data: bytes | memoryview) -> HashTree:
         return HashTree(len(view), _chunk(bytes(view), 0, _ROOT), ())
     whole = len(view) // LEAF_SIZE
     level = b"".join(
-        [_whole_chunks(view, first, min(_LANES_MAX, whole - first)) for first in range(0, whole, _LANES_MAX)]
+        [
+            _whole_chunks(
+                view[first * LEAF_SIZE : min(first + _LANES_MAX, whole) * LEAF_SIZE],
+                range(first, min(first + _LANES_MAX, whole)),
+            )
+            for first in range(0, whole, _LANES_MAX)
+        ]
     )
     if whole < count:
         level += _chunk(bytes(view[whole * LEAF_SIZE :]), whole, 0)
@@ -133,6 +143,47 @@ def verify(id: bytes, length: int, proof: Proof) -> bool:  # noqa: A002 - it is 
     return next(siblings, None) is None and digest == id
 
 
+def write_slice(tree: HashTree, data: bytes | memoryview, indices: Sequence[int]) -> bytes:
+    """Return leaves `indices` (ascending, at least one, each once) of `data`, whose tree this is, and what leads up to its id.
+
+    Going down the tree from the root and left first: a wanted leaf as it is, the chaining value of a part without any. What
+    is known from the length (which part is where, how long a leaf is) is not written, and what paths share is there once.
+    Raises IndexError when there is no such leaf.
+    """
+    count = leaf_count(tree.length)
+    if not indices or indices[0] < 0 or indices[-1] >= count:
+        raise IndexError(f"leaves {indices} of {count}")
+    parts: list[bytes | memoryview] = []
+
+    def write(first: int, width: int, wanted: Sequence[int]) -> None:
+        if not wanted:
+            level = (width - 1).bit_length()
+            at = (first >> level) * HASH_SIZE
+            parts.append(tree.levels[level][at : at + HASH_SIZE])
+        elif width == 1:
+            parts.append(data[first * LEAF_SIZE : (first + 1) * LEAF_SIZE])
+        else:
+            half = _left_leaves(width)
+            cut = bisect_left(wanted, first + half)
+            write(first, half, wanted[:cut])
+            write(first + half, width - half, wanted[cut:])
+
+    write(0, count, indices)
+    return b"".join(parts)
+
+
+def read_slices(data: bytes, wanted: Sequence[tuple[int, Sequence[int]]]) -> list[bytes]:
+    """Return the ids of several byte strings from their slices, one after the other in `data`, as `write_slice` made them.
+
+    `wanted` has the length (trusted, see `verify`) of each and which leaves are in its slice. All of them are hashed at once:
+    a slice of 8 strings costs little more than one. Raises MalformedError unless `data` is as long as that takes.
+    """
+    reader = _SliceReader(data)
+    for length, indices in wanted:
+        reader.read(length, indices)
+    return reader.finish()
+
+
 def encode_proof(proof: Proof) -> bytes:
     """Return the canonical encoding: about 1 KiB and 34 bytes for each level."""
     return codec.encode(proof)
@@ -148,6 +199,83 @@ def decode_proof(data: bytes) -> Proof:
     return proof
 
 
+class _SliceReader:
+    """Slices as they are read: the chaining values that are there, and what is to be hashed, lowest first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self._values: list[bytes] = []
+        """Chaining values by number; b"" until it is hashed."""
+        self._leaves: list[tuple[int, int]] = []
+        """Whole leaves: number of the value, index; their bytes are in `_chunks`."""
+        self._chunks: list[bytes] = []
+        self._parents: defaultdict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+        """By level and flag: number of the value, numbers of its two children's."""
+        self._tops: list[int] = []
+
+    def read(self, length: int, indices: Sequence[int]) -> None:
+        """Take the next slice from the bytes."""
+        count = leaf_count(length)
+        self._tops.append(self._part(0, count, length, indices, _ROOT))
+
+    def finish(self) -> list[bytes]:
+        """Hash everything. Returns the ids in order."""
+        if self._at != len(self._data):
+            raise MalformedError("a slice with more bytes than its leaves take")
+        chunks = memoryview(b"".join(self._chunks))
+        for begin in range(0, len(self._leaves), _LANES_MAX):
+            some = self._leaves[begin : begin + _LANES_MAX]
+            part = chunks[begin * LEAF_SIZE : (begin + len(some)) * LEAF_SIZE]
+            self._set([number for number, _ in some], _whole_chunks(part, [index for _, index in some]))
+        for (_, flag), parents in sorted(self._parents.items()):
+            for begin in range(0, len(parents), _LANES_MAX):
+                some_parents = parents[begin : begin + _LANES_MAX]
+                blocks = b"".join([self._values[left] + self._values[right] for _, left, right in some_parents])
+                self._set([number for number, _, _ in some_parents], _parents(memoryview(blocks), flag))
+        return [self._values[top] for top in self._tops]
+
+    def _set(self, numbers: list[int], joined: bytes) -> None:
+        for i, number in enumerate(numbers):
+            self._values[number] = joined[i * HASH_SIZE : (i + 1) * HASH_SIZE]
+
+    def _part(self, first: int, width: int, length: int, wanted: Sequence[int], flag: int) -> int:
+        """Read the part of the tree over `width` leaves from `first` on; return the number of its value."""
+        number = len(self._values)
+        if not wanted:
+            self._values.append(self._take(HASH_SIZE))
+        elif width == 1:
+            leaf = self._take(min(LEAF_SIZE, length - first * LEAF_SIZE))
+            if flag:
+                self._values.append(blake3(leaf).digest())
+            elif len(leaf) < LEAF_SIZE:
+                self._values.append(_chunk(leaf, first, 0))
+            else:
+                self._values.append(b"")
+                self._leaves.append((number, first))
+                self._chunks.append(leaf)
+        else:
+            self._values.append(b"")
+            half = _left_leaves(width)
+            cut = bisect_left(wanted, first + half)
+            left = self._part(first, half, length, wanted[:cut], 0)
+            right = self._part(first + half, width - half, length, wanted[cut:], 0)
+            self._parents[(width - 1).bit_length(), flag].append((number, left, right))
+        return number
+
+    def _take(self, size: int) -> bytes:
+        taken = self._data[self._at : self._at + size]
+        if len(taken) != size:
+            raise MalformedError("a slice with fewer bytes than its leaves take")
+        self._at += size
+        return taken
+
+
+def _left_leaves(width: int) -> int:
+    """Return how many of `width` leaves (at least 2) lie left: the largest power of two below that."""
+    return 1 << (width - 1).bit_length() - 1
+
+
 def _chunk(leaf: bytes, counter: int, last_flag: int) -> bytes:
     """Return the chaining value of one leaf of 0 to 1024 bytes; `last_flag` is _ROOT when it is the only one."""
     cv = list(_IV)
@@ -161,12 +289,12 @@ def _chunk(leaf: bytes, counter: int, last_flag: int) -> bytes:
     return _join(cv, 1)
 
 
-def _whole_chunks(view: memoryview, first: int, lanes: int) -> bytes:
-    """Return the chaining values of `lanes` whole leaves from leaf `first` on, joined."""
-    chunks = view[first * LEAF_SIZE : (first + lanes) * LEAF_SIZE]
+def _whole_chunks(chunks: memoryview, indices: Sequence[int]) -> bytes:
+    """Return the chaining values of whole leaves with these indices, joined."""
+    lanes = len(indices)
     ones = _ones(lanes)
-    low = b"".join([((first + i) & 0xFFFFFFFF).to_bytes(_LANE, "little") for i in range(lanes)])
-    high = b"".join([((first + i) >> 32).to_bytes(_LANE, "little") for i in range(lanes)])
+    low = b"".join([(index & 0xFFFFFFFF).to_bytes(_LANE, "little") for index in indices])
+    high = b"".join([(index >> 32).to_bytes(_LANE, "little") for index in indices])
     counter = (int.from_bytes(low, "little"), int.from_bytes(high, "little"))
     cv = [word * ones for word in _IV]
     for block in range(_BLOCKS):

@@ -98,6 +98,8 @@ class VolumeDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     bootstrap: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=512)], ...], msgspec.Meta(max_length=16)] = ()
     """Addresses of peers that are asked for others; not written when there are none."""
     lan: bool = False
+    budget: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] = 0
+    """What storage deals may cost a month, in the smallest unit; 0: none are made. (Placed last: older documents lack it.)"""
     """Look for peers on the same link; not written when it does not."""
 
 

@@ -220,21 +220,21 @@ class Committer:
     async def save_payments(self, payments: tuple[bytes, ...], record: Callable[[], None]) -> None:
         """Have `record` record payments, and make durable in one transaction that they are, and which. Raises StoreError."""
 
-        def begin() -> None:
+        def note() -> None:
             record()
             self.meta = msgspec.structs.replace(self.meta, payments=payments)
 
-        await self._write(lambda: codec.encode(self.meta), begin=begin)
+        await self._write(lambda: codec.encode(self.meta), prepare=note)
 
     async def _write(
         self,
         meta: Callable[[], bytes],
         truncate_before: int | None = None,
-        begin: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the meta durable with the next group. After an unexpected failure nobody knows what the disk has."""
         try:
-            await self._journal.commit(meta, truncate_before, begin)
+            await self._journal.commit(meta, truncate_before, prepare)
         except FsdecloudError:
             raise
         except Exception as exc:  # a bug; what is and what is not on the disk is unknown

@@ -17,7 +17,7 @@ from fsdecloud.driver.versions import Versions
 from fsdecloud.driver.volume import Volume, own_caller
 from fsdecloud.errors import UsageError
 from fsdecloud.net.unix import Methods, RpcConnection, serve_unix
-from fsdecloud.wire.agentapi import Bandwidth, Empty, WantedRedundancy
+from fsdecloud.wire.agentapi import Bandwidth, Budget, Empty, WantedRedundancy
 from fsdecloud.wire.controlapi import (
     AnchorNumber,
     Certified,
@@ -68,6 +68,10 @@ async def serve_control(
         await volume.set_bandwidth(params)
         return Empty()
 
+    async def budget(params: Budget) -> Empty:
+        await volume.set_budget(params)
+        return Empty()
+
     async def certify(params: CertifyRequest) -> Certified:
         return await certifier.certify(params, own_caller())
 
@@ -90,6 +94,7 @@ async def serve_control(
             "gc_status": (Empty, collecting),
             "redundancy": (WantedRedundancy, redundancy),
             "bandwidth": (Bandwidth, bandwidth),
+            "budget": (Budget, budget),
             "unmount": (Empty, unmount),
             **snapshots.methods(),
             **unreadable.methods(),

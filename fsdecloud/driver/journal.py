@@ -205,15 +205,15 @@ class Journal:
         self,
         meta: Callable[[], bytes] | None = None,
         truncate_before: int | None = None,
-        begin: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         """Commit one group now; `meta` and the journal's truncation go into the same transaction. Raises StoreError.
 
-        `meta` is called when it is this transaction's turn, so that no older state overwrites a newer one; `begin` before that,
-        when no other transaction can take any more what it changes.
+        `meta` is called when it is this transaction's turn, so that no older state overwrites a newer one; `prepare` before
+        that, when no other transaction can take any more what it changes.
         """
         async with self._lock:
-            begin()
+            prepare()
             self._core.inodes.evict()
             with self._telling():
                 group = self._collect()

@@ -42,6 +42,7 @@ from fsdecloud.driver.recorder import Caller
 from fsdecloud.driver.restore import Restorer
 from fsdecloud.driver.sealer import Sealer
 from fsdecloud.driver.snapshots import Snapshots
+from fsdecloud.driver.spending import Spending
 from fsdecloud.driver.supervisor import Incidents, Supervisor, describe, is_thread_shortage
 from fsdecloud.driver.treenodes import TreeNodes
 from fsdecloud.driver.uploads import Uploads
@@ -64,6 +65,8 @@ from fsdecloud.wire.agentapi import (
     AgentStatus,
     Anchored,
     Bandwidth,
+    Budget,
+    DealsStatus,
     Empty,
     FetchedEntry,
     GarbageFinal,
@@ -130,11 +133,16 @@ class Volume:
         self.is_new = data is None
         self.meta = decode_meta(data) if data is not None else VolumeMeta()
         self.nodes = TreeNodes(keys.seal_secret)
-        self.grants = Grants(keys, bytes.fromhex(setup.document.network))
+        network = bytes.fromhex(setup.document.network)
+        self.grants = Grants(keys, network)
+        self.budget = setup.document.budget
+        """What deals may cost a month; `set_budget` changes it."""
+        noted = PaymentStore(setup.paths.volume_state(setup.document.name) / "payments", keys.at_rest_key)
+        self.spending = Spending(keys, network, noted, lambda: self.budget)
         self.agent = AgentLink(
             self._hello,
             AgentEvents(self._agent_ready, self._stored, self._anchored, self._tip, self._garbage, self._repaired),
-            self.grants.methods(),
+            {**self.grants.methods(), **self.spending.methods()},
         )
         self.entries = Entries(keys.seal_secret, staged, cache, self.agent, options.timeout)
         self.nodes.attach(self.entries)
@@ -190,8 +198,8 @@ class Volume:
             lambda: self.files.last_write,
             self.uploads.let_go,
         )
-        noted = PaymentStore(setup.paths.volume_state(setup.document.name) / "payments", keys.at_rest_key)
         self.payments = Payments(self.core, noted, self.committer)
+        self.spending.pay = self.payments.pay
         self.snapshots.on_forget = self._forgotten
         self.anchors.on_anchored = self.snapshots.look_for_gaps
         self.ledger_time = 0
@@ -227,6 +235,8 @@ class Volume:
             down=self.down,
             bootstrap=setup.document.bootstrap,
             lan=setup.document.lan,
+            wallet=b"" if setup.options.read_only else self.spending.key,
+            budget=self.budget,
         )
 
     def _agent_ready(self) -> None:
@@ -502,6 +512,12 @@ class Volume:
             self.down = wanted.down
         await self.agent.call("bandwidth", Bandwidth(self.up, self.down), Empty, timeout=AGENT_PATIENCE)
 
+    async def set_budget(self, budget: Budget) -> None:
+        """Let deals cost so much a month from now on; those that run go on to their ends. Raises RemoteError without an agent:
+        it holds all the same, once there is one."""
+        self.budget = budget.amount
+        await self.agent.call("budget", budget, Empty, timeout=AGENT_PATIENCE)
+
     # ---- showing -------------------------------------------------------------------------------------------------------
     async def status(self) -> DriverStatus:
         """Return the mount's state. Never waits for the network."""
@@ -514,6 +530,8 @@ class Volume:
         known = self._agent_status
         dirty_bytes = self.sealer.dirty_bytes
         warnings = [known.warning] if known is not None and known.warning else []
+        if known is not None:
+            warnings += known.deals.warnings
         warnings += self.supervisor.failing()
         if self.agent.trouble:
             warnings.append(self.agent.trouble)
@@ -571,6 +589,7 @@ class Volume:
             redundancy=self.redundancy,
             up_limit=self.up,
             down_limit=self.down,
+            deals=known.deals if known is not None else DealsStatus(budget=self.budget),
         )
 
 

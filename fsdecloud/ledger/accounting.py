@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fsdecloud.contracts.inputs import Depositing
 from fsdecloud.ledger.mempool import slot_of
-from fsdecloud.ledger.transactions import Bond, Coinbase, Evidence, Transaction, Transfer, fee_of, tx_id
+from fsdecloud.ledger.transactions import Bond, Coinbase, Evidence, Input, Transaction, Transfer, fee_of, tx_id
 from fsdecloud.types import TxId
 
 
@@ -24,6 +25,8 @@ class Why(StrEnum):
     SELF = "self"
     """From a key to itself: the fee alone is gone."""
     BONDED = "bonded"
+    DEPOSITED = "deposited"
+    """Into a contract."""
     FEE = "fee"
     """Of a transaction that moves no money itself; what a contract takes or pays for it is OTHER."""
     OTHER = "other"
@@ -72,6 +75,10 @@ def line_of(tx: Transaction, key: bytes, height: int | None = None, time: int = 
         return None
     if isinstance(tx, Bond):
         return Line(key, Why.BONDED, -tx.amount, fee, b"", tx_id(tx), height, time) if tx.peer == key else None
+    if isinstance(tx, Input):
+        paid = sum(act.amount for act in tx.acts if isinstance(act, Depositing))
+        why = Why.DEPOSITED if paid else Why.FEE
+        return Line(key, why, -paid, fee, b"", tx_id(tx), height, time) if tx.sender == key and paid + fee else None
     if fee and not isinstance(tx, Evidence) and slot_of(tx)[1] == key:  # a stake pays for evidence against it
         return Line(key, Why.FEE, 0, fee, b"", tx_id(tx), height, time)
     return None

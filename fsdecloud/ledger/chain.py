@@ -14,7 +14,7 @@ import msgspec
 from fsdecloud.errors import InvalidTransaction
 from fsdecloud.ledger import work
 from fsdecloud.ledger.blocks import Block, Header, block_id, bytes_root, encode_block, ids_root
-from fsdecloud.ledger.network import NetworkDocument, network_id, subsidy_at
+from fsdecloud.ledger.network import NetworkDocument, network_id, storage_subsidy_at, subsidy_at
 from fsdecloud.ledger.reasons import (
     BadTransaction,
     BlockTooBig,
@@ -33,8 +33,17 @@ from fsdecloud.ledger.reasons import (
     WrongStateRoot,
     WrongTarget,
 )
-from fsdecloud.ledger.staking import VOTES_MAX, begin_block
-from fsdecloud.ledger.state import EMPTY_ROOT, State, StateNodes, apply_transaction, border_key, credit, is_coinbase_for
+from fsdecloud.ledger.staking import VOTES_MAX
+from fsdecloud.ledger.state import (
+    EMPTY_ROOT,
+    State,
+    StateNodes,
+    apply_transaction,
+    begin_block,
+    border_key,
+    credit,
+    is_coinbase_for,
+)
 from fsdecloud.ledger.transactions import (
     Coinbase,
     Transaction,
@@ -201,7 +210,7 @@ def _apply(
             apply_transaction(document, state, tx, header.time, header.height)
         except InvalidTransaction as exc:
             raise BadTransaction(index, exc) from exc
-    reward = subsidy_at(document, header.height) + sum(fee_of(tx) for tx in transactions)
+    reward = reward_at(document, header.height, transactions)
     if coinbase.amount != reward:
         raise WrongReward(f"its coinbase pays {coinbase.amount}; subsidy and fees are {reward}")
     try:
@@ -209,6 +218,12 @@ def _apply(
     except InvalidTransaction as exc:
         raise BadTransaction(0, exc) from exc
     return state
+
+
+def reward_at(document: NetworkDocument, height: int, transactions: Sequence[Transaction]) -> int:
+    """Return what the coinbase of the block at `height` pays: the miner's part of the subsidy, and the fees of its others."""
+    subsidy = subsidy_at(document, height) - storage_subsidy_at(document, height)
+    return subsidy + sum(fee_of(tx) for tx in transactions)
 
 
 def open_next(document: NetworkDocument, parent: Point, read_node: Callable[[bytes], bytes | None]) -> State:
@@ -233,7 +248,7 @@ def build_block(
     """Return the block to mine after `parent`: all but the nonce, which is zero. The transactions must be valid there
     (`mempool.Mempool.select`)."""
     height = parent.height + 1
-    reward = subsidy_at(document, height) + sum(fee_of(tx) for tx in transactions)
+    reward = reward_at(document, height, transactions)
     body = (Coinbase(1, height, recipient, reward), *transactions)
     encoded = tuple(encode_tx(tx) for tx in body)
     header = Header(

@@ -11,6 +11,10 @@ Transactions of different owners (senders, volumes, peers) do not depend on each
 once it is in a block, or if it was in one that is no longer in the chain. So a replacement or an eviction applies again what
 waits of one owner, SENDER_MAX at most, and nothing else: what a newcomer costs does not grow with the pool, and one that is
 refused has changed nothing.
+
+An input to a contract is asked of the contract as it is after the tip, whatever waits of others: when a block has changed that,
+`rebase` asks again. What waits of one sender about one contract behind its first is not asked before the first is in a block: a
+deposit, and the choice after it, may wait together.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ from fsdecloud.ledger.transactions import (
     Anchor,
     Bond,
     Coinbase,
+    Deploy,
     Evidence,
+    Input,
     Operate,
     Register,
     Transaction,
@@ -50,7 +56,7 @@ from fsdecloud.ledger.transactions import (
 from fsdecloud.limits import MEMPOOL_MAX
 from fsdecloud.types import TxId
 
-_NUMBERED: Final = Transfer | Bond | Unbond
+_NUMBERED: Final = Transfer | Bond | Unbond | Deploy | Input
 """What takes an account's next nonce."""
 
 _PRICELESS: Final = 1 << 82

@@ -1,9 +1,9 @@
 """Which parameters make one ledger network, and its identity.
 
 Pure. The network document is the genesis block: its BLAKE3 is the network id, and the parent of block 1. Two daemons with
-different documents are in different networks and never exchange a block. Version 1 ends before `halving`, version 2 after it;
-such documents stay valid as they are, and have no checkpoints. Not here: the rules that use the parameters (`work`, `state`,
-`chain`).
+different documents are in different networks and never exchange a block. Version 1 ends before `halving`, version 2 after
+it; such documents stay valid as they are, and have no checkpoints. Version 3 ends before `storage_share` and has no
+contracts. Not here: the rules that use the parameters (`work`, `state`, `chain`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ two."""
 BOND_FEES: Final = 16
 """Least fees in a bond, at least."""
 
-_MISSING: Final = {1: 5, 2: 4, 3: 0}
+_MISSING: Final = {1: 7, 2: 6, 3: 2, 4: 0}
 """Fields at the end that documents of a version do not have."""
 
 _EMBEDDED_WORK: Final = 1 << 16
@@ -54,7 +54,7 @@ Seconds = Annotated[int, Meta(ge=0, le=TIME_MAX)]
 class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The parameters that all daemons of one network share; times in seconds, sizes in bytes, targets big-endian."""
 
-    version: Annotated[int, Meta(ge=1, le=3)]
+    version: Annotated[int, Meta(ge=1, le=4)]
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     salt: Bytes32
     """Random, so that two networks with equal parameters differ."""
@@ -91,6 +91,10 @@ class NetworkDocument(msgspec.Struct, frozen=True, array_like=True, forbid_unkno
     """What one peer bonds at least."""
     least_stake: Annotated[int, Meta(ge=0, le=1 << 60)] = 0
     """Stake of all voters together with less than which nothing becomes final."""
+    storage_share: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Thousandths of the subsidy that go into the pool for proven storage. Version 4 and up; those before have no contracts."""
+    storage_levy: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Thousandths of what a contract pays for storage that burn; the payee has up to as much out of the pool."""
 
 
 def network_id(document: NetworkDocument) -> bytes:
@@ -123,6 +127,8 @@ def check_network(document: NetworkDocument) -> None:
         raise MalformedError("the first target must be above zero and not easier than the easiest")
     if document.transaction_max > document.block_max:
         raise MalformedError("a transaction may not be larger than a block")
+    if document.version < 4 and (document.storage_share or document.storage_levy):
+        raise MalformedError(f"a document of version {document.version} has no pool for storage")
     if document.version < 3 and document.checkpoint_interval:
         raise MalformedError(f"a document of version {document.version} has no checkpoints")
     if document.version == 1:
@@ -164,6 +170,17 @@ def subsidy_at(document: NetworkDocument, height: int) -> int:
     return document.subsidy >> min((height - 1) // document.halving, 64) if document.halving else document.subsidy
 
 
+def storage_subsidy_at(document: NetworkDocument, height: int) -> int:
+    """Return the part of the new money in the block of this height that goes into the pool for proven storage. Its miner
+    has the rest."""
+    return subsidy_at(document, height) * document.storage_share // 1000
+
+
+def has_contracts(document: NetworkDocument) -> bool:
+    """Tell whether contracts can be deployed in the network."""
+    return document.version >= 4
+
+
 def _fields(document: NetworkDocument) -> tuple[Any, ...]:
     fields = msgspec.structs.astuple(document)
     return fields[: len(fields) - _MISSING[document.version]]
@@ -176,7 +193,7 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
     registrations are free for a small work stamp.
     """
     return NetworkDocument(
-        version=1,
+        version=4,
         name=name,
         salt=salt,
         genesis_time=time,
@@ -195,11 +212,23 @@ def embedded_network(name: str, salt: bytes, time: int) -> NetworkDocument:
     )
 
 
+def priced_network(name: str, salt: bytes, time: int) -> NetworkDocument:
+    """Return the parameters of a network for one machine in which peers are paid: the embedded one's, but a block every ten
+    seconds, because contracts count time in blocks, and a tenth of the subsidy for proven storage."""
+    return msgspec.structs.replace(
+        embedded_network(name, salt, time),
+        interval=10,
+        mine_when_idle=True,
+        storage_share=100,
+        storage_levy=100,
+    )
+
+
 def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
     """Return the parameters of a network of strangers: one block a minute, always mined, half the subsidy every four years,
-    a checkpoint every ten minutes, two weeks until a stake is back."""
+    a checkpoint every ten minutes, two weeks until a stake is back, a tenth of the subsidy for proven storage."""
     return NetworkDocument(
-        version=3,
+        version=4,
         name=name,
         salt=salt,
         genesis_time=time,
@@ -220,6 +249,8 @@ def public_network(name: str, salt: bytes, time: int) -> NetworkDocument:
         unbond_delay=20_160,
         least_bond=100_000_000_000,
         least_stake=1_000_000_000_000,
+        storage_share=100,
+        storage_levy=100,
     )
 
 

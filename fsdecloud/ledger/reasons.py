@@ -20,6 +20,13 @@
     +-- WrongLink              a vote that does not link the justified checkpoint to the newest
     +-- VotedAlready           a second vote for a checkpoint
     +-- NoConflict             evidence of two votes that go together
+    +-- NoContracts            a contract in a network whose document is older than version 4
+    +-- UnknownDocument        a contract whose document is not a standard one, and is not carried
+    +-- BadContract            a document or arguments that make no contract
+    +-- EndsTaken              as many contracts as may end at one height end where this one does, and after it
+    +-- UnknownContract        an input to a contract that never was, or has ended
+    +-- RefusedByContract      an input that its contract does not wait for
+    +-- TooMuchWork            the contracts in the block have cost what they may
     +-- Conflict               something in the mempool takes its place and may not be replaced
     +-- PoolFull               the mempool has no room for it
     InvalidBlock
@@ -117,6 +124,34 @@ class VotedAlready(InvalidTransaction):
 
 class NoConflict(InvalidTransaction):
     """The two votes are such as one voter may sign both."""
+
+
+class NoContracts(InvalidTransaction):
+    """The network's document is of a version that has no contracts."""
+
+
+class UnknownDocument(InvalidTransaction):
+    """It names a contract document that is not a standard one, and does not carry it."""
+
+
+class BadContract(InvalidTransaction):
+    """The document breaks the rules of the language, or the arguments are not those that it asks for."""
+
+
+class EndsTaken(InvalidTransaction):
+    """Too many contracts end at the height at which this one does, and at those after it."""
+
+
+class UnknownContract(InvalidTransaction):
+    """There is no contract with this id, or no longer."""
+
+
+class RefusedByContract(InvalidTransaction):
+    """The contract does not take the input: the message says why."""
+
+
+class TooMuchWork(InvalidTransaction):
+    """What contracts may cost in one block is spent."""
 
 
 class Conflict(InvalidTransaction):
@@ -236,6 +271,6 @@ id for ever, and are worth remembering. All others either say nothing about the 
 `UnknownParent`), or cost whoever sends them nothing and are found again as fast as a look-up: a memory of those fills up at a
 liar's will."""
 
-EARLY: Final = (WrongNonce, WrongPredecessor, NotRegistered, NotEnoughMoney)
+EARLY: Final = (WrongNonce, WrongPredecessor, NotRegistered, NotEnoughMoney, UnknownContract, RefusedByContract)
 """Reasons that may hold only until other transactions are in a block, or wait for one: a daemon one block behind finds them in
 what is valid everywhere else."""

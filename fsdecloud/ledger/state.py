@@ -4,6 +4,7 @@ Pure. The state is a Merkle search tree (`tree`): key -> canonical value. Its ro
 path proves a balance, a registration or a volume's latest anchor, and a reorganisation is a return to an older root.
 
     "A" + public key      Account         balance and next nonce; absent while both are 0
+    "B", "C", "D", "E", "P"               contracts, and what they see: see `contracting`
     "F", "S", "U"                         checkpoints and stakes: see `staking`
     "N"                   number of registrations ever made
     "O" + peer            Operated        who declares to run the peer; absent when nobody ever did
@@ -23,7 +24,7 @@ from blake3 import blake3
 
 from fsdecloud import codec
 from fsdecloud.errors import MalformedError
-from fsdecloud.ledger import staking
+from fsdecloud.ledger import contracting, staking
 from fsdecloud.ledger.network import AMOUNT_MAX, NetworkDocument
 from fsdecloud.ledger.reasons import (
     AmountOutOfRange,
@@ -41,7 +42,9 @@ from fsdecloud.ledger.transactions import (
     Anchor,
     Bond,
     Coinbase,
+    Deploy,
     Evidence,
+    Input,
     Operate,
     Register,
     Transaction,
@@ -152,6 +155,8 @@ class State:
         self._get = get
         self._root = b"" if root == EMPTY_ROOT else root
         self.changes: dict[bytes, bytes | None] = {}
+        self.work = 0
+        """What contracts have cost in the block so far (`contracting`)."""
 
     def read(self, key: bytes) -> bytes | None:
         """Return the value of `key` as of now."""
@@ -243,11 +248,17 @@ def border_key(network: bytes) -> bytes:
     return blake3(network, derive_key_context=_BORDER_CONTEXT).digest()
 
 
+def begin_block(document: NetworkDocument, state: State, parent: bytes, height: int) -> None:
+    """Do what comes before the transactions of the block at `height`; `parent` is the id of the block before."""
+    staking.begin_block(document, state, parent, height)
+    contracting.begin_block(document, state, parent, height)
+
+
 def apply_transaction(
     document: NetworkDocument, state: State, tx: Transaction, time: int, height: int, *, stacked: bool = False
 ) -> None:
     """Apply one transaction at its block's own time `time`, or raise an InvalidTransaction leaf and change nothing. The state
-    is that of the block before, after `staking.begin_block`.
+    is that of the block before, after `begin_block`.
 
     `stacked` is for what waits, for several blocks: more than one anchor of a volume, and recipients get nothing yet, so that
     nobody spends what he does not have in a block. The coinbase is applied by `credit`.
@@ -260,6 +271,10 @@ def apply_transaction(
         _apply_register(state, tx, height)
     elif isinstance(tx, Operate):
         _apply_operate(state, tx)
+    elif isinstance(tx, Input):
+        contracting.apply_input(document, state, tx, height, stacked=stacked)
+    elif isinstance(tx, Deploy):
+        contracting.apply_deploy(document, state, tx, height, stacked=stacked)
     elif isinstance(tx, Bond):
         staking.apply_bond(document, state, tx, height, stacked=stacked)
     elif isinstance(tx, Unbond):
@@ -353,7 +368,7 @@ def check_row(key: bytes, value: bytes) -> None:
         codec.decode(value, _SINGLE_ROWS[key])
     elif key[:1] in _KEYED_ROWS and len(key) == 33:
         codec.decode(value, _KEYED_ROWS[key[:1]])
-    elif not staking.is_unbonding_row(key, value):
+    elif not staking.is_unbonding_row(key, value) and not contracting.is_contract_row(key, value):
         raise MalformedError(f"no rule writes a row with the key {key[:40].hex()} into the state")
 
 
@@ -361,10 +376,14 @@ def keys_of(owner: bytes) -> tuple[bytes, ...]:
     """Return the state keys that belong to one public key: its account, and what it is as a volume and as a peer.
 
     **Invariant:** whether a transaction is valid depends on no others than those of the same owner (`mempool.slot_of`), but for
-    the money that others bring, and the checkpoints, which change with the tip alone for what waits. The number of
-    registrations decides places, and no validity.
+    the money that others bring, and the checkpoints and contracts, which change with the tip alone for what waits. The
+    number of registrations decides places, and no validity. The last key is that of no row: what waits notes under it which
+    contracts it is about.
     """
-    return (_ACCOUNT + owner, _VOLUME + owner, _PEER + owner, _OPERATOR + owner, staking.stake_key(owner))
+    return (
+        _ACCOUNT + owner, _VOLUME + owner, _PEER + owner, _OPERATOR + owner, staking.stake_key(owner),
+        contracting.waiting_key(owner),
+    )  # fmt: skip
 
 
 def account_key(owner: bytes) -> bytes:

@@ -20,11 +20,13 @@ from blake3 import blake3
 from msgspec import Meta
 
 from fsdecloud import codec
+from fsdecloud.contracts.inputs import Act
+from fsdecloud.contracts.language import Integer, document_id
 from fsdecloud.crypto import sign
 from fsdecloud.errors import MalformedError, SealError
 from fsdecloud.ledger.network import AMOUNT_MAX, STAMP_BITS, TIME_MAX, Bytes32, NetworkDocument, Seconds
 from fsdecloud.ledger.reasons import BadSignature, BadStamp, MalformedTransaction
-from fsdecloud.limits import ANCHOR_PAYLOAD, TX_MAX
+from fsdecloud.limits import ANCHOR_PAYLOAD, CONTRACT_ACTIONS, CONTRACT_MAX, CONTRACT_NAMES, TX_MAX
 from fsdecloud.types import PeerId, TxId, VolumeId
 
 DOMAIN: Final = b"fsdecloud transaction v1"
@@ -186,7 +188,37 @@ class Evidence(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     fee: Amount
 
 
-Transaction: TypeAlias = Coinbase | Transfer | Register | Anchor | Bond | Unbond | Vote | Evidence | Operate
+class Deploy(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8):
+    """Begin a contract: its id is this transaction's. `nonce` is the sender's next."""
+
+    version: Version
+    sender: Bytes32
+    document: Bytes32
+    """Id of the contract's document."""
+    body: Annotated[bytes, Meta(max_length=CONTRACT_MAX)]
+    """The document in full; b"" for one that every daemon knows (`contracts.library`)."""
+    arguments: Annotated[tuple[Integer | Bytes32, ...], Meta(max_length=CONTRACT_NAMES)]
+    fee: Amount
+    nonce: Counter
+    signature: Signature
+
+
+class Input(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=9):
+    """Do something that a contract waits for, all the acts in their order or none; `nonce` is the sender's next."""
+
+    version: Version
+    sender: Bytes32
+    contract: Bytes32
+    """Id of the transaction that deployed it."""
+    acts: Annotated[tuple[Act, ...], Meta(max_length=CONTRACT_ACTIONS)]
+    fee: Amount
+    nonce: Counter
+    signature: Signature
+
+
+Transaction: TypeAlias = (
+    Coinbase | Transfer | Register | Anchor | Bond | Unbond | Vote | Evidence | Deploy | Input | Operate
+)
 Stamped: TypeAlias = Register | Anchor | Operate
 """What a stamp may pay for."""
 
@@ -210,6 +242,8 @@ def decode_tx(data: bytes, limit: int = TX_MAX) -> Transaction:
         raise MalformedTransaction(f"an operator's key has 32 bytes, not {len(tx.operator)}")
     if isinstance(tx, Operate) and not tx.operator and tx.operator_signature:
         raise MalformedTransaction("a declaration without an operator has no signature of one")
+    if isinstance(tx, Deploy) and tx.body and document_id(tx.body) != tx.document:
+        raise MalformedTransaction("the document that it carries is not the one that it names")
     if isinstance(tx, Evidence):
         first, second = votes_of(tx)
         if first.peer != second.peer:
@@ -257,7 +291,7 @@ def signers(tx: Transaction) -> tuple[tuple[bytes, bytes], ...]:
     signed."""
     if isinstance(tx, Anchor):
         return (tx.volume, tx.volume_signature), (tx.device, tx.device_signature)
-    if isinstance(tx, Transfer):
+    if isinstance(tx, Transfer | Deploy | Input):
         return ((tx.sender, tx.signature),)
     if isinstance(tx, Register | Bond | Unbond | Vote):
         return ((tx.peer, tx.signature),)
@@ -394,6 +428,30 @@ def sign_vote(
     """
     vote = Vote(1, sign.public_key(seed), source, source_height, target, target_height, b"")
     return _finish(network, vote, signature=seed)
+
+
+def sign_deploy(
+    network: bytes,
+    seed: bytes,
+    document: bytes,
+    arguments: tuple[int | bytes, ...],
+    fee: int,
+    nonce: int,
+    *,
+    body: bytes = b"",
+) -> bytes:
+    """Return the encoded deployment of a contract, signed with the sender's Ed25519 seed.
+
+    `document` is the id of the contract's document, `body` that document in full unless it is a standard one. The contract's id
+    is `tx_id` of the transaction. Raises ValueError for what no deployment may have.
+    """
+    tx = Deploy(1, sign.public_key(seed), document, body, arguments, fee, nonce, b"")
+    return _finish(network, tx, signature=seed)
+
+
+def sign_input(network: bytes, seed: bytes, contract: bytes, acts: tuple[Act, ...], fee: int, nonce: int) -> bytes:
+    """Return the encoded input to a contract, signed with the sender's Ed25519 seed."""
+    return _finish(network, Input(1, sign.public_key(seed), contract, acts, fee, nonce, b""), signature=seed)
 
 
 def encode_evidence(first: bytes, second: bytes, fee: int) -> bytes:

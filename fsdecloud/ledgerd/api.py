@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 import msgspec
 
+from fsdecloud import codec
 from fsdecloud.errors import BlockPruned, InvalidBlock, InvalidTransaction, LedgerUnavailable, UsageError
+from fsdecloud.ledger.contracting import contract_of
 from fsdecloud.ledgerd.accounts import AccountAnswers
-from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_range
+from fsdecloud.ledgerd.chainapi import ChainApi, check_key, check_keys, check_range
 from fsdecloud.ledgerd.finality import answer_finality
 from fsdecloud.ledgerd.hub import Hub
 from fsdecloud.ledgerd.keeper import Keeper
@@ -41,6 +43,7 @@ class LocalApi(ChainApi):
             "tx": (ledgerapi.TxQuery, self._tx),
             "account": (ledgerapi.KeyQuery, self._account),
             **self._accounts.handlers(),
+            "contracts": (ledgerapi.ContractsQuery, self._contracts),
             "volume": (ledgerapi.KeyQuery, self._volume),
             "anchors": (ledgerapi.AnchorQuery, self._anchors),
             "blocks": (ledgerapi.BlockQuery, self._blocks),
@@ -112,6 +115,14 @@ class LocalApi(ChainApi):
         balance = self._keeper.state().account(query.key).balance
         return ledgerapi.Account(balance, self._keeper.pool.next_nonce(query.key))
 
+    async def _contracts(self, query: ledgerapi.ContractsQuery) -> ledgerapi.ContractsInfo:
+        check_keys(query.ids)
+        self._require_state()
+        state, tip = self._keeper.state(), self._keeper.tip
+        found = tuple(contract_of(state, contract) for contract in query.ids)
+        encoded = tuple(b"" if one is None else codec.encode(one.instance) for one in found)
+        return ledgerapi.ContractsInfo(tip.height, tip.id, encoded)
+
     async def _volume(self, query: ledgerapi.KeyQuery) -> ledgerapi.VolumeAnchor:
         check_key(query.key)
         self._require_state()
@@ -152,7 +163,7 @@ class LocalApi(ChainApi):
         operators = self._keeper.state().operators()
         return Registry(
             tuple(
-                RegistryPeer(peer, r.url, r.capacity, r.sequence, operators.get(peer, b""))
+                RegistryPeer(peer, r.url, r.capacity, r.sequence, operators.get(peer, b""), r.price)
                 for peer, r in self._keeper.registry()
             )
         )

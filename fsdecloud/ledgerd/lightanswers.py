@@ -12,10 +12,12 @@ from collections import OrderedDict
 from functools import partial
 from typing import Final, TypeAlias
 
+from fsdecloud import codec
 from fsdecloud.errors import InvalidBlock, InvalidTransaction, LedgerUnavailable, MalformedError, UsageError
 from fsdecloud.ledger.accounting import line_of
 from fsdecloud.ledger.blocks import block_id, bytes_root, decode_block, decode_header
 from fsdecloud.ledger.chain import Point
+from fsdecloud.ledger.contracting import contract_key, contract_of
 from fsdecloud.ledger.fees import estimate_fee
 from fsdecloud.ledger.mempool import slot_of
 from fsdecloud.ledger.proofs import (
@@ -88,6 +90,7 @@ class LightAnswers:
             "accounts": (ledgerapi.AccountsQuery, self._accounts),
             "account_history": (ledgerapi.HistoryQuery, self._account_history),
             "fee": (ledgerapi.FeeQuery, self._fee),
+            "contracts": (ledgerapi.ContractsQuery, self._contracts),
             "volume": (ledgerapi.KeyQuery, self._volume),
             "anchors": (ledgerapi.AnchorQuery, self._anchors),
             "blocks": (ledgerapi.BlockQuery, self._blocks),
@@ -247,6 +250,17 @@ class LightAnswers:
         document = self._keeper.document
         return ledgerapi.FeeEstimate(estimate_fee(document, query.size, (), ()), document.minimum_fee, 0)
 
+    async def _contracts(self, query: ledgerapi.ContractsQuery) -> ledgerapi.ContractsInfo:
+        check_keys(query.ids)
+        tip = self._keeper.tip
+        encoded: list[bytes] = []
+        for start in range(0, len(query.ids), gossip.KEYS_MAX):
+            some = query.ids[start : start + gossip.KEYS_MAX]
+            state = await self._state(tip, tuple(map(contract_key, some)))
+            found = [contract_of(state, contract) for contract in some]
+            encoded += [b"" if one is None else codec.encode(one.instance) for one in found]
+        return ledgerapi.ContractsInfo(tip.height, tip.id, tuple(encoded))
+
     # ---- anchors ---------------------------------------------------------------------------------------------------
     async def _volume(self, query: ledgerapi.KeyQuery) -> ledgerapi.VolumeAnchor:
         check_key(query.key)
@@ -396,5 +410,5 @@ def _decode_registry(nodes: dict[bytes, bytes], root: bytes, used: dict[bytes, b
     except MalformedError as exc:
         raise LedgerUnavailable(f"the registry after the tip is malformed: {exc}") from exc
     return Registry(
-        tuple(RegistryPeer(peer, r.url, r.capacity, r.sequence, operators.get(peer, b"")) for peer, r in rows)
+        tuple(RegistryPeer(peer, r.url, r.capacity, r.sequence, operators.get(peer, b""), r.price) for peer, r in rows)
     )

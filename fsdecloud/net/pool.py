@@ -26,6 +26,7 @@ from typing import Final, TypeAlias, TypeVar
 import blake3
 import trio
 
+from fsdecloud.contracts.deal import Revision
 from fsdecloud.crypto import sign
 from fsdecloud.errors import (
     BlobCorrupt,
@@ -47,6 +48,7 @@ from fsdecloud.net.relay import Relays
 from fsdecloud.net.websocket import Channel, printable
 from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire import peer as wire
+from fsdecloud.wire.deals import Added
 from fsdecloud.wire.receipts import VERSION as RECEIPT_VERSION
 from fsdecloud.wire.receipts import Receipt, check_term, verify_receipt
 from fsdecloud.wire.session import ClientSession
@@ -153,6 +155,40 @@ class PeerPool:
         """
         answer = await self._call(self._lane(address, PUT), lambda number: wire.Delete(number, grant), wire.DeleteDone)
         return {ShardId(kept.id): printable(kept.reason) for kept in answer.kept}
+
+    async def fund(self, address: Address, contract: bytes, signature: bytes) -> wire.DealState:
+        """Ask a peer to pay its collateral into a contract; `signature` is ours of the first revision. Raises PeerRefused when
+        the contract's terms are not the peer's; otherwise as `get` does."""
+        lane = self._lane(address, PUT)
+        return await self._call(lane, lambda number: wire.Fund(number, contract, signature), wire.DealState)
+
+    async def revise(
+        self,
+        address: Address,
+        contract: bytes,
+        added: Sequence[tuple[ShardId, int]],
+        removed: Sequence[ShardId],
+        revision: Revision,
+        signature: bytes,
+    ) -> wire.DealState:
+        """Propose the next revision, which adds shards (id, length) and removes others, together at most
+        `wire.deals.CHANGES_MAX`; return the newest one that the peer has signed. Raises PeerRefused when it signs this one not,
+        with its reason; otherwise as `get` does."""
+        items = tuple(Added(shard, length) for shard, length in added)
+        lane = self._lane(address, PUT)
+        return await self._call(
+            lane,
+            lambda number: wire.Revise(number, contract, items, tuple(removed), revision, signature),
+            wire.DealState,
+        )
+
+    async def attest(self, address: Address, contract: bytes, number: int, seed: bytes, samples: int) -> bytes:
+        """Ask a peer to prove the shards of revision `number` of a deal; return the proof, not checked. Raises as `revise`."""
+        lane = self._lane(address, PUT)
+        answer = await self._call(
+            lane, lambda request: wire.Attest(request, contract, number, seed, samples), wire.Attested
+        )
+        return answer.proof
 
     async def info(self, address: Address) -> wire.InfoResult:
         """Return how the peer is, over the lane for Puts, so that its connection and admission are tried.

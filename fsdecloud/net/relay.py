@@ -160,7 +160,7 @@ class Relays:
             return None
         request = build(0)
         owner = await self._owner(target) if lane.deal_seed is not None else b""
-        kind = CARRY_LANE if isinstance(request, wire.Put | wire.Delete | wire.Renew) else READ_LANE
+        kind = CARRY_LANE if isinstance(request, wire.Put | wire.Delete | wire.Renew | wire.Dealing) else READ_LANE
         end = trio.current_time() + PATIENCE
         tried: set[Address] = set()
         while len(tried) < TRIES and trio.current_time() < end:

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
@@ -22,11 +23,13 @@ from fsdecloud.net.lan import Lan
 from fsdecloud.net.nursery import open_background
 from fsdecloud.net.pool import PeerPool, open_pool
 from fsdecloud.net.unix import Methods, serve_unix
-from fsdecloud.peerd import operators, registration, setup
+from fsdecloud.peerd import operators, setup
+from fsdecloud.peerd.dealing import Dealer, DealsState, Offer
 from fsdecloud.peerd.departure import Departure
 from fsdecloud.peerd.directory import Directory
 from fsdecloud.peerd.exchange import Exchange
 from fsdecloud.peerd.forwarding import Forwarding
+from fsdecloud.peerd.proving import Prover
 from fsdecloud.peerd.registration import Registrar
 from fsdecloud.peerd.server import PeerService
 from fsdecloud.peerd.votejournal import FILE_NAME as VOTES
@@ -35,15 +38,20 @@ from fsdecloud.peerd.writer import ShardWriter
 from fsdecloud.readiness import notify, report_ready
 from fsdecloud.store.lockfile import acquire_lock
 from fsdecloud.store.shards import ShardStore
-from fsdecloud.types import PeerId
+from fsdecloud.store.shardsets import ShardSets
+from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire import peer as wire
 from fsdecloud.wire.agentapi import Empty
-from fsdecloud.wire.peerapi import HOLDERS_MAX, Announce, Departing, Holder, PeerdStatus
+from fsdecloud.wire.peerapi import HOLDERS_MAX, Announce, DealsStatus, Departing, Holder, PeerdStatus
 
 log = logging.getLogger(__name__)
 
 PR_SET_DUMPABLE: Final = 4
 """prctl(2)."""
+
+SETS: Final = "sets"
+DEALS: Final = "deals"
+"""Directories of the shard sets of deals (`store.shardsets`), and of the deals (`peerd.dealbook`)."""
 
 DAY: Final = 24 * 3600.0
 
@@ -68,6 +76,8 @@ def run(paths: Paths, name: str, *, listen: str = "", ready_fd: int | None = Non
             parse_endpoint(listen)
             config = replace(config, listen=listen)
         seed = setup.load_seed(paths, name)
+        if config.price:
+            setup.require_contracts(paths, config.network)
         store = stack.enter_context(ShardStore(paths.peer_state(name), config.quota, reserve=config.reserve))
         store.deal_max = config.quota * config.deal_share // 100 if config.deal_share < 100 else 0
         trio.run(_main, paths, name, config, seed, store, ready_fd)
@@ -76,8 +86,9 @@ def run(paths: Paths, name: str, *, listen: str = "", ready_fd: int | None = Non
 async def _main(
     paths: Paths, name: str, config: setup.PeerConfig, seed: bytes, store: ShardStore, ready_fd: int | None
 ) -> None:
-    async with open_pool(network=config.network) as pool:
-        await _serve(paths, name, config, seed, store, pool, ready_fd)
+    with ExitStack() as stack:
+        async with open_pool(network=config.network) as pool:
+            await _serve(paths, name, config, seed, store, pool, stack, ready_fd)
 
 
 async def _serve(
@@ -87,6 +98,7 @@ async def _serve(
     seed: bytes,
     store: ShardStore,
     pool: PeerPool,
+    stack: ExitStack,
     ready_fd: int | None,
 ) -> None:
     peer = PeerId(sign.public_key(seed))
@@ -101,6 +113,7 @@ async def _serve(
         peer=peer,
         bootstrap=setup.parse_bootstrap(config.bootstrap),
     )
+    dealer, prover = _open_dealer(stack, paths, name, config, seed, store, lambda s: service.scrubber.suspect(s))
     service = PeerService(
         seed=seed,
         peer=peer,
@@ -116,6 +129,7 @@ async def _serve(
         exchange=exchange,
         lease=config.lease,
         lease_grace=config.lease_grace,
+        deals=dealer,
     )
     async with open_background() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
@@ -123,6 +137,9 @@ async def _serve(
         nursery.start_soon(service.deleter.run)
         nursery.start_soon(service.scrubber.run)
         nursery.start_soon(service.leaser.run)
+        if prover is not None and dealer is not None:
+            nursery.start_soon(prover.run)
+            nursery.start_soon(dealer.run)
         host, port = parse_endpoint(config.listen)
         bound: int = await nursery.start(
             lambda task_status: websocket.serve(
@@ -141,6 +158,7 @@ async def _serve(
             network=config.network,
             url=url,
             capacity=_capacity(config, departure),
+            price=config.price,
             declaration=operators.load_declaration(paths, name),
         )
         voter = Voter(
@@ -166,7 +184,7 @@ async def _serve(
         async def status(_params: Empty) -> PeerdStatus:
             # Many leases take a tenth of a second to count, in which nobody else would be served.
             leases = await trio.to_thread.run_sync(service.leaser.counts)
-            return _status(name, url, config, store, service, registrar, voter, peer, writer, departure, leases)
+            return _status(name, url, config, store, service, registrar, voter, peer, writer, departure, leases, dealer)
 
         async def announce(params: Announce) -> Departing:
             if params.what:
@@ -184,6 +202,40 @@ async def _serve(
         log.info("peer %s serves at %s", peer.hex(), url or config.listen)
         report_ready(ready_fd, {"id": peer.hex(), "url": url, "port": bound})
         await trio.sleep_forever()
+
+
+def _open_dealer(
+    stack: ExitStack,
+    paths: Paths,
+    name: str,
+    config: setup.PeerConfig,
+    seed: bytes,
+    store: ShardStore,
+    suspect: Callable[[ShardId], object],
+) -> tuple[Dealer, Prover] | tuple[None, None]:
+    """Open what a peer with a price needs, or one whose deals of an earlier price still run. Raises StoreError."""
+    directory = paths.peer_state(name)
+    if not config.price and not (directory / DEALS).is_dir():
+        return None, None
+    sets = stack.enter_context(ShardSets(directory / SETS))
+    prover = Prover(sets=sets, store=store, suspect=suspect)
+    dealer = stack.enter_context(
+        Dealer(
+            seed=seed,
+            peer=PeerId(sign.public_key(seed)),
+            network=config.network,
+            offer=Offer(config.price, config.collateral, config.deal_days, config.deal_credit),
+            sets=sets,
+            store=store,
+            prover=prover,
+            path=directory / DEALS,
+            socket=paths.socket("ledger"),
+            network_file=paths.ledger_state / "network",
+        )
+    )
+    if not config.price and not dealer.status().running:
+        return None, None
+    return dealer, prover
 
 
 def _capacity(config: setup.PeerConfig, departure: Departure) -> int:
@@ -235,6 +287,7 @@ def _status(
     writer: ShardWriter,
     departure: Departure,
     leases: tuple[int, int],
+    dealer: Dealer | None,
 ) -> PeerdStatus:
     counters = service.counters
     scrub = service.scrubber.progress
@@ -276,7 +329,7 @@ def _status(
         scrub_shards=scrub.shards,
         scrub_bytes=scrub.size,
         scrub_errors=service.scrubber.errors,
-        price=registration.PRICE,
+        price=config.price,
         forwarded_requests=service.forwarding.forwarded_requests if service.forwarding else 0,
         forwarded_bytes=service.forwarding.forwarded_bytes if service.forwarding else 0,
         known_peers=len(service.exchange.book) if service.exchange else 0,
@@ -295,6 +348,20 @@ def _status(
         stake_release=voter.stake.release if voter.stake is not None else 0,
         is_stake_burned=voter.stake is not None and voter.stake.is_burned,
         last_vote=voter.last_vote,
+        deals=_deals(dealer.status()) if dealer is not None else None,
+    )
+
+
+def _deals(state: DealsState) -> DealsStatus:
+    return DealsStatus(
+        running=state.running,
+        ended=state.ended,
+        size=state.bytes,
+        earned=state.earned,
+        paid=state.paid,
+        collateral=state.collateral,
+        next_proof=state.next_proof,
+        trouble=state.trouble,
     )
 
 

@@ -3,7 +3,8 @@
 Called only from the trio thread; the store changes in the writer's. A grant is good if the key signed it that the deal
 showed with its first shard (`wire.grants`), once, and not too many of them at once. Then the deal's claims are gone;
 shards without any are removed after the grace period, and segments that are mostly dead are compacted, a step at a time
-with pauses, so that Puts and Gets go on beside it. An idle peer sleeps.
+with pauses, so that Puts and Gets go on beside it. An idle peer sleeps. What a deal still names is kept all the same, until
+it no longer does: the peer has to prove it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import trio
 
 from fsdecloud.errors import MalformedError, SealError, StoreError
 from fsdecloud.peerd.writer import ShardWriter
-from fsdecloud.store.shardrows import Deletion
+from fsdecloud.store.shardrows import Deletion, Keeps, keeps_nothing
 from fsdecloud.store.shards import ShardStore
 from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire import peer as wire
@@ -47,12 +48,23 @@ RETRY: Final = 60.0
 class Deleter:
     """All deletions of one peer. `run` in a nursery."""
 
-    def __init__(self, *, store: ShardStore, writer: ShardWriter, peer: PeerId, network: bytes, grace: int) -> None:
+    def __init__(
+        self,
+        *,
+        store: ShardStore,
+        writer: ShardWriter,
+        peer: PeerId,
+        network: bytes,
+        grace: int,
+        keeps: Keeps = keeps_nothing,
+    ) -> None:
+        """`grace` in seconds; nothing that `keeps` names is let go of."""
         self._store = store
         self._writer = writer
         self._peer = peer
         self._network = network
         self._grace = grace
+        self._keeps = keeps
         self._rates: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
         self._wake = trio.Event()
         self.dropped_shards = 0
@@ -72,7 +84,7 @@ class Deleter:
             grant = verify_grant(request.grant, network=self._network, peer=self._peer, deal=deal, owner=owner, now=now)
             shards = [ShardId(shard) for shard in grant.shards]
             deletion = Deletion(deal, grant.nonce, grant.not_before, grant.expires, shards)
-            reasons = await self._writer.call(partial(self._store.delete_many, deletion, now=now))
+            reasons = await self._writer.call(partial(self._store.delete_many, deletion, now=now, keeps=self._keeps))
         except (SealError, MalformedError) as exc:
             return self._refused(request, str(exc))
         except StoreError as exc:
@@ -116,8 +128,12 @@ class Deleter:
                 await self._wake.wait()
 
     async def _remove_due(self) -> None:
-        while count := await self._writer.call(partial(self._store.reap, int(time.time()) - self._grace + 1)):
-            self.removed_shards += count
+        now = int(time.time())
+        before = now - self._grace + 1
+        again = now + max(int(LOOK_AGAIN) - self._grace, 1)  # what is named is not looked at every second
+        while (first := self._store.next_doomed()) is not None and first < before:
+            reap = partial(self._store.reap, before, keeps=self._keeps, again=again)
+            self.removed_shards += await self._writer.call(reap)
 
     async def _compact(self) -> None:
         before = self._store.used_bytes

@@ -1,7 +1,8 @@
 """How long a peer keeps what nobody asks for any more: its lease clock, renewals, and the end of leases.
 
 A shard is kept for the term that its receipt says, then for a grace period in which it can still be read and renewed, then
-it is removed; without the owner's word, since whoever forgot it, or lost the key, gives none (`store.shardleases`).
+it is removed; without the owner's word, since whoever forgot it, or lost the key, gives none (`store.shardleases`). What a deal
+names is kept while it does: its leases begin anew when they end.
 
 **Lease time.** No clock of the machine decides about that. Ends of leases are reckoned in seconds for which this peer ran: a
 counter in its index that a monotonic clock advances while it serves. So a wall clock that jumps by years, in either
@@ -24,6 +25,7 @@ import trio
 
 from fsdecloud.errors import StoreError
 from fsdecloud.peerd.writer import ShardWriter
+from fsdecloud.store.shardrows import Keeps, keeps_nothing
 from fsdecloud.store.shards import ShardStore
 from fsdecloud.types import ShardId
 from fsdecloud.wire.receipts import LEASE_TERM
@@ -77,11 +79,13 @@ class Leaser:
         term: int = LEASE_TERM,
         grace: int = LEASE_GRACE,
         freed: Callable[[], None] = lambda: None,
+        keeps: Keeps = keeps_nothing,
     ) -> None:
-        """`freed` is called when shards were removed. Raises StoreError."""
+        """`freed` is called when shards were removed; leases of what `keeps` names begin anew. Raises StoreError."""
         self._store = store
         self._writer = writer
         self._freed = freed
+        self._keeps = keeps
         self.clock = LeaseClock(store)
         self.term = term
         self.grace = grace
@@ -123,8 +127,9 @@ class Leaser:
     async def _expire(self) -> None:
         before = self.clock.now() - self.grace
         while True:
-            dropped, removed = await self._writer.call(partial(self._store.leases.expire, before))
-            if not dropped:
+            expire = partial(self._store.leases.expire, before, keeps=self._keeps, end=self.end())
+            over, removed = await self._writer.call(expire)
+            if not over:
                 return
             self.expired_shards += removed
             if removed:

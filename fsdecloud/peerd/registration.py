@@ -35,9 +35,6 @@ CONFIRM_TIMEOUT: Final = 60.0
 
 CALL_TIMEOUT: Final = 20.0
 
-PRICE: Final = 0
-"""What is registered: this release has no deals that pay."""
-
 
 class Registrar:
     """Keeps one peer registered."""
@@ -52,10 +49,12 @@ class Registrar:
         network: bytes,
         url: str,
         capacity: int,
+        price: int = 0,
         declaration: bytes = b"",
     ) -> None:
-        """`capacity` 0 says that it takes nothing new; see `announce`. `declaration` is a signed Operate, which is sent as long
-        as the ledger says something else; b"" for none. Raises MalformedTransaction."""
+        """`capacity` 0 says that it takes nothing new; see `announce`. `price`: smallest units for a GiB and 30 days.
+        `declaration` is a signed Operate, which is sent as long as the ledger says something else; b"" for none. Raises
+        MalformedTransaction."""
         found = transactions.decode_tx(declaration) if declaration else None
         assert found is None or isinstance(found, transactions.Operate)
         self._declaration = declaration
@@ -69,6 +68,7 @@ class Registrar:
         self._network = network
         self._url = url
         self._capacity = capacity
+        self._price = price
         self._tip = trio.Event()
         self._changed = trio.Event()
         self.height = -1
@@ -135,7 +135,7 @@ class Registrar:
         registry = await ledger.call("registry", Empty(), Registry, timeout=CALL_TIMEOUT)
         own = next((entry for entry in registry.peers if entry.id == self._peer), None)
         self._registered_operator = own.operator if own is not None else None
-        found = own is not None and own.url == self._url and own.capacity == capacity
+        found = own is not None and (own.url, own.capacity, own.price) == (self._url, capacity, self._price)
         if own is not None and found:
             self._is_declared = self._operator in (None, own.operator)
             status = await ledger.call("status", Empty(), LedgerStatus, timeout=CALL_TIMEOUT)
@@ -165,7 +165,7 @@ class Registrar:
             self._url,
             self._capacity,
             sequence,
-            price=PRICE,
+            price=self._price,
             bits=stamp_bits(self._network_file, self._network),
         )
 

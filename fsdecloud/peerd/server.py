@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -37,7 +37,7 @@ from fsdecloud.peerd.reading import ShardReader
 from fsdecloud.peerd.scrubbing import Scrubber
 from fsdecloud.peerd.setup import GRACE_DEFAULT, Policy
 from fsdecloud.peerd.writer import ShardWriter
-from fsdecloud.store.shardrows import Claim
+from fsdecloud.store.shardrows import Claim, keeps_nothing
 from fsdecloud.store.shards import ShardStore
 from fsdecloud.types import PeerId, ShardId
 from fsdecloud.wire import peer as wire
@@ -84,6 +84,19 @@ class Counters:
     """What was refused, by reason: shards of Puts, connections, requests."""
 
 
+class Deals(Protocol):
+    """What pays for what is stored (`peerd.dealing`)."""
+
+    def refusal(self, deal: bytes, size: int) -> str:
+        """Return why nothing, or nothing of `size` bytes, is stored for this deal key now, "" if it is."""
+
+    def keeps(self, shard: ShardId) -> bool:
+        """Return whether a running deal names this shard: neither a grant nor the end of a lease takes it away. Any thread."""
+
+    async def answer(self, request: wire.Dealing, deal: bytes) -> wire.DirectAnswer:
+        """Answer a request of the one who has shown this deal key."""
+
+
 class PeerService:
     """Everything that the connections of one peer share. Give `serve` to `net.websocket.serve`."""
 
@@ -104,9 +117,11 @@ class PeerService:
         exchange: Exchange | None = None,
         lease: int = LEASE_TERM,
         lease_grace: int = LEASE_GRACE,
+        deals: Deals | None = None,
     ) -> None:
         """`scrub_period`: see `peerd.scrubbing`; without `forwarding` nothing is forwarded, without `exchange` nobody is told
-        of other peers; `lease` and `lease_grace` in seconds: `peerd.leases`. Raises StoreError."""
+        of other peers; `lease` and `lease_grace` in seconds: `peerd.leases`; without `deals` it stores for nothing, and makes
+        none. Raises StoreError."""
         self._seed = seed
         self._peer = peer
         self._network = network
@@ -114,6 +129,7 @@ class PeerService:
         self._writer = writer
         self._policy = policy
         self._departure = departure
+        self._deals = deals
         self._nonces = Nonces()
         self._active = 0
         self.forwarding = forwarding
@@ -121,10 +137,13 @@ class PeerService:
         self._last_request = trio.current_time() - QUIET
         self.clients = Clients(limits)
         self.counters = Counters()
-        self.deleter = Deleter(store=store, writer=writer, peer=peer, network=network, grace=grace)
+        keeps = deals.keeps if deals is not None else keeps_nothing
+        self.deleter = Deleter(store=store, writer=writer, peer=peer, network=network, grace=grace, keeps=keeps)
         self.scrubber = Scrubber(store=store, writer=writer, period=scrub_period, is_busy=self._is_busy)
         self.reader = ShardReader(store, self.scrubber)
-        self.leaser = Leaser(store=store, writer=writer, term=lease, grace=lease_grace, freed=self.deleter.poke)
+        self.leaser = Leaser(
+            store=store, writer=writer, term=lease, grace=lease_grace, freed=self.deleter.poke, keeps=keeps
+        )
 
     async def serve(self, channel: Channel) -> None:
         """Serve one client until it leaves. Raises ProtocolError when it does what is not allowed."""
@@ -147,7 +166,7 @@ class PeerService:
             if client is None:
                 self.counters.refusals["connections"] += 1
                 raise RemoteProtocolError("too many connections of one client")
-            reason = self.refusal(refusal)
+            reason = self.refusal(refusal, greeting.deal)
             await channel.send(session.welcome(admitted=not reason, free=self._free(), reason=reason))
             self.counters.connections += 1
             try:
@@ -155,9 +174,23 @@ class PeerService:
             finally:
                 self.counters.connections -= 1
 
-    def refusal(self, of_client: str) -> str:
-        """Return why nothing is stored for a client now, "" if it is; `of_client` is the policy's word."""
-        return of_client or (self._departure.reason if self._departure is not None else "")
+    def refusal(self, of_client: str, deal: bytes, size: int = 0) -> str:
+        """Return why nothing, or nothing of `size` bytes, is stored for a client now, "" if it is; `of_client` is the policy's
+        word."""
+        reason = of_client or (self._departure.reason if self._departure is not None else "")
+        return reason or (self._deals.refusal(deal, size) if self._deals is not None else "")
+
+    async def deal(self, request: wire.Dealing, deal: bytes, refusal: str) -> wire.DirectAnswer:
+        """Answer a request about a deal that is paid for, of the one that the client has shown."""
+        if self._deals is None:
+            return wire.Error(
+                request.request, "refused", "this peer makes no deals: it stores for nothing, or not at all"
+            )
+        if not deal:
+            return wire.Error(request.request, "refused", "no deal key was shown")
+        if refusal and isinstance(request, wire.Fund):
+            return wire.Error(request.request, "refused", refusal)
+        return await self._deals.answer(request, deal)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -230,7 +263,7 @@ class PeerService:
         except (SealError, MalformedError) as exc:
             return wire.Error(0, "refused", str(exc)[: wire.TEXT_MAX])
         client.charge(requests=_cost(request))
-        if isinstance(request, wire.Put | wire.Delete | wire.Renew):
+        if isinstance(request, wire.Put | wire.Delete | wire.Renew | wire.Dealing):
             if not forward.deal:
                 return wire.Error(0, "refused", "no deal key was shown")
             if not self._nonces.take(forward.nonce, forward.expires, now):
@@ -240,9 +273,11 @@ class PeerService:
         refusal = self._policy.refusal(forward.deal)
         if isinstance(request, wire.Renew):
             return await self.renew(request, forward.deal, refusal)
+        if isinstance(request, wire.Dealing):
+            return await self.deal(request, forward.deal, refusal)
         if not isinstance(request, wire.Put):
-            return await self.read(request, refusal, client)
-        if reason := self.refusal(refusal):
+            return await self.read(request, refusal, forward.deal, client)
+        if reason := self.refusal(refusal, forward.deal, wire.put_size(request)):
             refused = tuple(wire.Refusal(shard.id, reason) for shard in request.shards)
             self.refused(refused)
             return wire.PutDone(0, b"", refused)
@@ -256,10 +291,12 @@ class PeerService:
         for refusal in refused:
             self.counters.refusals[refusal.reason] += 1
 
-    async def read(self, request: wire.Get | wire.Has | wire.Info, refusal: str, client: Client) -> wire.DirectAnswer:
+    async def read(
+        self, request: wire.Get | wire.Has | wire.Info, refusal: str, deal: bytes, client: Client
+    ) -> wire.DirectAnswer:
         """Answer a request about the store that stores nothing. Whoever has to wait for the disk waits for its turn first."""
         if isinstance(request, wire.Info):
-            return self._info(request, self.refusal(refusal))
+            return self._info(request, self.refusal(refusal, deal))
         answer: wire.Data | wire.HasResult | wire.Error | None = self.read_at_once(request)
         if answer is None:
             async with client.reading():
@@ -305,6 +342,10 @@ def _cost(request: wire.Request) -> float:
     """Return as how many more requests one counts."""
     if isinstance(request, wire.Has | wire.Renew):
         return len(request.ids) / HAS_IDS
+    if isinstance(request, wire.Revise):
+        return (len(request.added) + len(request.removed)) / HAS_IDS
+    if isinstance(request, wire.Attest):
+        return float(request.samples)
     if isinstance(request, wire.Forward):
         return FORWARD_COST
     return len(request.shards) if isinstance(request, wire.Put) else 0.0
@@ -353,9 +394,11 @@ class _Connection:
                     nursery.start_soon(self._forward, request)
                 elif isinstance(request, wire.Renew):
                     nursery.start_soon(self._renew, request)
+                elif isinstance(request, wire.Dealing):
+                    nursery.start_soon(self._deal, request)
                 elif not isinstance(request, wire.Put):
                     await self._take_read(request)
-                elif reason := self._service.refusal(self._refusal):
+                elif reason := self._service.refusal(self._refusal, self._greeting.deal, wire.put_size(request)):
                     refused = tuple(wire.Refusal(shard.id, reason) for shard in request.shards)
                     self._service.refused(refused)
                     nursery.start_soon(self._answers.send, wire.PutDone(request.request, b"", refused))
@@ -399,6 +442,10 @@ class _Connection:
             answer = await self._service.renew(request, self._greeting.deal, self._refusal)
         await self._answers.send(answer)
 
+    async def _deal(self, request: wire.Dealing) -> None:
+        with self._service.working():
+            await self._send(await self._service.deal(request, self._greeting.deal, self._refusal))
+
     async def _take_read(self, request: wire.Get | wire.Has | wire.Info | wire.Peers) -> None:
         """Answer from memory if nothing is before it, else leave it to `_answer_reads`: each task more that has to do with a
         request costs as much as encrypting its answer."""
@@ -426,7 +473,7 @@ class _Connection:
             if self._service.exchange is None:
                 return wire.PeersResult(request.request, ())
             return self._service.exchange.answer(request, self._channel.remote)
-        return await self._service.read(request, self._refusal, self._client)
+        return await self._service.read(request, self._refusal, self._greeting.deal, self._client)
 
     async def _write(self) -> None:
         with suppress(PeerUnavailable):  # the reader meets it as well, and ends the connection

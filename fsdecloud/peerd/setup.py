@@ -8,6 +8,8 @@ state/peers/NAME/operator.tx  who runs it (`peerd.operators`)
 state/peers/NAME/known        other peers (`peerd.exchange`)
 state/peers/NAME/departure.toml  what was announced (`peerd.departure`)
 state/peers/NAME/shards index `store.shards`
+state/peers/NAME/sets         `store.shardsets`
+state/peers/NAME/deals        `peerd.dealbook`
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from typing import Any, Final
 
 from fsdecloud.config import Paths, make_private_dir, read_private_file, write_private_file
 from fsdecloud.crypto import sign
-from fsdecloud.errors import UsageError
-from fsdecloud.limits import MIN_FREE
+from fsdecloud.errors import MalformedError, UsageError
+from fsdecloud.ledger.network import decode_network, has_contracts, network_id
+from fsdecloud.limits import GIB, MIN_FREE
 from fsdecloud.net import address
 from fsdecloud.net.address import Address, format_endpoint, parse_endpoint
 from fsdecloud.peerd.clients import ClientLimits
@@ -35,6 +38,18 @@ GRACE_DEFAULT: Final = 24 * 3600
 
 SCRUB_DAYS_DEFAULT: Final = 14
 """Latent sector errors come by the month; with a period of two weeks two of a blob's shards are seldom bad at once."""
+
+PRICE_MAX: Final = 10**12
+"""Smallest units for a GiB and 30 days: with more, the amounts of a deal no longer fit."""
+
+COLLATERAL_DEFAULT: Final = 25
+COLLATERAL_MAX: Final = 1000
+"""Percent of what a deal can pay."""
+
+DEAL_DAYS_DEFAULT: Final = 366
+DEAL_DAYS_MAX: Final = 3660
+DEAL_CREDIT_DEFAULT: Final = GIB
+"""An owner stores for a flush, and its revision follows at the end: some blobs' worth for each of many files."""
 
 CLIENT: Final = ClientLimits()
 
@@ -77,6 +92,14 @@ class PeerConfig:
     lease: int = LEASE_TERM
     """Seconds for which a shard is kept that nobody renews, and for how many more it is not removed yet (`peerd.leases`)."""
     lease_grace: int = LEASE_GRACE
+    price: int = 0
+    """Smallest units for a GiB and 30 days; 0: it stores for nothing, and makes no deals."""
+    collateral: int = COLLATERAL_DEFAULT
+    """Most that it pays into a deal itself, in percent of what the deal can pay."""
+    deal_days: int = DEAL_DAYS_DEFAULT
+    """Days of the longest deal that it enters."""
+    deal_credit: int = DEAL_CREDIT_DEFAULT
+    """Bytes that it stores for one deal ahead of the revision that names them."""
 
     @property
     def limits(self) -> ClientLimits:
@@ -90,16 +113,30 @@ class PeerConfig:
         )
 
 
-def init_peer(paths: Paths, name: str, quota: int, listen: str, network: bytes, bootstrap: str = "") -> PeerId:
-    """Set up the peer `name` and return its id. A second call changes nothing but quota and address.
+def init_peer(
+    paths: Paths,
+    name: str,
+    quota: int,
+    listen: str,
+    network: bytes,
+    bootstrap: str = "",
+    *,
+    price: int | None = None,
+    collateral: int | None = None,
+) -> PeerId:
+    """Set up the peer `name` and return its id. A second call changes nothing but quota and address, and price and collateral
+    (see `PeerConfig`) where they are given.
 
-    It admits nobody until `policy.toml` says so. Raises UsageError when the name is taken for another network, or a value
-    makes no sense.
+    It admits nobody until `policy.toml` says so. Raises UsageError when the name is taken for another network, a value makes no
+    sense, or the network has no contracts for its price.
     """
     directory = paths.peer_state(name)
     parse_endpoint(listen)
     if quota <= 0 or len(network) != 32:
         raise UsageError(f"a peer needs a quota and a network, not {quota} and {network.hex()!r}")
+    wanted = _with_offer(PeerConfig(quota, listen, network, bootstrap=bootstrap), price, collateral)
+    if price:
+        require_contracts(paths, network)
     make_private_dir(directory)
     if not (directory / "peer.key").exists():
         write_private_file(directory / "peer.key", os.urandom(32))
@@ -109,10 +146,9 @@ def init_peer(paths: Paths, name: str, quota: int, listen: str, network: bytes, 
             raise UsageError(
                 f"{directory} belongs to the network {present.network.hex()}; move it away to join another"
             )
-        config = replace(present, quota=quota, listen=_same_listen(present.listen, listen))
-    else:
-        config = PeerConfig(quota, listen, network, bootstrap=bootstrap)
-    save_config(paths, name, config)
+        present = replace(present, quota=quota, listen=_same_listen(present.listen, listen))
+        wanted = _with_offer(present, price, collateral)
+    save_config(paths, name, wanted)
     if not (directory / "policy.toml").exists():
         write_private_file(
             directory / "policy.toml", b'# Deal keys that may store here; ["*"] admits everybody.\nadmit = []\n'
@@ -125,6 +161,47 @@ def _same_listen(present: str, wanted: str) -> str:
     host, port = parse_endpoint(wanted)
     old_host, old_port = parse_endpoint(present)
     return format_endpoint(host, old_port if not port and host == old_host else port)
+
+
+def require_contracts(paths: Paths, network: bytes) -> None:
+    """Raise UsageError unless this home has the network's document, and contracts can be made there: a price needs them."""
+    path = paths.ledger_state / "network"
+    try:
+        document = decode_network(path.read_bytes())
+    except (OSError, MalformedError) as exc:
+        raise UsageError(
+            f"a peer with a price makes its deals through the ledger daemon of its home, and {path} cannot be read: {exc}"
+        ) from exc
+    if network_id(document) != network:
+        raise UsageError(
+            f"a peer with a price needs a ledger daemon of its network {network.hex()}: {path} is another's"
+        )
+    if not has_contracts(document):
+        raise UsageError(
+            f"the network {document.name} has no contracts (its document has version {document.version}, they came with 4):"
+            " a peer there stores for nothing, with price = 0"
+        )
+
+
+def _with_offer(config: PeerConfig, price: int | None, collateral: int | None) -> PeerConfig:
+    """Return the settings with another price and collateral, where they are not None. Raises UsageError."""
+    changed = replace(
+        config,
+        price=config.price if price is None else price,
+        collateral=config.collateral if collateral is None else collateral,
+    )
+    _check_offer(changed)
+    return changed
+
+
+def _check_offer(config: PeerConfig) -> None:
+    """Raise UsageError for terms of deals that make no sense."""
+    if not 0 <= config.price <= PRICE_MAX:
+        raise UsageError(f"price is 0 to {PRICE_MAX} of the smallest unit for a GiB and 30 days, not {config.price}")
+    if not 0 <= config.collateral <= COLLATERAL_MAX:
+        raise UsageError(f"collateral is 0 to {COLLATERAL_MAX} percent, not {config.collateral}")
+    if not 0 < config.deal_days <= DEAL_DAYS_MAX or config.deal_credit < 0:
+        raise UsageError(f"deal_days is 1 to {DEAL_DAYS_MAX} days, deal_credit a number of bytes")
 
 
 def load_config(paths: Paths, name: str) -> PeerConfig:
@@ -155,6 +232,10 @@ def load_config(paths: Paths, name: str) -> PeerConfig:
             raise UsageError(f"{path}: {key} must be above 0")
     if config.client_forward_rate < 0:
         raise UsageError(f"{path}: client_forward_rate must not be below 0")
+    try:
+        _check_offer(config)
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc}") from exc
     parse_endpoint(config.listen)
     parse_bootstrap(config.bootstrap)
     return config

@@ -15,7 +15,7 @@ from typing import Final
 
 from fsdecloud.store.environment import Database, Environment, Transaction
 from fsdecloud.store.segments import Location
-from fsdecloud.store.shardrows import NUMBER, Row, Usage
+from fsdecloud.store.shardrows import NUMBER, Keeps, Row, Usage, keeps_nothing
 from fsdecloud.types import ShardId
 
 EXPIRE_STEP: Final = 1000
@@ -83,32 +83,36 @@ class Leases:
                     txn.put(shard, renewed.encode(), db=self._rows)
         return lengths
 
-    def expire(self, before: int) -> tuple[int, int]:
+    def expire(self, before: int, *, keeps: Keeps = keeps_nothing, end: int = 0) -> tuple[int, int]:
         """Drop some claims whose leases ended before a lease time, and remove shards that nobody else has a claim on.
 
-        Returns how many claims were dropped and shards removed; (0, 0) when there is none left. Raises StoreError.
+        The leases of what `keeps` names begin anew, until `end`, which is not before that time. Returns how many claims were
+        over and shards removed; (0, 0) when there is none left. Raises StoreError.
         """
         first = self.next_end()
         if first is None or first >= before:
             return 0, 0
-        dropped = removed = 0
+        over_claims = removed = 0
         usage = Usage()
         with self._env.write() as txn, txn.cursor(db=self._leases) as cursor:
             for _ in range(EXPIRE_STEP):
                 if not cursor.first():
                     break
                 key = cursor.key()
-                end, shard = NUMBER.unpack_from(key)[0], ShardId(key[NUMBER.size :])
-                if end >= before:
+                ended, shard = NUMBER.unpack_from(key)[0], ShardId(key[NUMBER.size :])
+                if ended >= before:
                     break
                 data = txn.get(shard, db=self._rows)
                 assert data is not None, "a row leaves the index of leases with the store"
                 row = Row.decode(data)
                 over = {number for number, at in row.leases.items() if at < before}
-                left = row.without(over)
-                dropped += len(over)
-                usage.add(row, over, -1)
-                self.set_end(txn, shard, end, left.first_end)
+                over_claims += len(over)
+                if keeps(shard):
+                    left = row._replace(leases={**row.leases, **dict.fromkeys(over, end)})
+                else:
+                    left = row.without(over)
+                    usage.add(row, over, -1)
+                self.set_end(txn, shard, ended, left.first_end)
                 if left.claims:
                     txn.put(shard, left.encode(), db=self._rows)
                 else:
@@ -116,7 +120,7 @@ class Leases:
                     self._count(txn, row.place, -1)
                     txn.delete(shard, db=self._rows)
             self._add_usage(txn, usage)
-        return dropped, removed
+        return over_claims, removed
 
     def give_terms(self, end: int) -> bool:
         """Give some claims of an older release a term; return whether there may be more. Raises StoreError."""

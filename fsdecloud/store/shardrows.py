@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
 from fsdecloud.store.segments import Location
 from fsdecloud.types import ShardId
@@ -30,6 +30,15 @@ COUNT: Final = struct.Struct(">QQ")
 """Of one segment, or of all (key b"total"): live shards, live bytes."""
 
 NUMBER: Final = struct.Struct(">I")
+
+
+Keeps: TypeAlias = Callable[[ShardId], bool]
+"""Whether a shard has to stay whatever its claims say. Asked in the writer's thread, once for each shard that would go."""
+
+
+def keeps_nothing(_shard: ShardId) -> bool:
+    """Let every shard go: nothing is promised but what the claims say."""
+    return False
 
 
 class Claim(NamedTuple):

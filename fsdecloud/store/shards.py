@@ -44,12 +44,27 @@ from fsdecloud.store.environment import Transaction
 from fsdecloud.store.segments import Disk, Location, SegmentStore
 from fsdecloud.store.shardindex import TOTAL, ShardIndex
 from fsdecloud.store.shardleases import Leases
-from fsdecloud.store.shardrows import COUNT, NUMBER, PLACE, UNKNOWN, Claim, Compaction, Deletion, Row, Usage
+from fsdecloud.store.shardrows import (
+    COUNT,
+    NUMBER,
+    PLACE,
+    UNKNOWN,
+    Claim,
+    Compaction,
+    Deletion,
+    Keeps,
+    Row,
+    Usage,
+    keeps_nothing,
+)
 from fsdecloud.types import ShardId
 
 FULL: Final = "full"
 SHARE: Final = "this deal has its share of this peer"
 """Why a shard is not taken: quota or disk, or what one deal may hold."""
+
+NAMED: Final = "its deal still names it"
+"""Why a shard is not let go of: it has to be proved (`Keeps`)."""
 
 ROW_COST: Final = 256
 """Bytes of index reckoned for each shard when room is checked."""
@@ -251,10 +266,10 @@ class ShardStore(ShardIndex):
         return True
 
     # ---- deleting: the writer's thread ------------------------------------------------------------------------------
-    def delete_many(self, grant: Deletion, *, now: int) -> list[str]:
+    def delete_many(self, grant: Deletion, *, now: int, keeps: Keeps = keeps_nothing) -> list[str]:
         """Drop the deal's claims; for each shard return "" when it has none (any more), else why it stays.
 
-        Durable on return. Raises SealError when this grant was used before.
+        Claims on what `keeps` names stay. Durable on return. Raises SealError when this grant was used before.
         """
         reasons: list[str] = []
         usage = Usage()
@@ -266,14 +281,18 @@ class ShardStore(ShardIndex):
                 data = txn.get(shard, db=self._rows)
                 row = Row.decode(data) if data is not None else None
                 if row is None:
-                    self._drop_damaged(txn, shard, number, grant.time)
-                time = row.claims.get(number) if row is not None else None
-                if row is None or time is None:
-                    is_old = row is not None and row.is_kept and not row.claims
+                    reasons.append(self._drop_damaged(txn, shard, number, grant.time, keeps))
+                    continue
+                time = row.claims.get(number)
+                if time is None:
+                    is_old = row.is_kept and not row.claims
                     reasons.append("stored before owners were noted" if is_old else "")
                     continue
                 if time > grant.time:
                     reasons.append("stored again since the grant was made")
+                    continue
+                if keeps(shard):
+                    reasons.append(NAMED)
                     continue
                 reasons.append("")
                 left = row.without((number,))
@@ -286,39 +305,51 @@ class ShardStore(ShardIndex):
             self._add_usage(txn, usage)
         return reasons
 
-    def _drop_damaged(self, txn: Transaction, shard: ShardId, number: int, until: int) -> None:
-        """Forget that a deal had a shard that is damaged."""
+    def _drop_damaged(self, txn: Transaction, shard: ShardId, number: int, until: int, keeps: Keeps) -> str:
+        """Forget that a deal had a shard that is damaged; return why not, "" if it did not or does not have it any more."""
         data = txn.get(shard, db=self._damaged)
         row = Row.decode(data) if data is not None else None
         if row is None or row.claims.get(number, until + 1) > until:
-            return
+            return ""
+        if keeps(shard):
+            return NAMED
         left = row.without((number,))
         if left.claims or row.is_kept:
             txn.put(shard, left.encode(), db=self._damaged)
         else:
             txn.delete(shard, db=self._damaged)
+        return ""
 
-    def reap(self, doomed_before: int) -> int:
-        """Remove some shards that were doomed before a time; return how many, 0 when there is none left.
+    def reap(self, doomed_before: int, *, keeps: Keeps = keeps_nothing, again: int = 0) -> int:
+        """Remove some shards that were doomed before a time; return how many.
 
-        Their bytes go with their segment: see `compact`.
+        What `keeps` names is doomed from `again` on instead, which is not before that time. The bytes of the others go with
+        their segment: see `compact`.
         """
-        first, count = self.next_doomed(), 0
+        first, removed = self.next_doomed(), 0
         if first is None or first >= doomed_before:
             return 0
         with self._env.write() as txn, txn.cursor(db=self._doomed) as cursor:
-            while count < REAP_STEP and cursor.first():
+            for _ in range(REAP_STEP):
+                if not cursor.first():
+                    break
                 key = cursor.key()
-                time, shard = NUMBER.unpack_from(key)[0], key[NUMBER.size :]
+                time, shard = NUMBER.unpack_from(key)[0], ShardId(key[NUMBER.size :])
                 if time >= doomed_before:
                     break
                 cursor.delete()
-                count += 1
                 data = txn.get(shard, db=self._rows)
-                if data is not None:
-                    self._count(txn, Row.decode(data).place, -1)
-                    txn.delete(shard, db=self._rows)
-        return count
+                if data is None:
+                    continue
+                row = Row.decode(data)
+                if keeps(shard):
+                    txn.put(NUMBER.pack(again) + shard, b"", db=self._doomed)
+                    txn.put(shard, row._replace(doomed=again).encode(), db=self._rows)
+                    continue
+                removed += 1
+                self._count(txn, row.place, -1)
+                txn.delete(shard, db=self._rows)
+        return removed
 
     # ---- space: the writer's thread ---------------------------------------------------------------------------------
     def compact(self) -> bool:

@@ -96,6 +96,10 @@ class AgentHello(msgspec.Struct, frozen=True, array_like=True):
     """Addresses of peers to ask for others, besides those of the registry."""
     lan: bool = False
     """Listen for peers on the same link (`net.lan`)."""
+    wallet: bytes = b""
+    """The public key that pays for deals, b"" for a mount that makes none. Its secret stays with the driver."""
+    budget: int = 0
+    """What may be locked up in deals within a month, in the smallest unit."""
 
 
 class WantedRedundancy(msgspec.Struct, frozen=True, array_like=True):
@@ -271,6 +275,73 @@ class SignedGrant(msgspec.Struct, frozen=True, array_like=True):
     refused: tuple[BlobId, ...]
 
 
+class SignPayment(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for a transfer from the volume's wallet to the key of the deals with a peer."""
+
+    peer: PeerId
+    amount: Annotated[int, msgspec.Meta(ge=1)]
+    fee: Annotated[int, msgspec.Meta(ge=0)]
+    nonce: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class SignedPayment(msgspec.Struct, frozen=True, array_like=True):
+    """The encoded transfer. It is recorded already."""
+
+    tx: bytes
+
+
+class NotePayment(msgspec.Struct, frozen=True, array_like=True):
+    """An encoded transfer from the key of the deals with a peer back to the wallet: it is to be recorded."""
+
+    peer: PeerId
+    tx: bytes
+
+
+class DealInfo(msgspec.Struct, frozen=True, array_like=True):
+    """One storage deal; amounts in the smallest unit."""
+
+    peer: PeerId
+    contract: bytes
+    state: str
+    """"forming", "waiting" (for the peer's collateral), "running", "disputed" (the peer has to prove on the chain), "ending"
+    (another one follows, or its time is over), or "over"."""
+    size: int
+    """Bytes that the newest revision of both names."""
+    price: int
+    """For a GiB and a month."""
+    escrow: int
+    earned: int
+    """By the peer, as both have signed or the chain has paid."""
+    ends: int
+    """Height at which its last period ends."""
+    ends_in: int
+    """Seconds until then, if blocks come as they should."""
+    problem: str
+    """What is wrong, "" for nothing."""
+
+
+class DealsStatus(msgspec.Struct, frozen=True, array_like=True):
+    """All storage deals of a volume; amounts in the smallest unit."""
+
+    budget: int = 0
+    deals: tuple[DealInfo, ...] = ()
+    monthly: int = 0
+    """What is stored in deals costs for a month."""
+    earned: int = 0
+    """By the peers of these deals."""
+    locked: int = 0
+    """In their escrows."""
+    waiting: int = 0
+    """Bytes that no revision names yet."""
+    warnings: tuple[str, ...] = ()
+
+
+class Budget(msgspec.Struct, frozen=True, array_like=True):
+    """What may be locked up in deals within a month, in the smallest unit."""
+
+    amount: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class EntryNames(msgspec.Struct, frozen=True, array_like=True):
     """Some entries."""
 
@@ -359,6 +430,8 @@ class RegistryPeer(msgspec.Struct, frozen=True, array_like=True):
     """Of its registration: when it was made, in seconds since 1970; 0 when a daemon of an earlier release answers."""
     operator: bytes = b""
     """The key under which it declares to be run together with others (`ledger.transactions.Operate`); b"" for none."""
+    price: int = 0
+    """Smallest units for a GiB and 30 days; 0 where nothing is paid."""
 
 
 class Registry(msgspec.Struct, frozen=True, array_like=True):
@@ -469,3 +542,4 @@ class AgentStatus(msgspec.Struct, frozen=True, array_like=True):
     freed_bytes: int = 0
     """Bytes that peers were told to delete, and took, since the agent started."""
     repair: RepairStatus = RepairStatus()
+    deals: DealsStatus = DealsStatus()

@@ -8,6 +8,7 @@ gc: GcRequest -> GcStatus                    begins to collect garbage; poll `gc
                                              `requested` says here
 gc_status: Empty -> GcStatus
 redundancy: agentapi.WantedRedundancy -> Empty    new blobs are stored with it from now on; the volume's document is not changed
+budget: agentapi.Budget -> Empty             what deals may cost from now on; the volume's document is not changed
 unreadable: UnreadableQuery -> UnreadablePage    which files cannot be read now
 unmount: Empty -> Empty                      begin a clean unmount (the driver exits when it is done)
 snapshots: SnapshotQuery -> SnapshotPage     the volume's snapshots, oldest first
@@ -29,7 +30,7 @@ from typing import Final
 
 import msgspec
 
-from fsdecloud.wire.agentapi import PeerState, RepairStatus
+from fsdecloud.wire.agentapi import DealsStatus, PeerState, RepairStatus
 
 WALLET_KEYS_AT_ONCE: Final = 64
 """Keys of one `WalletKeys`."""
@@ -169,6 +170,8 @@ class DriverStatus(msgspec.Struct, frozen=True, array_like=True):
     up_limit: int = 0
     down_limit: int = 0
     """Limits of the traffic with peers, bytes per second, 0 for none."""
+    deals: DealsStatus = DealsStatus()
+    """The storage deals; all zero where nothing is paid."""
 
 
 class UnreadableQuery(msgspec.Struct, frozen=True, array_like=True):

@@ -7,6 +7,7 @@ account: KeyQuery -> Account
 accounts: AccountsQuery -> AccountsInfo      of several keys at one tip, with what waits of theirs
 account_history: HistoryQuery -> HistoryPage    which blocks changed a balance, newest first; full daemons only
 fee: FeeQuery -> FeeEstimate
+contracts: ContractsQuery -> ContractsInfo   as they are after one tip
 volume: KeyQuery -> VolumeAnchor             latest anchor on the best chain
 anchors: AnchorQuery -> AnchorList           the volume's anchors on the best chain, oldest first, paged
 blocks: BlockQuery -> BlockList              encoded blocks by height, paged (at most 1 MiB an answer, at least one); the
@@ -206,6 +207,22 @@ class FeeEstimate(msgspec.Struct, frozen=True, array_like=True):
     minimum: int
     waiting: int
     """Transactions that were compared with; a light daemon knows none and says the least fee."""
+
+
+class ContractsQuery(msgspec.Struct, frozen=True, array_like=True):
+    """Ask for contracts by their ids, 1 to KEYS_AT_ONCE."""
+
+    ids: tuple[bytes, ...]
+
+
+class ContractsInfo(msgspec.Struct, frozen=True, array_like=True):
+    """Contracts in the order of the question, after one tip. The ids of a challenge's blocks come from `headers`."""
+
+    height: int
+    """Of the tip: the next block's is one more."""
+    tip: BlockId
+    contracts: tuple[bytes, ...]
+    """Each an encoded `contracts.machine.Instance`; b"" for one that there is not, or no longer."""
 
 
 class VolumeAnchor(msgspec.Struct, frozen=True, array_like=True):

@@ -5,15 +5,16 @@
                                    both said; or no key, to read
     server -> client  Welcome      the window, whether this deal may store, free space
     then, in any order, each request with a number greater than the one before:
-    client -> server  Put Get Has Info Delete Forward Peers Renew
-    server -> client  PutDone Data HasResult InfoResult DeleteDone Forwarded PeersResult RenewDone, or Error: one answer
-                      for each request, in any order
+    client -> server  Put Get Has Info Delete Forward Peers Renew Fund Revise Attest
+    server -> client  PutDone Data HasResult InfoResult DeleteDone Forwarded PeersResult RenewDone DealState Attested, or
+                      Error: one answer for each request, in any order
 
 Storing needs the deal's key. Reading needs nothing: knowing a shard's id is the right to read it. A receipt names exactly
 the shards that are durable; the others of the same Put stand in `refused`, each with its reason. Deleting needs a grant
 that the owner signed (`wire.grants`) with the key that the deal showed when it stored its first shard. A shard is kept for
 the term that its receipt says; Renew begins that anew for many shards at once. Forward hands a request to a peer that is to
-see that another one gets it (`wire.forwarding`); Peers asks who else there is (`wire.announcements`).
+see that another one gets it (`wire.forwarding`); Peers asks who else there is (`wire.announcements`). Fund, Revise and Attest
+are about a deal that is paid for (`wire.deals`).
 
 Flow control: a client leaves at most `Welcome.window` shard bytes of Puts and REQUESTS_MAX requests unanswered. Who exceeds
 them, or sends what the state does not allow, is dropped.
@@ -32,14 +33,20 @@ from msgspec import Meta
 
 from fsdecloud.limits import KIB, MESSAGE_MAX
 from fsdecloud.types import PeerId, ShardId
+from fsdecloud.wire.deals import Attest as Attest
+from fsdecloud.wire.deals import Attested as Attested
+from fsdecloud.wire.deals import Dealing as Dealing
+from fsdecloud.wire.deals import DealState as DealState
+from fsdecloud.wire.deals import Fund as Fund
+from fsdecloud.wire.deals import Revise as Revise
 from fsdecloud.wire.grants import GRANT_SHARDS_MAX, GRANT_SIZE_MAX
 from fsdecloud.wire.receipts import LEASE_TERM, ShardItem, sign_receipt
 
 SUBPROTOCOL: Final = "decloud-peer/2"
 """Names the form of the handshake, up to Welcome; what follows has a version that the handshake agrees on."""
 
-VERSION: Final = 4
-OLDEST: Final = 4
+VERSION: Final = 5
+OLDEST: Final = 5
 """The versions that this release speaks: from OLDEST to VERSION."""
 
 SHARDS_MAX: Final = 1024
@@ -197,7 +204,7 @@ class Forward(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     signature: Annotated[bytes, Meta(max_length=64)]
     """By the deal's key (`wire.forwarding`), b"" without a deal."""
     body: memoryview
-    """An encoded Put, Get, Has, Info or Delete with the number 0, at most BODY_MAX bytes. Decoded, a view into the message."""
+    """An encoded request of `Direct` with the number 0, at most BODY_MAX bytes. Decoded, a view into the message."""
 
 
 class Peers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=16):
@@ -302,16 +309,18 @@ class Error(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     request: Number
     code: Annotated[str, Meta(max_length=32)]
     """"missing": no such shard; "lost": it was here and is damaged or gone; "range": the shard is shorter; "refused": not
-    for this client, or a grant that does not hold; "busy": too many deletions or forwards, later; "failed": our fault; and of a
-    Forward that found no answer, "unreachable": nobody here reaches the target; "late": not within its patience; "loop":
-    it was here before."""
+    for this client, or a grant that does not hold; "busy": too many deletions, forwards or proofs, later; "failed": our fault;
+    and of a Forward that found no answer, "unreachable": nobody here reaches the target; "late": not within its patience;
+    "loop": it was here before."""
     text: Text
 
 
-Direct: TypeAlias = Put | Get | Has | Info | Delete | Renew
+Direct: TypeAlias = Put | Get | Has | Info | Delete | Renew | Dealing
 """What can be forwarded."""
 Request: TypeAlias = Direct | Forward | Peers
-DirectAnswer: TypeAlias = PutDone | Data | HasResult | InfoResult | DeleteDone | RenewDone | Error
+DirectAnswer: TypeAlias = (
+    PutDone | Data | HasResult | InfoResult | DeleteDone | RenewDone | DealState | Attested | Error
+)
 Answer: TypeAlias = DirectAnswer | Forwarded | PeersResult
 ToServer: TypeAlias = Hello | Request
 ToClient: TypeAlias = Challenge | Welcome | Answer
@@ -325,6 +334,9 @@ ANSWERS: Final[dict[type, type]] = {
     Forward: Forwarded,
     Peers: PeersResult,
     Renew: RenewDone,
+    Fund: DealState,
+    Revise: DealState,
+    Attest: Attested,
 }
 """What answers each request, if not an Error."""
 

@@ -51,6 +51,26 @@ class Departing(msgspec.Struct, frozen=True, array_like=True):
     """The deals with most bytes; what several deals hold counts for each."""
 
 
+class DealsStatus(msgspec.Struct, frozen=True, array_like=True):
+    """The deals of a peer with a price, as long as it remembers them; amounts in the smallest unit."""
+
+    running: int
+    ended: int
+    """Over, and not buried deep enough yet to be forgotten."""
+    size: int
+    """Bytes that the running ones pay for."""
+    earned: int
+    """What both sides of each have signed."""
+    paid: int
+    """What those that run have been paid by the ledger; of one that ended everything has."""
+    collateral: int
+    """What is locked in those that run."""
+    next_proof: int
+    """Height at which the next period ends that has to be proved, 0 for none."""
+    trouble: str
+    """What a person should look at, "" for nothing."""
+
+
 class PeerdStatus(msgspec.Struct, frozen=True, array_like=True):
     """One storage peer of this machine."""
 
@@ -137,3 +157,5 @@ class PeerdStatus(msgspec.Struct, frozen=True, array_like=True):
     is_stake_burned: bool = False
     last_vote: int = 0
     """Height of the checkpoint that it wrote down a vote for last; 0: none."""
+    deals: DealsStatus | None = None
+    """None where it makes none: it stores for nothing."""

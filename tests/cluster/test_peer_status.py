@@ -64,7 +64,7 @@ def test_fault_076_status_shows_the_balance_and_the_operator(ledger: Daemon) -> 
         wait_until(ledger.paths.socket("peer-a").exists, "the peer runs")
         wait_until(lambda: f"  operator: {operator}\n" in decloud(ledger, "peer", "status"), "the ledger says so")
         shown = decloud(ledger, "peer", "status")
-        assert "  earnings: its key has 0 in the ledger; no deal pays yet, the price is zero\n" in shown
+        assert "  earnings: its key has 0 in the ledger; it makes no deals, the price is zero\n" in shown
         found = fields(ledger)
         assert (found["balance"], found["operator"], found["earnings"]) == (0, operator, None)
 
@@ -78,7 +78,7 @@ def test_fault_076_status_shows_the_balance_and_the_operator(ledger: Daemon) -> 
         assert fields(ledger)["balance"] is None
         ledger.process.send_signal(signal.SIGCONT)
         ledger.kill()
-        assert "  earnings: the ledger cannot be reached; no deal pays yet" in decloud(ledger, "peer", "status")
+        assert "  earnings: the ledger cannot be reached; it makes no deals" in decloud(ledger, "peer", "status")
         found = fields(ledger)
         assert (found["balance"], found["operator"]) == (None, operator)
     finally:

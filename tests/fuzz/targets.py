@@ -19,7 +19,7 @@ from wsproto.utilities import ProtocolError as WebsocketError
 import fsdecloud.wire
 from fsdecloud import codec
 from fsdecloud.agent import rows
-from fsdecloud.crypto import bao, repairkey, sign
+from fsdecloud.crypto import bao, possession, repairkey, shardset, sign
 from fsdecloud.crypto.slots import decode_document
 from fsdecloud.errors import (
     CertificateError,
@@ -129,6 +129,7 @@ def client_session(data):
                     wire.Info,
                     lambda n: wire.Peers(n, 10, b""),
                     lambda n: wire.Renew(n, (bytes(32),)),
+                    lambda n: wire.Attest(n, bytes(32), 1, bytes(32), 3),
                     lambda n: wire.Delete(n, b"g"),
                 ):
                     client.request(make(client.next_number()))
@@ -276,6 +277,22 @@ def browser_request(data):
     http.check_request(http._parse(connection, data))
 
 
+def possession_proof(data):
+    """Verify a proof of some set, and of the one that it claims to be of."""
+    assert not possession.verify(bytes(32), b"seed", 3, data)
+    root = possession._Reader(data).root(b"seed", 3)
+    assert possession.verify(root, b"seed", 3, data)
+    assert not possession.verify(root, b"seed", 3, data + b"\0")
+
+
+def shard_set_page(data):
+    """Use the first page of a set."""
+    pages = {b"": data}
+    found = dict(shardset.shards_of(pages.get))
+    shardset.update({}.get, shardset.EMPTY, found)
+    shardset.update(pages.get, shardset.EMPTY, {bytes(32): 1})
+
+
 MALFORMED = (MalformedError,)
 SEALED = (MalformedError, SealError)
 
@@ -319,6 +336,8 @@ TARGETS: dict[str, tuple[Decode, tuple[type[Exception], ...]]] = {
     "access control list": (acl.decode_acl, (FsdecloudError,)),
     "marks": (marks.Marks.decode, MALFORMED),
     "proof": (bao.decode_proof, SEALED),
+    "possession proof": (possession_proof, MALFORMED),
+    "shard set page": (shard_set_page, MALFORMED),
     "volume document": (decode_document, (*MALFORMED, UsageError)),
     "repair key": (repair_key, MALFORMED),
     "entry row": (rows.decode_entry_row, MALFORMED),

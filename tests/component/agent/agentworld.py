@@ -383,15 +383,16 @@ def make_hello(path, **changes):
 
 
 @asynccontextmanager
-async def open_driver(path, transport, **changes):
-    """Run an agent in this process, and the driver's side of it."""
+async def open_driver(path, transport, *, methods=None, **changes):
+    """Run an agent in this process, and the driver's side of it, which answers these methods, too."""
     ours, theirs = socket.socketpair()
     driver = Driver(path, None)
     opener = transport.open if isinstance(transport, FakeTransport) else transport
     async with open_background() as nursery:
         driver.service = Service(opener)
         nursery.start_soon(driver.service.run, stream_from_fd(theirs.detach()))
-        async with open_rpc(stream_from_fd(ours.detach()), driver.methods(), driver.notices()) as connection:
+        answers = driver.methods() | dict(methods or {})
+        async with open_rpc(stream_from_fd(ours.detach()), answers, driver.notices()) as connection:
             driver.connection = connection
             ready = await driver.call("hello", make_hello(path, **changes), AgentReady)
             assert ready.pid == os.getpid()

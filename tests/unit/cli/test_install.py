@@ -52,6 +52,7 @@ def test_install_twice_and_uninstall(tmp_path: Path, capsys: pytest.CaptureFixtu
         "man7/decloud.7",
         "man7/fsdecloud-durability.7",
         "man7/fsdecloud-gossip.7",
+        "man5/fsdecloud-contract.5",
         "man7/fsdecloud-ledger.7",
         "man7/fsdecloud-protocol.7",
         *(f"man8/{name}.8" for name in eighth),

@@ -48,7 +48,7 @@ def test_what_is_made_can_be_shown_and_is_the_network_that_was_asked_for(home, c
         if not field.endswith("_work"):
             assert getattr(document, field) == value
     assert work.work_of(document.first_target) == 5000
-    assert (document.version, document.name, document.salt.hex(), document.mine_when_idle) == (3, "mine", SALT, False)
+    assert (document.version, document.name, document.salt.hex(), document.mine_when_idle) == (4, "mine", SALT, False)
     code, out, _ = decloud(capsys, "show-network", "--json", file)
     assert code == 0
     assert json.loads(out) == {name: value for name, value in made.items() if name != "file"}
@@ -65,7 +65,7 @@ def test_the_defaults_are_the_presets(home, capsys, preset):
     assert decloud(capsys, "new-network", *preset, "--salt", SALT, "--genesis-time", 5, file)[0] == 0
     made = network.decode_network(file.read_bytes())
     expected = network.embedded_network if preset else network.public_network
-    assert made == msgspec.structs.replace(expected("decloud", bytes.fromhex(SALT), 5), version=3)
+    assert made == expected("decloud", bytes.fromhex(SALT), 5)
     for parameter in nd.PARAMETERS:  # and the help says so
         value = nd.network_fields(made)[parameter.field]
         stated = parameter.default.split("; ")[-1 if preset else 0].split(",")[0]
@@ -153,7 +153,7 @@ def test_this_homes_network_is_shown(home, capsys):
     init_ledger(find_paths(), document)
     code, out, _ = decloud(capsys, "show-network", "--json")
     assert code == 0
-    assert (json.loads(out)["version"], json.loads(out)["network"]) == (1, network.network_id(document).hex())
+    assert (json.loads(out)["version"], json.loads(out)["network"]) == (4, network.network_id(document).hex())
 
 
 def test_usage_errors_are_ours():

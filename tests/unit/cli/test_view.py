@@ -38,7 +38,7 @@ KEYS = {
     "uploaded_bytes", "downloaded_bytes", "handler_errors", "last_error", "problems", "agent_restarts",
     "slow_requests", "timed_out_requests", "failsafe", "gc", "incidents", "live_inodes", "kernel_inodes",
     "integrity_errors", "redundancy", "repair", "up_limit", "down_limit",
-    "final_height", "anchor_final", "wallet",
+    "final_height", "anchor_final", "wallet", "deals",
 }  # fmt: skip
 """The contract of `status --json`: a key is never renamed nor removed."""
 

@@ -52,9 +52,13 @@ class Fast:
         """Return the checkpoints after a block."""
         return finality.read_finality(self.document, point, self.nodes.get)
 
+    def state(self, point):
+        """Return the state after a block."""
+        return State(StateNodes(self.nodes.get).get, point.state_root)
+
     def rows(self, point):
         """Return all rows of the state after a block."""
-        state = State(StateNodes(self.nodes.get).get, point.state_root)
+        state = self.state(point)
         return dict(scan(state._get, state._root, b"", None)) if state._root else {}
 
 

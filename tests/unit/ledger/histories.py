@@ -17,6 +17,7 @@ from fsdecloud.ledger.network import decode_network, encode_network
 sys.path.insert(0, str(Path(__file__).parent))
 import naive
 from chainmaker import GENESIS_TIME, easy_network
+from deployed import DEPLOYED, FLAWS, acts_for, deployment
 
 SEEDS = [bytes([n + 1]) * 32 for n in range(5)]
 KEYS = [sign.public_key(seed) for seed in SEEDS]
@@ -49,6 +50,13 @@ VOTING = encode_network(
 
 ROOMY = encode_network(msgspec.structs.replace(decode_network(VOTING), block_max=1 << 17))
 """The same with room for more votes than a block may hold."""
+
+CONTRACTS = encode_network(
+    msgspec.structs.replace(
+        decode_network(DOCUMENT), version=4, halving=0, storage_share=100, storage_levy=250, block_max=1 << 14
+    )
+)
+"""The same with contracts, and with room for some more transactions."""
 
 WHO = st.integers(0, len(SEEDS) - 1)
 FEE = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 500, naive.AMOUNT])
@@ -168,6 +176,31 @@ def random_voting_steps(rng, length):
     return steps
 
 
+def random_contract_steps(rng, length):
+    """Return a history with contracts: all mine, and then deploy and send inputs, in chains that part and join."""
+
+    def one_of(usual, *odd):
+        return rng.choice(odd) if rng.random() < 0.06 else usual
+
+    def spec():
+        who, fee = rng.randrange(len(SEEDS)), rng.choice([2, 2, 2, 3, one_of(40, 0, 10**6)])
+        off, forged = one_of(0, 1, -1), one_of(None, *FORGERIES)
+        if rng.random() < 0.25:
+            what = rng.choice(["task", "task", "escrow", one_of("escrow", *DEPLOYED)])
+            return ("deploy", who, what, rng.randrange(12), fee, off, forged)
+        flaw = rng.choice(FLAWS) if rng.random() < 0.4 else None
+        return ("input", who, rng.randrange(100), flaw, one_of(1, 0, 2, 3), fee, off, forged)
+
+    steps = [(0, 2, [], False, None, who) for who in range(len(SEEDS))]
+    for _ in range(length):
+        specs = [spec() for _ in range(rng.randrange(7))]
+        if rng.random() < 0.2:
+            specs.append(plain("transfer", rng.randrange(len(SEEDS)), rng.randrange(len(SEEDS)), 7, 2, 0))
+        flaw, keeps_bad = one_of(None, *HEADER_FLAWS, *BODY_FLAWS), rng.random() < 0.15
+        steps.append((rng.choice([0] * 9 + [1, 2, 5]), 2, specs, keeps_bad, flaw, rng.randrange(len(SEEDS))))
+    return steps
+
+
 @cache
 def signature(seed, message):
     return sign.sign(seed, naive.DOMAIN, message)
@@ -203,7 +236,7 @@ class Writer:
         if flaw == "twice" and bodies:
             bodies.append(bodies[-1])
         fees = sum(naive.unpack(body)[self.fee_index(body)] for body in bodies if self.fee_index(body))
-        reward = self.network.subsidy_at(height) + fees + {"reward": -1, "rich": naive.AMOUNT}.get(flaw, 0)
+        reward = self.network.reward_at(height) + fees + {"reward": -1, "rich": naive.AMOUNT}.get(flaw, 0)
         coinbase = naive.pack([0, 1, height + (flaw == "other height"), KEYS[miner], min(max(0, reward), 2**64 - 1)])
         bodies.insert(0, coinbase)
         account = scratch.account(KEYS[miner])
@@ -304,6 +337,19 @@ class Writer:
             commitment = naive.H("test", key + bytes([sequence % 256, device]))
             fields = [3, 1, key, KEYS[device], time + lease, sequence, commitment, previous, takeover, bytes(1024)]
             fields, signers = [*fields, fee, 0, b"", b""], {12: who, 13: device}
+        elif kind == "deploy":
+            what, number, fee, off = rest
+            nonce = max(0, state.account(key)[1] + off)
+            fields, signers = [8, 1, key, *deployment(KEYS, who, what, number), fee, nonce, b""], {8: who}
+        elif kind == "input":
+            which, flaw, times, fee, off = rest
+            contracts = sorted(state.contracts.running)
+            contract = contracts[which % len(contracts)] if contracts and flaw != "contract" else bytes(32)
+            acts = []
+            if any(contracts) and contract != bytes(32):
+                acts, who = acts_for(self.ledger, state, SEEDS, contract, flaw, height, which)
+            nonce = max(0, state.account(KEYS[who])[1] + off)
+            fields, signers = [9, 1, KEYS[who], contract, acts * times, fee, nonce, b""], {7: who}
         else:
             operator, fee, off = rest
             sequence = max(0, state.operated.get(key, (0, 0))[1] + 1 + off)
@@ -334,7 +380,7 @@ class Writer:
         elif forged == "short":
             fields = fields[:-1]
         elif forged == "kind":
-            fields[0] = 4 if fields[0] != 4 else 8
+            fields[0] = 4 if fields[0] != 4 else 11
         return naive.pack(fields) + (b"\0" if forged == "encoding" else b"")
 
 
@@ -428,6 +474,56 @@ def with_votes():
 def no_voting():
     """Return histories of the network without checkpoints that hold what has no place in it."""
     specs = (plain("bond", 0, 500, 2, 0), plain("unbond", 0, 2, 0), *votes(0), plain("evidence", 0, "spans", 2))
+    return [[GOOD, (0, 2, [spec], True, None, 0)] for spec in specs]
+
+
+def contract_breaking():
+    """Return histories of the network with contracts whose last blocks break every rule of contracts but EndsTaken."""
+
+    def last(*specs):
+        return (0, 2, list(specs), True, None, 0)
+
+    started = [(0, 2, [], True, None, who) for who in range(len(SEEDS))]
+    task, due = plain("deploy", 0, "task", 0, 2, 0), plain("input", 0, 0, None, 1, 2, 0)
+    found = [[*started, last(plain("deploy", 0, what, 0, 2, 0))] for what in DEPLOYED]
+    found += [
+        [*started, last(*specs)]
+        for specs in (
+            [plain("deploy", 0, "task", 0, 1, 0)],
+            [plain("deploy", 0, "task", 0, 2, 1)],
+            [plain("deploy", 0, "task", 0, naive.AMOUNT, 0)],
+            [("deploy", 0, "task", 0, 2, 0, "signature")],
+            [task, plain("input", 0, 0, None, 1, 1, 0)],
+            [task, plain("input", 0, 0, None, 1, 2, 1)],
+            [task, plain("input", 0, 0, None, 1, naive.AMOUNT, 0)],
+            [task, ("input", 0, 0, None, 1, 2, 0, "signature")],
+            [task, due, due],
+            *([task, plain("input", 0, 0, flaw, 1, 2, 0)] for flaw in FLAWS[4:]),
+            *([task, due, plain("input", 0, which, flaw, 1, 2, 0)] for which in range(3) for flaw in FLAWS[4:]),
+        )
+    ]
+    rounds = plain("deploy", 0, "rounds", 0, 2, 0)
+    found.append([*started, last(rounds, due, *[plain("input", 0, 0, None, 8, 2, 0)] * 8)])
+    return found
+
+
+def with_contracts():
+    """Return a history of the network with contracts in which one ends of itself, and one is paid out of the pool."""
+    started = [(0, 2, [], True, None, who) for who in range(len(SEEDS))]
+    task, due = plain("deploy", 0, "task", 1, 2, 0), plain("input", 0, 0, None, 1, 2, 0)
+    paid = [(0, 2, [due], True, None, 0) for _ in range(2)]
+    return [
+        *started,
+        (0, 2, [task, due], True, None, 0),
+        *paid,
+        (0, 2, [plain("deploy", 1, "escrow", 0, 2, 0)], True, None, 0),
+        *[GOOD] * 14,
+    ]
+
+
+def without_contracts():
+    """Return histories of the network of version 2 that hold contracts."""
+    specs = plain("deploy", 0, "escrow", 0, 2, 0), plain("input", 0, 0, None, 1, 2, 0)
     return [[GOOD, (0, 2, [spec], True, None, 0)] for spec in specs]
 
 

@@ -4,154 +4,21 @@ It has every state whole in a dictionary and builds its tree anew for each block
 that a mistake in one of the two is no mistake in the other; only BLAKE3 and Ed25519 come from the same libraries.
 """
 
-from functools import cache
+import sys
+from pathlib import Path
 
 from blake3 import blake3
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-AMOUNT = 2**62 - 1
+sys.path.append(str(Path(__file__).parent))
+from naivecontracts import Contracts, is_act, is_argument, is_list
+from naivenotation import AMOUNT, DOMAIN, H, Malformed, Refused, is_signed, is_somebodys, list_root, pack, unpack
+
 COUNTER = 2**53 - 1
 TIME = 2**40 - 1
 NOTHING = bytes(32)
-DOMAIN = b"fsdecloud transaction v1"
 
 
-class Refused(Exception):
-    """Why: the names of the reasons, the outermost first."""
-
-    def __init__(self, *reasons):
-        super().__init__(": ".join(reasons))
-        self.reasons = reasons
-
-
-class Malformed(Exception):
-    """Not an encoding."""
-
-
-# ---- notation ----------------------------------------------------------------------------------------------------------
-def H(context, data):
-    return blake3(data, derive_key_context="fsdecloud 2026 v1 " + context).digest()
-
-
-def pack(value):
-    """MessagePack in its shortest form."""
-    if value is True:
-        return b"\xc3"
-    if value is False:
-        return b"\xc2"
-    if isinstance(value, int):
-        return pack_number(value)
-    if isinstance(value, bytes):
-        return pack_length(len(value), {1: 0xC4, 2: 0xC5, 4: 0xC6}) + value
-    if isinstance(value, str):
-        text = value.encode()
-        if len(text) < 32:
-            return bytes([0xA0 + len(text)]) + text
-        return pack_length(len(text), {1: 0xD9, 2: 0xDA, 4: 0xDB}) + text
-    items = b"".join(pack(item) for item in value)
-    if len(value) < 16:
-        return bytes([0x90 + len(value)]) + items
-    return pack_length(len(value), {2: 0xDC, 4: 0xDD}) + items
-
-
-def pack_number(value):
-    if -32 <= value < 0:
-        return value.to_bytes(1, "big", signed=True)
-    if 0 <= value < 128:
-        return bytes([value])
-    if value < 0:
-        width = next(w for w in (1, 2, 4, 8) if value >= -(1 << (8 * w - 1)))
-        return bytes([{1: 0xD0, 2: 0xD1, 4: 0xD2, 8: 0xD3}[width]]) + value.to_bytes(width, "big", signed=True)
-    return pack_length(value, {1: 0xCC, 2: 0xCD, 4: 0xCE, 8: 0xCF})
-
-
-def pack_length(length, marks):
-    width = next(w for w in sorted(marks) if length < 1 << (8 * w))
-    return bytes([marks[width]]) + length.to_bytes(width, "big")
-
-
-def unpack(data):
-    """The value of an encoding; Malformed when it is not one, or not the shortest."""
-    value, end = unpack_from(data, 0)
-    if end != len(data) or pack(value) != data:
-        raise Malformed
-    return value
-
-
-def unpack_from(data, at):
-    def take(count):
-        nonlocal at
-        if at + count > len(data):
-            raise Malformed
-        at += count
-        return data[at - count : at]
-
-    mark = take(1)[0]
-    if mark < 0x80:
-        return mark, at
-    if mark >= 0xE0:
-        return mark - 256, at
-    if mark in (0xC2, 0xC3):
-        return mark == 0xC3, at
-    if 0xCC <= mark <= 0xD3:
-        return int.from_bytes(take(1 << (mark & 3)), "big", signed=mark >= 0xD0), at
-    if 0xC4 <= mark <= 0xC6:
-        return take(int.from_bytes(take(1 << (mark - 0xC4)), "big")), at
-    if 0xA0 <= mark < 0xC0 or 0xD9 <= mark <= 0xDB:
-        length = mark - 0xA0 if mark < 0xC0 else int.from_bytes(take(1 << (mark - 0xD9)), "big")
-        try:
-            return take(length).decode(), at
-        except UnicodeDecodeError:
-            raise Malformed from None
-    if 0x90 <= mark < 0xA0 or mark in (0xDC, 0xDD):
-        length = mark - 0x90 if mark < 0xA0 else int.from_bytes(take(2 << (mark - 0xDC)), "big")
-        items = []
-        for _ in range(length):
-            item, at = unpack_from(data, at)
-            items.append(item)
-        return items, at
-    raise Malformed
-
-
-def list_root(strings):
-    hashes = [H("merkle leaf", s) for s in strings]
-    while len(hashes) > 1:
-        pairs = [hashes[i : i + 2] for i in range(0, len(hashes), 2)]
-        hashes = [H("merkle node", b"".join(pair)) if len(pair) == 2 else pair[0] for pair in pairs]
-    return H("merkle root", len(strings).to_bytes(8, "big") + b"".join(hashes))
-
-
-P = 2**255 - 19
-D = -121665 * pow(121666, -1, P) % P
-
-
-@cache
-def is_somebodys(key):
-    """Whether a key is a canonical encoding of a point whose order does not divide 8: three doublings are not neutral."""
-    y = int.from_bytes(key, "little") & (2**255 - 1)
-    if y >= P:
-        return False
-    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
-    x = pow(square, (P + 3) // 8, P)
-    if x * x % P != square:
-        x = x * pow(2, (P - 1) // 4, P) % P
-    if x * x % P != square:
-        return False
-    for _ in range(3):
-        t = D * x * x * y * y % P
-        x, y = 2 * x * y * pow(1 + t, -1, P) % P, (y * y + x * x) * pow(1 - t, -1, P) % P
-    return (x, y) != (0, 1)
-
-
-def is_signed(key, message, signature):
-    if len(signature) != 64 or len(key) != 32 or not is_somebodys(key):
-        return False
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, bytes([len(DOMAIN)]) + DOMAIN + message)
-    except InvalidSignature:
-        return False
-    return True
+__all__ = ["AMOUNT", "DOMAIN", "H", "Malformed", "Refused", "is_signed", "is_somebodys", "list_root", "pack", "unpack"]
 
 
 # ---- networks ----------------------------------------------------------------------------------------------------------
@@ -170,6 +37,7 @@ class Network:
         ),
         *("minimum_fee", "stamp_bits", "finality_depth", "future_limit", "block_max", "transaction_max"),
         *("mine_when_idle", "halving", "checkpoint_interval", "unbond_delay", "least_bond", "least_stake"),
+        *("storage_share", "storage_levy"),
     )
 
     def __init__(self, document):
@@ -182,6 +50,12 @@ class Network:
 
     def subsidy_at(self, height):
         return self.subsidy >> (height - 1) // self.halving if self.halving else self.subsidy
+
+    def share_at(self, height):
+        return self.subsidy_at(height) * self.storage_share // 1000
+
+    def reward_at(self, height):
+        return self.subsidy_at(height) - self.share_at(height)
 
 
 # ---- transactions --------------------------------------------------------------------------------------------------------
@@ -213,6 +87,9 @@ CHECKS = {
     "bool": lambda v: type(v) is bool,
     "key or nothing": lambda v: type(v) is bytes and len(v) in (0, 32),
     "vote": binary(0, 256),
+    "document": binary(0, 16384),
+    "arguments": lambda v: is_list(v, 32, is_argument),
+    "acts": lambda v: is_list(v, 8, is_act),
 }
 
 
@@ -253,6 +130,19 @@ KINDS = {
         ),
     ),
     7: ("Evidence", table("version: one, first: vote, second: vote, fee: amount")),
+    8: (
+        "Deploy",
+        table(
+            "version: one, sender: key, document: key, body: document, arguments: arguments, fee: amount, nonce: counter, "
+            "signature: signature"
+        ),
+    ),
+    9: (
+        "Input",
+        table(
+            "version: one, sender: key, contract: key, acts: acts, fee: amount, nonce: counter, signature: signature"
+        ),
+    ),
     10: (
         "Operate",
         table(
@@ -287,6 +177,8 @@ class Transaction:
         self.__dict__.update(self.fields)
         if self.kind == "Operate" and not self.operator and self.operator_signature:
             raise Refused("MalformedTransaction")
+        if self.kind == "Deploy" and self.body and H("contract document", self.body) != self.document:
+            raise Refused("MalformedTransaction")
         self.id = H("transaction id", self.unsigned())
         if self.kind in ("Coinbase", "Vote"):
             self.fee = 0
@@ -303,7 +195,7 @@ class Transaction:
     def check_fee(self, network):
         if self.kind in ("Coinbase", "Vote") or self.fee >= network.minimum_fee:
             return
-        if self.kind in ("Transfer", "Bond", "Unbond", "Evidence"):
+        if self.kind in ("Transfer", "Bond", "Unbond", "Evidence", "Deploy", "Input"):
             raise Refused("BadStamp")
         base = H("stamp", self.unsigned(stamp=0))
         bits = bin(int.from_bytes(b"\1" + H("stamp", base + self.stamp.to_bytes(8, "big")), "big"))[3:]
@@ -320,6 +212,8 @@ class Transaction:
             "Register": [("peer", "signature")],
             "Anchor": [("volume", "volume_signature"), ("device", "device_signature")],
             "Operate": [("peer", "signature"), ("operator", "operator_signature")],
+            "Deploy": [("sender", "signature")],
+            "Input": [("sender", "signature")],
             "Bond": [("peer", "signature")],
             "Unbond": [("peer", "signature")],
             "Vote": [("peer", "signature")],
@@ -349,6 +243,7 @@ class State:
         self.registered = dict(other.registered) if other else {}
         self.volumes = dict(other.volumes) if other else {}
         self.count = other.count if other else 0
+        self.contracts = Contracts(other.contracts if other else None)
 
     def rows(self):
         rows = {b"A" + k: pack(v) for k, v in self.accounts.items() if v != [0, 0]}
@@ -361,7 +256,7 @@ class State:
         rows |= {b"U" + height.to_bytes(8, "big") + peer: b"" for height, peer in self.unbonding}
         if self.finality:
             rows[b"F"] = pack(list(self.finality.values()))
-        return rows
+        return rows | self.contracts.rows()
 
     # The checkpoints are {"final": [height, id, stake], "front": [height, stake], ..} in the order of the row.
     def votes(self):
@@ -375,6 +270,10 @@ class State:
 
     def begin(self, parent, height):
         """What comes before the transactions of a block."""
+        self.begin_voting(parent, height)
+        self.contracts.begin(self, parent, height)
+
+    def begin_voting(self, parent, height):
         network = self.network
         if not network.checkpoint_interval:
             return
@@ -499,6 +398,12 @@ class State:
         if tx.fee > stake["amount"] // 16:
             raise Refused("AmountOutOfRange")
         self.stakes[one.peer] = self.weigh(stake | {"amount": 0, "burned": True}, height, 0)
+
+    def apply_deploy(self, tx, time, height):
+        self.contracts.deploy(self, tx, height)
+
+    def apply_input(self, tx, time, height):
+        self.contracts.input(self, tx, height)
 
     def account(self, who):
         return self.accounts.setdefault(who, [0, 0])
@@ -728,7 +633,7 @@ class Ledger:
                 state.apply(tx, header["time"], height)
             except Refused as exc:
                 raise Refused("BadTransaction", *exc.reasons) from None
-        if coinbase.amount != network.subsidy_at(height) + sum(tx.fee for tx in txs):
+        if coinbase.amount != network.reward_at(height) + sum(tx.fee for tx in txs):
             raise Refused("WrongReward")
         if state.account(coinbase.recipient)[0] + coinbase.amount > AMOUNT:
             raise Refused("BadTransaction", "AmountOutOfRange")

@@ -15,6 +15,7 @@ import naive  # noqa: E402 - beside this file
 from chainmaker import GENESIS_TIME  # noqa: E402 - beside this file
 from fast import outcome  # noqa: E402 - beside this file
 from histories import (  # noqa: E402 - beside this file
+    CONTRACTS,
     DOCUMENT,
     GOOD,
     KEYS,
@@ -22,11 +23,14 @@ from histories import (  # noqa: E402 - beside this file
     SEEDS,
     VOTING,
     Writer,
+    contract_breaking,
     no_voting,
     plain,
     rule_breaking,
     vote_breaking,
+    with_contracts,
     with_votes,
+    without_contracts,
 )
 
 FILE = Path(__file__).parents[2] / "vectors" / "ledger-rules.json"
@@ -59,6 +63,10 @@ REFUSED_NETWORKS = {
     "version 3": [3, *VERSION_2[1:]],
     "version 4": [4, *VERSION_3[1:]],
     "version 2 has no checkpoints": [2, *VERSION_3[1:]],
+    "a field of version 4 is missing": [4, *VERSION_3[1:], 100],
+    "more than the whole subsidy": [4, *VERSION_3[1:], 1001, 100],
+    "more than all is burned": [4, *VERSION_3[1:], 100, 1001],
+    "version 3 has no pool": [3, *VERSION_3[1:], 100, 100],
     "a depth of less than two checkpoints": changed(VERSION_3, finality_depth=19),
     "a delay of less than eight depths": changed(VERSION_3, unbond_delay=799),
     "a bond that does not pay for evidence": changed(VERSION_3, least_bond=15_999, least_stake=16_000),
@@ -128,6 +136,7 @@ def blocks(ledger, histories):
     return list(found.values())
 
 
+CONTRACTING = ("Deploy", "Input")
 STAKING = ("Bond", "Unbond", "Vote", "Evidence")
 
 
@@ -149,11 +158,18 @@ def transactions(ledger, found_blocks, kinds=None):
 def tx_vector(tx, body):
     return {
         "kind": tx.kind,
-        "fields": {k: v.hex() if isinstance(v, bytes) else v for k, v in tx.fields.items()},
+        "fields": {k: plainly(v) for k, v in tx.fields.items()},
         "bytes": body.hex(),
         "unsigned": tx.unsigned().hex(),
         "id": tx.id.hex(),
     }
+
+
+def plainly(value):
+    """Return a field's value with its bytes in hexadecimal."""
+    if isinstance(value, list):
+        return [plainly(one) for one in value]
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def leads(ledger):
@@ -187,8 +203,11 @@ def make():
     found = blocks(ledger, [EVERYTHING, *rule_breaking()])
     more = blocks(naive.Ledger(DOCUMENT), no_voting())
     voting = naive.Ledger(VOTING)
+    early = blocks(naive.Ledger(DOCUMENT), without_contracts())
+    contracting = naive.Ledger(CONTRACTS)
+    dealt = blocks(contracting, [with_contracts(), *contract_breaking()])
     voted = blocks(voting, [*with_votes().values(), *vote_breaking()])
-    documents = [naive.pack(VERSION_1), naive.pack(VERSION_2), DOCUMENT, naive.pack(VERSION_3), VOTING]
+    documents = [naive.pack(VERSION_1), naive.pack(VERSION_2), DOCUMENT, naive.pack(VERSION_3), VOTING, CONTRACTS]
     return {
         "seeds": [seed.hex() for seed in SEEDS],
         "keys": [key.hex() for key in KEYS],
@@ -213,6 +232,10 @@ def make():
         "network with checkpoints": VOTING.hex(),
         "transactions about stake": transactions(voting, voted, STAKING),
         "blocks with votes": voted,
+        "blocks with contracts and without their version": early,
+        "network with contracts": CONTRACTS.hex(),
+        "transactions about contracts": transactions(contracting, dealt, CONTRACTING),
+        "blocks with contracts": dealt,
     }
 
 

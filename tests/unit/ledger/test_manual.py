@@ -9,7 +9,7 @@ import pytest
 
 from fsdecloud import limits
 from fsdecloud.crypto import merkle
-from fsdecloud.ledger import blocks, mempool, network, reasons, staking, state, transactions, work
+from fsdecloud.ledger import blocks, contracting, mempool, network, reasons, staking, state, transactions, work
 from fsdecloud.tree import node, update
 
 PAGE = (Path(__file__).parents[3] / "man" / "fsdecloud-ledger.7").read_text()
@@ -19,6 +19,9 @@ REASONS = {
 }
 ROWS = (
     ("A key", state.Account),
+    ("B slot", contracting.Recent),
+    ("C contract", contracting.Contract),
+    ("P", contracting.Pool),
     ("F", staking.Finality),
     ("S peer", staking.Stake),
     ("O peer", state.Operated),
@@ -130,6 +133,17 @@ def bits(number):
         ("TRANSACTIONS", f"at most {transactions.VOTE_MAX} bytes, that"),
         ("NETWORKS", f"{network.DELAY_DEPTHS} times\n.Ar finality_depth"),
         ("NETWORKS", f"{network.BOND_FEES} times\n.Ar minimum_fee"),
+        ("STATE", f"modulo {contracting.RING}"),
+        ("CONTRACTS", f"at most {limits.CONTRACT_WORK}"),
+        ("CONTRACTS", f"fewer than {limits.CONTRACT_ENDINGS} contracts"),
+        ("CONTRACTS", f"the first {2 * limits.CONTRACT_ENDINGS} of its"),
+        ("CONTRACTS", f"Of the {contracting.ENDS_AHEAD} heights"),
+        ("CONTRACTS", f"at most {limits.CONTRACT_ROUNDS} rounds"),
+        ("CONTRACTS", f"at most {limits.CONTRACT_HORIZON} blocks"),
+        ("TRANSACTIONS", f"at most {limits.CONTRACT_MAX} bytes, or"),
+        ("TRANSACTIONS", f"at most {limits.CONTRACT_NAMES} values"),
+        ("TRANSACTIONS", f"at most {limits.CONTRACT_ACTIONS} acts"),
+        ("TRANSACTIONS", f"at most {limits.PROOF_MAX} bytes"),
         ("MEMPOOL", f"At most {mempool.SENDER_MAX} wait for one"),
         ("MEMPOOL", f"{mempool.COUNT_MAX} and {limits.MEMPOOL_MAX} bytes in all"),
     ],

@@ -33,7 +33,7 @@ from fsdecloud.ledger.transactions import decode_tx, encode_tx, tx_id
 from fsdecloud.tree.node import NodeMissing
 
 sys.path.insert(0, str(Path(__file__).parent))
-from chainmaker import MINER_KEY, Maker
+from chainmaker import MINER_KEY, Maker, easy_network
 
 VOLUMES = [bytes([1, n]) * 16 for n in range(120)]
 KEYS = [sign.public_key(seed) for seed in VOLUMES]
@@ -43,7 +43,7 @@ FILE = Path(__file__).parents[2] / "vectors" / "ledger-proofs.json"
 
 def made():
     """A chain whose state has several leaves: 120 volumes, the first of which has three anchors."""
-    make = Maker()
+    make = Maker(easy_network(version=1))
     make.add([make.anchor(seed, 1) for seed in VOLUMES])
     make.add([make.anchor(VOLUMES[0], 2), make.register(VOLUMES[5], 1)])
     make.add([make.anchor(VOLUMES[0], 3)])

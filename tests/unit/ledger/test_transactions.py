@@ -29,8 +29,8 @@ VOLUME = bytes([2]) * 32
 OPERATOR = bytes([3]) * 32
 
 
-def samples() -> list[bytes]:
-    make = Maker()
+def samples(make: Maker | None = None) -> list[bytes]:
+    make = make or Maker()
     return [
         make.transfer(SEED, bytes(32), 5, 0),
         make.register(SEED, 7),
@@ -204,7 +204,10 @@ def test_network_documents_of_version_2():
     document = easy_network(version=2, halving=1000)
     data = networks.encode_network(document)
     assert networks.decode_network(data) == document
-    assert len(msgspec.msgpack.decode(data)) == len(msgspec.msgpack.decode(networks.encode_network(easy_network()))) + 1
+    assert (
+        len(msgspec.msgpack.decode(data))
+        == len(msgspec.msgpack.decode(networks.encode_network(easy_network(version=1)))) + 1
+    )
     fields = msgspec.msgpack.decode(data)
     for bad in (
         fields[:-1],
@@ -215,23 +218,50 @@ def test_network_documents_of_version_2():
         networks.encode_network(easy_network(version=2, halving=1 << 32, subsidy=1 << 30)),
         networks.encode_network(easy_network(version=2, half_life=60, interval=30)),
         networks.encode_network(easy_network(version=2, name="\u00e9")),
-        networks.encode_network(easy_network(half_life=60, interval=30)) + b"\0",
+        networks.encode_network(easy_network(version=1, half_life=60, interval=30)) + b"\0",
         bytes(5000),
     ):
         with pytest.raises(MalformedError):
             networks.decode_network(bad if isinstance(bad, bytes) else codec.encode(bad))
     with pytest.raises(MalformedError):
-        networks.check_network(easy_network(halving=5))
+        networks.check_network(easy_network(version=1, halving=5))
+
+
+@pytest.mark.parametrize(
+    ("version", "changes"), [(1, {}), (2, {}), (3, {}), (4, {"storage_share": 7, "storage_levy": 1000})]
+)
+def test_each_version_of_the_network_document_has_its_own_length(version, changes):
+    document = easy_network(version=version, **changes)
+    data = networks.encode_network(document)
+    assert networks.decode_network(data) == document
+    assert len(msgspec.msgpack.decode(data)) == {1: 16, 2: 17, 3: 21, 4: 23}[version]
+    assert networks.has_contracts(document) == (version == 4)
+
+
+@pytest.mark.parametrize("name", ["storage_share", "storage_levy"])
+def test_only_version_4_has_a_pool_for_storage(name):
+    with pytest.raises(MalformedError):
+        networks.check_network(easy_network(version=3, **{name: 1}))
+    fields = msgspec.msgpack.decode(networks.encode_network(easy_network(**{name: 1000})))
+    fields[fields.index(1000, 20)] = 1001
+    with pytest.raises(MalformedError):
+        networks.decode_network(codec.encode(fields))
+
+
+def test_the_subsidy_is_split_and_nothing_of_it_is_lost():
+    document = easy_network(storage_share=333, subsidy=1001, halving=4)
+    found = [(networks.subsidy_at(document, n), networks.storage_subsidy_at(document, n)) for n in (1, 4, 5, 9, 400)]
+    assert found == [(1001, 333), (1001, 333), (500, 166), (250, 83), (0, 0)]
 
 
 def test_golden_vectors():
     """Formats are promises: these bytes must not change within version 1."""
-    make = Maker()
+    make = Maker(easy_network(version=1))
     found = {
         "network": networks.encode_network(make.document).hex(),
         "network_id": make.network.hex(),
         "link": t.link(sign.public_key(VOLUME), 3, bytes(32)).hex(),
-        "transactions": [{"bytes": data.hex(), "id": t.tx_id(t.decode_tx(data)).hex()} for data in samples()],
+        "transactions": [{"bytes": data.hex(), "id": t.tx_id(t.decode_tx(data)).hex()} for data in samples(make)],
     }
     assert json.loads(VECTORS.read_text()) == found
 

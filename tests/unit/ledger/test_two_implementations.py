@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fsdecloud.ledger import reasons, state, work
+from fsdecloud.ledger import contracting, reasons, state, work
 from fsdecloud.ledger.network import decode_network, encode_network
 from fsdecloud.tree.lookup import scan
 from fsdecloud.tree.update import update
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import naive
 from fast import Fast, outcome
 from histories import (
+    CONTRACTS,
     DOCUMENT,
     NOW,
     ROOMY,
@@ -28,12 +29,15 @@ from histories import (
     TOO_MANY_VOTES,
     VOTING,
     Writer,
+    contract_breaking,
     no_voting,
     plain,
+    random_contract_steps,
     random_steps,
     random_voting_steps,
     rule_breaking,
     vote_breaking,
+    without_contracts,
 )
 
 LENIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -79,12 +83,11 @@ def check_any_order(fast, taken, rng):
         assert other.tip == fast.tip
 
 
-def play_at_random(seed, length, seen=None, *, is_voting=False):
+def play_at_random(seed, length, seen=None, *, steps=random_steps, document=DOCUMENT):
     rng = random.Random(seed)
-    steps = random_voting_steps if is_voting else random_steps
-    fast, slow, taken = play(steps(rng, length), seen, VOTING if is_voting else DOCUMENT)
+    fast, slow, taken = play(steps(rng, length), seen, document)
     check_any_order(fast, taken, rng)
-    return fast, slow
+    return fast, slow, taken
 
 
 @settings(max_examples=80, **LENIENT)
@@ -96,7 +99,13 @@ def test_fault_118_both_agree_about_long_histories_delivered_in_any_order(seed, 
 @settings(max_examples=25, **LENIENT)
 @given(st.integers(0, 1 << 64), st.integers(1, 40))
 def test_both_agree_about_histories_with_voters(seed, length):
-    play_at_random(seed, length, is_voting=True)
+    play_at_random(seed, length, steps=random_voting_steps, document=VOTING)
+
+
+@settings(max_examples=25, **LENIENT)
+@given(st.integers(0, 1 << 64), st.integers(1, 40))
+def test_both_agree_about_histories_with_contracts(seed, length):
+    play_at_random(seed, length, steps=random_contract_steps, document=CONTRACTS)
 
 
 @settings(max_examples=40, **LENIENT)
@@ -116,7 +125,14 @@ def test_long_both_agree_about_long_histories(seed, length):
 @settings(max_examples=1000, **LENIENT)
 @given(st.integers(0, 1 << 64), st.integers(1, 120))
 def test_long_both_agree_about_histories_with_voters(seed, length):
-    play_at_random(seed, length, is_voting=True)
+    play_at_random(seed, length, steps=random_voting_steps, document=VOTING)
+
+
+@pytest.mark.long
+@settings(max_examples=600, **LENIENT)
+@given(st.integers(0, 1 << 64), st.integers(1, 120))
+def test_long_both_agree_about_histories_with_contracts(seed, length):
+    play_at_random(seed, length, steps=random_contract_steps, document=CONTRACTS)
 
 
 @pytest.mark.long
@@ -136,7 +152,10 @@ def test_the_random_histories_are_worth_it():
     assert fast.tip.height < len(taken)
     voted, _, more = play(random_voting_steps(random.Random(3), 160), document=VOTING)
     assert voted.finality(voted.tip).final.height > 20
-    taken += more
+    dealt, naively, still_more = play(random_contract_steps(random.Random(1), 120), document=CONTRACTS)
+    assert contracting.pool_of(dealt.state(dealt.tip)).burned > 0
+    assert naively.tip.state.contracts.running
+    taken += more + still_more
     assert {naive.Transaction(slow.network, body).kind for data in taken for body in naive.unpack(data)[1]} == {
         kind for kind, _ in naive.KINDS.values()
     }
@@ -144,8 +163,10 @@ def test_the_random_histories_are_worth_it():
 
 def test_the_histories_break_every_rule():
     seen = Counter()
-    for steps in (*rule_breaking(), *no_voting()):
+    for steps in (*rule_breaking(), *no_voting(), *without_contracts()):
         play(steps, seen)
+    for steps in contract_breaking():
+        play(steps, seen, CONTRACTS)
     for steps in vote_breaking():
         play(steps, seen, VOTING)
     play(TOO_MANY_VOTES, seen, ROOMY)
@@ -153,9 +174,18 @@ def test_the_histories_break_every_rule():
     everything = {
         name for name, kind in vars(reasons).items() if isinstance(kind, type) and kind.__module__ == reasons.__name__
     }
-    # The others are no rules of a block: of the mempool, of fork choice, of what is stored.
+    # Two thousand contracts that end together have a test of their own. The others are no rules of a block: of the mempool, of
+    # fork choice, of what is stored.
     assert everything - found == {
-        *("Conflict", "PoolFull", "KnownInvalid", "ReorgTooDeep", "ConflictsWithFinal", "StoredBlockDiffers"),
+        *(
+            "EndsTaken",
+            "Conflict",
+            "PoolFull",
+            "KnownInvalid",
+            "ReorgTooDeep",
+            "ConflictsWithFinal",
+            "StoredBlockDiffers",
+        ),
         "ChainDamaged",
     }
 

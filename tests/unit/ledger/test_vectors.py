@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from fsdecloud.errors import MalformedError
@@ -24,7 +23,14 @@ from fast import Fast, outcome
 VECTORS = json.loads(rulevectors.FILE.read_text())
 DOCUMENT = bytes.fromhex(VECTORS["network"])
 VOTING = bytes.fromhex(VECTORS["network with checkpoints"])
-LISTS = ("blocks", "blocks with stake and without checkpoints", "blocks with votes")
+CONTRACTS = bytes.fromhex(VECTORS["network with contracts"])
+LISTS = {
+    "blocks": DOCUMENT,
+    "blocks with stake and without checkpoints": DOCUMENT,
+    "blocks with votes": VOTING,
+    "blocks with contracts and without their version": DOCUMENT,
+    "blocks with contracts": CONTRACTS,
+}
 
 
 def test_golden_vectors():
@@ -65,7 +71,9 @@ def test_difficulty_steps():
 def test_transactions():
     check_transactions(VECTORS["transactions"], network.decode_network(DOCUMENT))
     check_transactions(VECTORS["transactions about stake"], network.decode_network(VOTING))
-    found = {vector["kind"] for vector in VECTORS["transactions"] + VECTORS["transactions about stake"]}
+    check_transactions(VECTORS["transactions about contracts"], network.decode_network(CONTRACTS))
+    lists = ("transactions", "transactions about stake", "transactions about contracts")
+    found = {vector["kind"] for name in lists for vector in VECTORS[name]}
     assert found == {kind for kind, _ in naive.KINDS.values()}
 
 
@@ -73,7 +81,10 @@ def check_transactions(vectors, document):
     for vector in vectors:
         tx = t.decode_tx(bytes.fromhex(vector["bytes"]), document.transaction_max)
         assert type(tx).__name__ == vector["kind"]
-        fields = {k: v.hex() if isinstance(v, bytes) else v for k, v in msgspec.structs.asdict(tx).items()}
+        fields = {
+            k: rulevectors.plainly(v)
+            for k, v in zip(tx.__struct_fields__, naive.unpack(t.encode_tx(tx))[1:], strict=True)
+        }
         assert fields == vector["fields"]
         assert (t.tx_id(tx).hex(), t.encode_tx(t.unsigned(tx)).hex()) == (vector["id"], vector["unsigned"])
         t.check_fee(document, tx)
@@ -83,7 +94,7 @@ def check_transactions(vectors, document):
 @pytest.mark.parametrize("implementation", [Fast, naive.Ledger])
 @pytest.mark.parametrize(
     ("name", "document"),
-    list(zip(LISTS, (DOCUMENT, DOCUMENT, VOTING), strict=True)),
+    LISTS.items(),
 )
 def test_fault_098_blocks_are_taken_or_refused_for_just_that_reason(implementation, name, document):
     """In their order: a false body comes before the right one, and does not keep it out."""
@@ -111,9 +122,9 @@ def test_what_may_not_take_anothers_place():
 
 def test_there_is_one_for_each_rejection():
     found = {name for blocks in LISTS for vector in VECTORS[blocks] for name in vector["reasons"]}
-    # A block with too many votes would be half of the file. The others are of what is full, stored or final here, not of a
-    # transaction or a block.
-    others = {"TooManyVotes", "Conflict", "PoolFull", "KnownInvalid", "ReorgTooDeep", "ConflictsWithFinal"}
+    # A block with too many votes would be half of the file, two thousand contracts all of it. The others are of what is full,
+    # stored or final here, not of a transaction or a block.
+    others = {"TooManyVotes", "EndsTaken", "Conflict", "PoolFull", "KnownInvalid", "ReorgTooDeep", "ConflictsWithFinal"}
     others |= {"StoredBlockDiffers", "ChainDamaged"}
     assert found | others == {
         name for name, kind in vars(reasons).items() if isinstance(kind, type) and kind.__module__ == reasons.__name__

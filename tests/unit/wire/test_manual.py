@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from fsdecloud import limits
+from fsdecloud.crypto import bao, shardset
+from fsdecloud.crypto.keys import CONTEXT_PREFIX
 from fsdecloud.net import frames, lan, tls, websocket
 from fsdecloud.peerd import deleting, exchange
-from fsdecloud.wire import announcements, beacon, forwarding, grants, receipts, session
+from fsdecloud.wire import announcements, beacon, deals, forwarding, grants, receipts, session
 from fsdecloud.wire import peer as wire
 
 PAGE = (Path(__file__).parents[3] / "man" / "fsdecloud-protocol.7").read_text()
@@ -88,6 +90,16 @@ def test_terms_receipts_and_grants_are_described_with_their_fields():
         ("RECEIPTS AND GRANTS", f"\n.Ql {receipts.DOMAIN.decode()} :\n"),
         ("RECEIPTS AND GRANTS", f"\n.Ql {grants.DOMAIN.decode()} :\n"),
         ("RECEIPTS AND GRANTS", f"{deleting.RATE:g} grants a second of one deal, and at {deleting.BURST:g} at once"),
+        ("REQUESTS", f"by 1 to {deals.SAMPLES_MAX}\n"),
+        ("REQUESTS", f"most {deals.CHANGES_MAX} of each."),
+        ("ANSWERS", f"(at most {deals.PROOF_MAX} bytes, see"),
+        ("SHARD SETS AND PROOFS", f"(1 to {shardset.LENGTH_MAX})"),
+        ("SHARD SETS AND PROOFS", f"leaves of {bao.LEAF_SIZE} bytes"),
+        ("SHARD SETS AND PROOFS", f"more than {shardset.HEIGHT_MAX} nodes"),
+        ("SHARD SETS AND PROOFS", f"\n.Ql {CONTEXT_PREFIX}shard set shard .\n"),
+        ("SHARD SETS AND PROOFS", f"\n.Ql {CONTEXT_PREFIX}shard set node :\n"),
+        ("SHARD SETS AND PROOFS", f"\n.Ql {CONTEXT_PREFIX}shard set root ;\n"),
+        ("Challenges", f"\n.Ql {CONTEXT_PREFIX}possession challenge ,\n"),
         ("BROKEN RULES", f"code {websocket.CLOSE_PROTOCOL}"),
     ],
 )

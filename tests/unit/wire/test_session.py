@@ -16,8 +16,8 @@ from fsdecloud.crypto import sign
 from fsdecloud.errors import LocalProtocolError, RemoteProtocolError
 from fsdecloud.limits import MESSAGE_MAX, WINDOW_BYTES
 from fsdecloud.net.frames import Framing
+from fsdecloud.wire import deals, session
 from fsdecloud.wire import peer as wire
-from fsdecloud.wire import session
 from fsdecloud.wire.receipts import verify_receipt
 from fsdecloud.wire.session import ClientSession, Greeting, ServerSession
 
@@ -73,11 +73,16 @@ def test_a_whole_conversation():
         (lambda n: wire.Has(n, (b"s" * 32,)), lambda n: wire.HasResult(n, (True,))),
         (lambda n: wire.Delete(n, b"grant"), lambda n: wire.DeleteDone(n, ())),
         (lambda n: wire.Renew(n, (b"s" * 32,)), lambda n: wire.RenewDone(n, b"")),
+        (lambda n: attest(n), lambda n: wire.Attested(n, b"proof")),
         (wire.Info, lambda n: wire.InfoResult(n, "1", True, "", 1, 2, 3, 4)),
         (wire.Info, lambda n: wire.Error(n, "failed", "x")),
     ):
         number = s.receive(c.request(build(c.next_number()))).request
         assert c.receive(s.answer(answer(number))) == answer(number)
+
+
+def attest(number):
+    return wire.Attest(number, b"c" * 32, 2, b"s" * 32, 8)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,16 @@ def test_both_ends_agree_on_the_newest_version_they_have_in_common():
                     s.receive(hello_to(server(versions=theirs), c := client(versions=theirs), deal))
                 continue
             assert s.receive(hello_to(s, c, deal)).version == s.version == c.version == max(common)
+
+
+def test_a_proof_longer_than_any_is_refused():
+    s, c = greeted()
+    number = s.receive(c.request(attest(c.next_number()))).request
+    longest = wire.Attested(number, bytes(deals.PROOF_MAX))
+    assert c.receive(s.answer(longest)) == longest
+    number = s.receive(c.request(attest(c.next_number()))).request
+    with pytest.raises(RemoteProtocolError, match="not an answer"):
+        c.receive(s.answer(wire.Attested(number, bytes(deals.PROOF_MAX + 1))))
 
 
 @pytest.mark.parametrize("versions", [(5, 1), (0, 0), (1 << 52, (1 << 53) - 1)])

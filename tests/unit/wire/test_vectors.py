@@ -10,13 +10,16 @@ import msgspec
 import pytest
 
 from fsdecloud import codec
+from fsdecloud.contracts.deal import Revision, SignedRevision, sign_revision
 from fsdecloud.crypto import sign
 from fsdecloud.errors import RemoteProtocolError
 from fsdecloud.limits import WINDOW_BYTES
 from fsdecloud.net import tls
 from fsdecloud.net.frames import encode_binary
+from fsdecloud.swarm import dealing
 from fsdecloud.wire import announcements, forwarding, grants, receipts, session
 from fsdecloud.wire import peer as wire
+from fsdecloud.wire.deals import Added
 from fsdecloud.wire.session import ClientSession, Greeting, ServerSession
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "peer.json").read_text())
@@ -63,6 +66,16 @@ FORWARD = forward(PUT, DEAL_SEED, OWNER)(201)
 FORWARDED = forwarding.make_answer(FORWARD, wire.PutDone(0, RECEIPT, ()), network=NETWORK, seed=PEER_SEED)
 URL = f"wss://192.0.2.7:7711/{PEER.hex()}?network={NETWORK.hex()}"
 ANNOUNCEMENT = announcements.sign_announcement(PEER_SEED, network=NETWORK, url=URL, sequence=1_800_000_000)
+FIRST = dealing.first_revision()
+REVISION = Revision(2, bytes([0x28]) * 32, 70_005, 12_345, 3, False)
+CONTRACT = bytes([0x39]) * 32
+
+
+def signature(seed, revision):
+    return sign_revision(seed, NETWORK, CONTRACT, revision)
+
+
+NEWEST = SignedRevision(REVISION, signature(DEAL_SEED, REVISION), signature(PEER_SEED, REVISION))
 REQUESTS = (
     wire.Put(0, (wire.Shard(SHARD, memoryview(b"shard")), wire.Shard(OTHER, memoryview(b"")))),
     wire.Get(1, SHARD, 0, 0),
@@ -73,6 +86,16 @@ REQUESTS = (
     forward(wire.Get(0, SHARD, 0, 0), None, b"")(202),
     wire.Peers(203, 64, ANNOUNCEMENT),
     wire.Renew(204, (SHARD, OTHER)),
+    wire.Fund(205, CONTRACT, signature(DEAL_SEED, FIRST)),
+    wire.Revise(
+        206,
+        CONTRACT,
+        (Added(SHARD, 5), Added(OTHER, 70_000)),
+        (bytes([0x4A]) * 32,),
+        REVISION,
+        signature(DEAL_SEED, REVISION),
+    ),
+    wire.Attest(207, CONTRACT, 2, bytes([0x5B]) * 32, 46),
     wire.Delete(LARGEST, GRANT),
 )
 ANSWERS = (
@@ -83,6 +106,8 @@ ANSWERS = (
     wire.InfoResult(200, "0.1", True, "", 1 << 40, 1 << 39, 1 << 38, 1_000_000),
     wire.RenewDone(204, RECEIPT),
     wire.RenewDone(204, b""),
+    wire.DealState(206, CONTRACT, True, NEWEST),
+    wire.Attested(207, b"proof"),
     wire.DeleteDone(LARGEST, (wire.Refusal(OTHER, "stored again since"),)),
     FORWARDED,
     wire.PeersResult(203, (ANNOUNCEMENT,)),
@@ -92,15 +117,15 @@ ANSWERS = (
     ),
 )
 ERRORS = (
-    ("challenge", "a shorter one", b"\x96\x01\x04\x04"),
-    ("challenge", "a network of 31 bytes", [1, 4, 4, bytes(31), PEER, SERVER_NONCE, bytes(32)]),
+    ("challenge", "a shorter one", b"\x96\x01\x05\x05"),
+    ("challenge", "a network of 31 bytes", [1, 5, 5, bytes(31), PEER, SERVER_NONCE, bytes(32)]),
     ("challenge", "no common version", [1, 2, 1, NETWORK, PEER, SERVER_NONCE, tls.certificate_hash(CERTIFICATE)]),
-    ("hello", "one without signature", [2, [4, 4, NETWORK, CLIENT_NONCE, DEAL, b""], b""]),
-    ("hello", "an owner without a deal", [2, [4, 4, NETWORK, CLIENT_NONCE, b"", OWNER], b""]),
-    ("hello", "a further field outside the terms", [2, [4, 4, NETWORK, CLIENT_NONCE, b"", b""], b"", 0]),
+    ("hello", "one without signature", [2, [5, 5, NETWORK, CLIENT_NONCE, DEAL, b""], b""]),
+    ("hello", "an owner without a deal", [2, [5, 5, NETWORK, CLIENT_NONCE, b"", OWNER], b""]),
+    ("hello", "a further field outside the terms", [2, [5, 5, NETWORK, CLIENT_NONCE, b"", b""], b"", 0]),
     ("welcome", "a window under one message", [3, 1 << 20, True, 0, ""]),
     ("welcome", "a reason of 501 characters", [3, 1 << 23, True, 0, "x" * 501]),
-    ("request", "a type that this version has not", [19, 0]),
+    ("request", "a type that this version has not", [18, 0]),
     ("request", "an answer's type", [21, 0, b""]),
     ("request", "a further field", [13, 0, 0]),
     ("request", "a missing field", [11, 0, SHARD, 0]),
@@ -121,6 +146,15 @@ ERRORS = (
     ("request", "a Forward with no time left", [15, 0, PEER, FORWARD_NONCE, 0, 0, b"", b"", 0, b"", b""]),
     ("request", "a Forward to an address", [15, 0, URL, FORWARD_NONCE, 0, 1, b"", b"", 0, b"", b""]),
     ("request", "a wish for 65 peers", [16, 0, 65, b""]),
+    ("request", "a Fund with a signature of 63 bytes", [40, 0, CONTRACT, bytes(63)]),
+    ("request", "a Revise to revision 0", [41, 0, CONTRACT, [], [], [0, bytes(32), 0, 0, 0, False], bytes(64)]),
+    (
+        "request",
+        "a Revise that adds nothing's bytes",
+        [41, 0, CONTRACT, [[SHARD, 0]], [], [1, bytes(32), 0, 0, 0, False], bytes(64)],
+    ),
+    ("request", "an Attest without samples", [42, 0, CONTRACT, 1, bytes(32), 0]),
+    ("request", "an Attest with 65 samples", [42, 0, CONTRACT, 1, bytes(32), 65]),
     ("answer", "one that nobody asked for", [21, 7, b""]),
     ("answer", "the wrong one", [21, 0, b""]),
     ("answer", "one truth for two ids", [22, 3, [True]]),

@@ -1,0 +1,1 @@
+"""The contract language, its machine, and the standard contracts. Pure."""
