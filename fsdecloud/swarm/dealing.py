@@ -326,6 +326,8 @@ def check_revision(view: View, before: Revision | None, after: Revision, removed
         raise NotDue(f"the peer has earned {needed} by then, not {after.earned}")
     left = view.terms.periods - max(after.settled, present_period(view), 0)
     cost = 0 if after.final else left * deal.period_price(view.terms, after.bytes)
+    if view.phase is Phase.WINDOW and after.settled <= view.standing.period and before is not None:
+        cost += deal.period_price(view.terms, before.bytes)  # the period that has ended can still be proven
     if after.bytes > (0 if before is None else before.bytes) and after.earned + cost > view.terms.escrow:
         raise NotDue(
             f"{after.bytes} bytes for {left} more periods cost {cost}; of the escrow {view.terms.escrow - after.earned} is left"

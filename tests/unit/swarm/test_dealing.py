@@ -320,6 +320,19 @@ def replace_revision(revision, **changes):
     return deal.Revision(**({name: getattr(revision, name) for name in revision.__struct_fields__} | changes))
 
 
+def test_what_is_added_leaves_the_price_of_a_period_that_is_not_settled_yet():
+    court = Court()
+    court.begin(9 * GIB)
+    court.run(court.end(0) + 8)
+    before = court.newest.revision
+    unsettled = replace_revision(before, settled=0, earned=0)
+    most = 10 * GIB + 3 * GIB // 9  # what the escrow pays for in three periods, if the first costs nothing
+    dealing.next_revision(court.view, before, b"r" * 32, 10 * GIB, 0)
+    with pytest.raises(NotDue, match="escrow"):
+        dealing.next_revision(court.view, unsettled, b"r" * 32, most, 0)
+    dealing.next_revision(court.view, unsettled, b"r" * 32, 10 * GIB, 0)
+
+
 def test_nothing_is_signed_while_the_chain_waits_for_a_proof():
     court = Court()
     court.begin()
