@@ -203,7 +203,7 @@ class Environment(Protocol):
         """Tell whether `proof` shows `samples` leaves, drawn by `seed`, of what `root` stands for."""
 
 
-def begin(program: Program, arguments: Arguments, height: int) -> Outcome:
+def deploy(program: Program, arguments: Arguments, height: int) -> Outcome:
     """Return a contract that was deployed in the block of this height, waiting for the first time.
 
     Raises InvalidArguments, also for a contract that would not wait for anything.

@@ -7,7 +7,7 @@ payments go, what a contract sees of the blocks. Rows of the state:
     "C" + contract                Contract    a contract that waits
     "D" + contract                bytes       its document, unless that is a standard one
     "E" + be8(height)             ids         contracts that end at this height by themselves, if nobody ended them before
-    "P"                           Pool        money for proven storage, and what was burned in all
+    "P"                           StoragePool money for proven storage, and what was burned in all
     "W" + sender                  ids         never in a state: the contracts that what waits of a sender is about (`mempool`)
 
 A contract ends when it closes; nobody has to see to it: at the height by which its last timeout has passed whatever
@@ -28,7 +28,7 @@ import msgspec
 from fsdecloud import codec
 from fsdecloud.contracts.inputs import Depositing
 from fsdecloud.contracts.library import find_standard
-from fsdecloud.contracts.machine import SEED_BLOCKS, Instance, Outcome, Payment, begin, step
+from fsdecloud.contracts.machine import SEED_BLOCKS, Instance, Outcome, Payment, deploy, step
 from fsdecloud.contracts.program import Program, load_document
 from fsdecloud.contracts.reasons import InputRefused, InvalidArguments, InvalidDocument
 from fsdecloud.crypto import possession
@@ -81,7 +81,7 @@ class Contract(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """Height at which the ledger ends it, if nobody did before."""
 
 
-class Pool(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class StoragePool(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Money that is nobody's."""
 
     balance: int
@@ -121,10 +121,10 @@ def _load(data: bytes) -> Program:
     return load_document(data)
 
 
-def pool_of(state: State) -> Pool:
+def pool_of(state: State) -> StoragePool:
     """Return the pool for proven storage."""
     data = state.read(POOL_KEY)
-    return Pool(0, 0) if data is None else codec.decode(data, Pool)
+    return StoragePool(0, 0) if data is None else codec.decode(data, StoragePool)
 
 
 def contract_key(contract: bytes) -> bytes:
@@ -150,7 +150,7 @@ def waiting_key(sender: bytes) -> bytes:
 def is_contract_row(key: bytes, value: bytes) -> bool:
     """Tell whether a row of the state is one of those here. Raises MalformedError if it has their key and not their form."""
     if key == POOL_KEY:
-        codec.decode(value, Pool)
+        codec.decode(value, StoragePool)
     elif key[:1] == _BLOCK and len(key) == 3:
         codec.decode(value, Recent)
     elif key[:1] == _CONTRACT and len(key) == 33:
@@ -257,7 +257,7 @@ def apply_deploy(document: NetworkDocument, state: State, tx: Deploy, height: in
     try:
         if program is None:
             program = _load(tx.body)
-        done = begin(program, tx.arguments, height)
+        done = deploy(program, tx.arguments, height)
     except (InvalidDocument, InvalidArguments) as exc:
         raise BadContract(str(exc)) from exc
     assert done.instance is not None, "what begins waits"
@@ -366,7 +366,7 @@ def _pay(document: NetworkDocument, state: State, payment: Payment) -> None:
 
 def _set_pool(state: State, balance: int, burned: int) -> None:
     # Burned money comes from the subsidies; where those have no end, the count stops and the money is gone all the same.
-    state.changes[POOL_KEY] = codec.encode(Pool(balance, min(burned, AMOUNT_MAX)))
+    state.changes[POOL_KEY] = codec.encode(StoragePool(balance, min(burned, AMOUNT_MAX)))
 
 
 def _remove(state: State, contract: bytes) -> None:

@@ -138,7 +138,7 @@ class DealBook:
             return False
 
     # ---- writing ---------------------------------------------------------------------------------------------------
-    async def begin(self, contract: bytes, instance: Instance, height: int, first: SignedRevision) -> Deal:
+    async def add(self, contract: bytes, instance: Instance, height: int, first: SignedRevision) -> Deal:
         """Remember a deal whose first revision both have signed. Durable on return. Raises StoreError."""
         row = DealRow(instance, height)
         note = deal.encode_revision(first)

@@ -207,7 +207,7 @@ class Dealer:
                 if contract not in found:
                     return _error(request, "busy", "this peer's ledger daemon does not have the contract yet")
                 first = await self._agree(request, key, found[contract], height, document, ledger)
-                one = await self._book.begin(contract, found[contract], height, first)
+                one = await self._book.add(contract, found[contract], height, first)
                 log.info("deal %s: agreed on", contract.hex())
             if ledger is not None and one.view.phase is Phase.PEER_PAYS:
                 try:

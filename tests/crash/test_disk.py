@@ -52,7 +52,8 @@ def test_fault_013_a_full_disk(small_disk: tuple[Network, Path]) -> None:
     network, _disk = small_disk
     assert filler(network, "fill", "clean", 64) == {"errno": "", "acked": 64, "written": 63}
     network.sync("stored")
-    before = network.status()
+    # What is stored becomes the cache's a moment later.
+    before = network.wait_status(lambda status: status.bytes("staged") == 0, 30, "everything is in the cache")
     stop_peers(network)
     full = filler(network, "fill", "filler", 2000)
     assert full["errno"] == "ENOSPC", full

@@ -9,7 +9,7 @@ import pytest
 
 from fsdecloud.contracts.inputs import Choosing, Depositing
 from fsdecloud.contracts.library import standard
-from fsdecloud.contracts.machine import begin, step
+from fsdecloud.contracts.machine import deploy, step
 from fsdecloud.contracts.parsing import parse_document
 from fsdecloud.contracts.program import compile_document
 from fsdecloud.contracts.reasons import NoSuchCase, OutOfBounds, WrongActor
@@ -134,7 +134,7 @@ class Chain:
 def play(program, arguments, acts):
     """Send (who, height, act) one after another; a None for an act is a look at the clock. Return who was paid what in all."""
     arguments = tuple(KEYS.get(argument, argument) for argument in arguments)
-    instance = begin(program, arguments, 1).instance
+    instance = deploy(program, arguments, 1).instance
     paid = dict.fromkeys(PEOPLE, 0)
     for who, height, act in acts:
         assert instance is not None

@@ -14,7 +14,7 @@ from fsdecloud.contracts import language as lang
 from fsdecloud.contracts.bounds import last_height
 from fsdecloud.contracts.inputs import DOMAIN
 from fsdecloud.contracts.language import encode_document
-from fsdecloud.contracts.machine import _Run, begin, challenge_seed, step, timeout_of
+from fsdecloud.contracts.machine import _Run, challenge_seed, deploy, step, timeout_of
 from fsdecloud.contracts.parsing import parse_document
 from fsdecloud.contracts.printing import print_document
 from fsdecloud.contracts.program import compile_document
@@ -60,7 +60,7 @@ def run_both(seed, seen=None):
     slow.reduce(start)
     end, rounds = plain.last_height(raw, arguments, start)
     try:
-        outcome = begin(program, arguments, start)
+        outcome = deploy(program, arguments, start)
     except InvalidArguments:
         assert slow.where is None or rounds > 1 << 16 or end > start + (1 << 24)
         return None
@@ -166,7 +166,7 @@ def test_it_does_not_matter_when_somebody_looks(seed):
     program = compile_document(randomly.Maker(rng).document())
     arguments, start = randomly.arguments(rng), 10
     try:
-        instance = begin(program, arguments, start).instance
+        instance = deploy(program, arguments, start).instance
     except InvalidArguments:
         return
     acts, actor = choose(rng, program, instance, start)
@@ -201,7 +201,7 @@ def test_fault_112_values_stay_within_their_bound():
         body = lang.Let("x", value, lang.When((), lang.Add(lang.Start(), lang.Constant(1)), lang.Close()))
         document = lang.Document(1, "bounds", (lang.PartyParameter("ann"),), (), body)
         program, raw = compile_document(document), naive.unpack(encode_document(document))
-        assert dict(begin(program, (randomly.KEYS[0],), 5).instance.running.variables) == {"x": found}
+        assert dict(deploy(program, (randomly.KEYS[0],), 5).instance.running.variables) == {"x": found}
         slow = plain.Plain(raw, (randomly.KEYS[0],), 5)
         slow.reduce(5)
         assert slow.variables == {"x": found}

@@ -21,7 +21,7 @@ ROWS = (
     ("A key", state.Account),
     ("B slot", contracting.Recent),
     ("C contract", contracting.Contract),
-    ("P", contracting.Pool),
+    ("P", contracting.StoragePool),
     ("F", staking.Finality),
     ("S peer", staking.Stake),
     ("O peer", state.Operated),

@@ -8,7 +8,7 @@ import pytest
 from fsdecloud.contracts import deal
 from fsdecloud.contracts.deal import SignedRevision, plan_terms
 from fsdecloud.contracts.library import standard
-from fsdecloud.contracts.machine import begin, step
+from fsdecloud.contracts.machine import deploy, step
 from fsdecloud.contracts.reasons import NotBehind
 from fsdecloud.crypto import sign
 from fsdecloud.limits import GIB
@@ -47,7 +47,7 @@ class Court:
 
     def __post_init__(self):
         self.height = 100
-        self.instance = begin(PROGRAM, deal.arguments_of(self.terms), self.height).instance
+        self.instance = deploy(PROGRAM, deal.arguments_of(self.terms), self.height).instance
         self.paid = {"owner": 0, "peer": 0, "": 0}
         self.deposited = {OWNER_KEY: 0, PEER_KEY: 0}
         self.sent = []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fsdecloud.contracts import deal
 from fsdecloud.contracts.deal import Revision, plan_terms
 from fsdecloud.contracts.library import standard
-from fsdecloud.contracts.machine import begin
+from fsdecloud.contracts.machine import deploy
 from fsdecloud.crypto import sign
 from fsdecloud.limits import GIB
 from fsdecloud.swarm import dealing, offering
@@ -24,7 +24,7 @@ OFFER = Offer(price=30_000, collateral=50, days=30, credit=GIB)
 def view_with(phase=Phase.PEER_PAYS, **changes):
     fields = {"price": 30_000, "interval": 60, "most": 10 * GIB, "period": 600, "periods": 4, "collateral": 0}
     terms = plan_terms(OWNER, PEER, **(fields | changes))
-    instance = begin(standard(deal.NAME), deal.arguments_of(terms), 100).instance
+    instance = deploy(standard(deal.NAME), deal.arguments_of(terms), 100).instance
     return replace(view_of(CONTRACT, instance, 101), phase=phase)
 
 
